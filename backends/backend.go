@@ -1,0 +1,86 @@
+// Package backends says what a backend is: something that decides the fate
+// of the recipients of a mail transaction.
+//
+// A backend implements [Backend]; [Func] makes one of a function. It gets a
+// [DataContext] for each mail transaction and sets a [Status] for each
+// recipient that it decides. Those it leaves undecided go on to the next
+// backend of their route, with the edits that it made. So a filter and a
+// destination are the same thing.
+//
+// The package is the same on both sides of the process border: a backend
+// that runs in a plugin cannot tell, and need not.
+package backends
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+)
+
+// A Backend decides the fate of the recipients of mail transactions. It is
+// called from several goroutines at once.
+type Backend interface {
+	// Deliver handles one transaction. Recipients it leaves unset get the
+	// status of err or, when err is nil, go on to the next backend of their
+	// route. After the last one they get TryLater.
+	//
+	// ctx ends at the deadline of the transaction. It stays alive after
+	// Deliver returned while a delivery begun with tx.StartDelivery is under
+	// way.
+	Deliver(ctx context.Context, tx *DataContext) error
+}
+
+// Func is a Backend made of a function.
+type Func func(ctx context.Context, tx *DataContext) error
+
+func (f Func) Deliver(ctx context.Context, tx *DataContext) error { return f(ctx, tx) }
+
+// Hooks let the caller of a backend follow a transaction while it runs. Any
+// of them may be nil. They may be called from several goroutines at once, and
+// after Run returned for the deliveries that are still under way by then.
+type Hooks struct {
+	// Status is called once for each recipient that the backend decides.
+	Status func(i int, s Status)
+
+	// Started is called when recipient i is to be delivered beyond the
+	// return of Deliver. A call of Status for i follows.
+	Started func(i int)
+
+	// SMTPResponse is called by SetSMTPResponse.
+	SMTPResponse func(s Status)
+
+	// Ignored is called for a status or a started delivery that does not
+	// count, with the reason.
+	Ignored func(i int, s Status, why string)
+
+	// Replace stores a message that replaces the one at hand. It reads the
+	// message to its end. Without it the message is kept in memory.
+	Replace MessageStore
+}
+
+// Run is the one way to call a backend. It returns the recipients that b
+// neither decided nor started, in order, and what Deliver returned; a panic
+// becomes an error. Statuses that b sets for the undecided recipients later
+// are ignored. The edits of tx count only if the error is nil.
+func Run(ctx context.Context, b Backend, tx *DataContext, hooks Hooks) (undecided []int, err error) {
+	tx.begin(hooks)
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+		}
+		undecided = tx.end()
+	}()
+	return nil, b.Deliver(ctx, tx)
+}
+
+// Capabilities are what a backend can do beyond storing a message.
+type Capabilities struct {
+	// DSN: it passes delivery status notification parameters (RFC 3461) on,
+	// or issues the notifications itself.
+	DSN bool
+}
+
+// A Capable backend tells what it can do. Others can do nothing of it.
+type Capable interface {
+	Capabilities() Capabilities
+}

@@ -1,0 +1,283 @@
+package backends
+
+import (
+	"context"
+	"io"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/mailgw/mailgw/xforward"
+)
+
+// A DataContext is one mail transaction as a backend sees it: envelope,
+// message, and a status for each recipient. The fields are for reading; the
+// methods may be called from several goroutines.
+type DataContext struct {
+	// ID names the transaction. It stands in every log line and in the reply.
+	ID string
+
+	Session  Session
+	Envelope Envelope
+
+	// Size is the number of octets of the message.
+	Size int64
+
+	// Body is the message, header and all, with CRLF line ends and without
+	// dot-stuffing. It can be read once, need not be read to its end, and
+	// may be read after Deliver returned while a started delivery is under
+	// way. An error of Read other than io.EOF means that the rest of the
+	// message cannot be had.
+	Body io.Reader
+
+	mu         sync.Mutex
+	hooks      Hooks
+	recipients []fate // grown when first needed
+	ended      bool   // Deliver returned
+	edits      Edits
+}
+
+// fate is what is known of one recipient.
+type fate struct {
+	status  Status
+	started bool
+	closed  bool        // undecided when Deliver returned
+	unwatch func() bool // stops waiting for the end of the delivery's ctx
+}
+
+// A Session is the connection that a transaction came over.
+type Session struct {
+	// ID names the connection in the log.
+	ID string
+
+	// Listener is the name of the listener.
+	Listener string
+
+	// Protocol is "SMTP", "ESMTP", "UTF8SMTP", "LMTP" or "UTF8LMTP", as in
+	// the WITH clause of a Received field (RFC 3848, RFC 6531).
+	Protocol string
+
+	// Peer is the other end of the socket.
+	Peer Peer
+
+	// Local is the address that the peer connected to: "192.0.2.1:25", or a
+	// socket's path.
+	Local string
+
+	// HELO is the argument of HELO, EHLO or LHLO.
+	HELO string
+
+	// XForward says what a trusted proxy told of the original client. It is
+	// nil if no XFORWARD was sent. If its Forwarded is set, the client is
+	// what XForward says, and nothing of it is to be taken from Peer.
+	XForward *xforward.Attrs
+}
+
+// A Peer is the other end of a socket.
+type Peer struct {
+	// Addr is the address of a TCP peer. It is the zero AddrPort on a unix
+	// socket.
+	Addr netip.AddrPort
+
+	// UID, GID and PID are of the process at the other end of a unix socket
+	// when it connected (SO_PEERCRED).
+	UID, GID uint32
+	PID      int32
+}
+
+// String returns "192.0.2.1:1234", or "unix:uid=1000".
+func (p Peer) String() string {
+	if p.Addr.IsValid() {
+		return p.Addr.String()
+	}
+	return "unix:uid=" + strconv.FormatUint(uint64(p.UID), 10)
+}
+
+// An Envelope is what MAIL and RCPT said.
+type Envelope struct {
+	// Sender is the reverse-path without its angle brackets, "" for the null
+	// reverse-path (RFC 5321, section 4.5.5).
+	Sender string
+
+	// Params are the parameters of MAIL.
+	Params Params
+
+	// Recipients are those that were accepted, in the order of RCPT,
+	// duplicates too. Indexes into it name a recipient.
+	Recipients []Recipient
+}
+
+// A Recipient is one accepted RCPT.
+type Recipient struct {
+	// Address is the forward-path without angle brackets and source route,
+	// with every other octet as it came.
+	Address string
+
+	// Params are the parameters of RCPT.
+	Params Params
+}
+
+// Params are the parameters of a MAIL or RCPT command, as they came:
+// "SIZE=1000", "SMTPUTF8".
+type Params []string
+
+// Lookup returns the value of the parameter with that keyword, in any case,
+// and whether it is there.
+func (p Params) Lookup(keyword string) (value string, ok bool) {
+	for _, param := range p {
+		k, v, _ := strings.Cut(param, "=")
+		if strings.EqualFold(k, keyword) {
+			return v, true
+		}
+	}
+	return "", false
+}
+
+// SetStatus decides recipient i. The first status counts; a second one is
+// ignored and logged, and so is one for a recipient that does not exist, or
+// that went on to the next backend because Deliver returned.
+func (tx *DataContext) SetStatus(i int, s Status) {
+	tx.mu.Lock()
+	f, why := tx.fate(i)
+	switch {
+	case why != "":
+	case s.IsZero():
+		why = "the status is empty"
+	case !f.status.IsZero():
+		why = "the recipient has its status already"
+	case f.closed:
+		why = "Deliver had returned"
+	default:
+		f.status = s
+		if f.unwatch != nil {
+			f.unwatch()
+		}
+	}
+	hooks := tx.hooks
+	tx.mu.Unlock()
+
+	if why != "" {
+		if hooks.Ignored != nil {
+			hooks.Ignored(i, s, why)
+		}
+	} else if hooks.Status != nil {
+		hooks.Status(i, s)
+	}
+}
+
+// SetAll decides every recipient that has no status yet.
+func (tx *DataContext) SetAll(s Status) {
+	for i := range tx.Envelope.Recipients {
+		if tx.Undecided(i) {
+			tx.SetStatus(i, s)
+		}
+	}
+}
+
+// Status returns the status of recipient i, or the zero Status if it has
+// none yet.
+func (tx *DataContext) Status(i int) Status {
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	f, why := tx.fate(i)
+	if why != "" {
+		return Status{}
+	}
+	return f.status
+}
+
+// Undecided reports whether a status for recipient i would count.
+func (tx *DataContext) Undecided(i int) bool {
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	f, why := tx.fate(i)
+	return why == "" && f.status.IsZero() && !f.closed
+}
+
+// StartDelivery says that recipient i is being delivered beyond the return
+// of Deliver. It is to be called before Deliver returns. If ctx ends before
+// SetStatus is called, the recipient gets TimedOut. A started recipient never
+// goes on to the next backend.
+func (tx *DataContext) StartDelivery(ctx context.Context, i int) {
+	tx.mu.Lock()
+	f, why := tx.fate(i)
+	switch {
+	case why != "":
+	case !f.status.IsZero():
+		why = "the recipient has its status already"
+	case f.started:
+		why = "the delivery was started already"
+	case tx.ended:
+		why = "Deliver had returned"
+	default:
+		f.started = true
+	}
+	hooks := tx.hooks
+	tx.mu.Unlock()
+
+	if why != "" {
+		if hooks.Ignored != nil {
+			hooks.Ignored(i, Status{}, why)
+		}
+		return
+	}
+	if hooks.Started != nil {
+		hooks.Started(i)
+	}
+	unwatch := context.AfterFunc(ctx, func() {
+		if tx.Undecided(i) {
+			tx.SetStatus(i, TimedOut)
+		}
+	})
+	tx.mu.Lock()
+	f.unwatch = unwatch
+	decided := !f.status.IsZero()
+	tx.mu.Unlock()
+	if decided {
+		unwatch()
+	}
+}
+
+// SetSMTPResponse gives the text of the one reply that an SMTP client sees
+// when all its recipients are delivered. It changes no recipient's status,
+// and has no effect in LMTP.
+func (tx *DataContext) SetSMTPResponse(s Status) {
+	tx.mu.Lock()
+	hooks := tx.hooks
+	tx.mu.Unlock()
+	if hooks.SMTPResponse != nil {
+		hooks.SMTPResponse(s)
+	}
+}
+
+// fate returns recipient i, or why there is none. Callers hold tx.mu.
+func (tx *DataContext) fate(i int) (*fate, string) {
+	if tx.recipients == nil {
+		tx.recipients = make([]fate, len(tx.Envelope.Recipients))
+	}
+	if i < 0 || i >= len(tx.recipients) {
+		return nil, "there is no such recipient"
+	}
+	return &tx.recipients[i], ""
+}
+
+func (tx *DataContext) begin(hooks Hooks) {
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	tx.hooks = hooks
+}
+
+// end closes the recipients that are neither decided nor started.
+func (tx *DataContext) end() (undecided []int) {
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	tx.ended = true
+	for i := range tx.Envelope.Recipients {
+		if f, _ := tx.fate(i); f.status.IsZero() && !f.started {
+			f.closed = true
+			undecided = append(undecided, i)
+		}
+	}
+	return undecided
+}

@@ -1,0 +1,179 @@
+package backends
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+)
+
+// Edits are what a backend changes for the backends that follow. They are
+// applied when Deliver returned nil, all or none, the same for all
+// recipients that go on. What was not edited stays byte for byte.
+type Edits struct {
+	// Fields are changes of the header, in the order in which they were
+	// made.
+	Fields []FieldEdit
+
+	// Message replaces the whole message, header too, if it is not nil.
+	Message Message
+
+	// Sender replaces the reverse-path, if it is not nil.
+	Sender *string
+
+	// Redirects has the new addresses of each recipient that is redirected.
+	Redirects map[int][]string
+}
+
+// IsZero reports whether nothing is changed.
+func (e *Edits) IsZero() bool {
+	return e.Fields == nil && e.Message == nil && e.Sender == nil && e.Redirects == nil
+}
+
+// A FieldEdit changes the header at one raw position. Positions count the
+// fields of the message at hand from 0, as they came: an edit does not shift
+// the positions of the edits after it.
+type FieldEdit struct {
+	Op    FieldOp
+	At    int
+	Field string // "Name: value", folded lines parted by CRLF; not for RemoveField
+}
+
+// A FieldOp says what a FieldEdit does.
+type FieldOp int
+
+const (
+	AddField     FieldOp = iota // before the field at the position, or after the last field
+	ReplaceField                // the field at the position
+	RemoveField                 // the field at the position
+)
+
+// A Message is a message that replaces another one. It is read any number of
+// times, from the start.
+type Message interface {
+	io.ReaderAt
+	Size() int64
+}
+
+// A MessageStore reads a message to its end and keeps it.
+type MessageStore func(r io.Reader) (Message, error)
+
+// AddField adds a header field before the one at position at, or after the
+// last one if there are not that many. field is "Name: value"; a folded
+// field has CRLF before each line that continues it.
+func (tx *DataContext) AddField(at int, field string) error {
+	return tx.editField(FieldEdit{AddField, at, field})
+}
+
+// ReplaceField puts another header field in the place of the one at position
+// at.
+func (tx *DataContext) ReplaceField(at int, field string) error {
+	return tx.editField(FieldEdit{ReplaceField, at, field})
+}
+
+// RemoveField removes the header field at position at.
+func (tx *DataContext) RemoveField(at int) error {
+	return tx.editField(FieldEdit{RemoveField, at, ""})
+}
+
+var errReplaced = errors.New("edit: header fields and whole message cannot both be edited")
+
+func (tx *DataContext) editField(e FieldEdit) error {
+	if err := e.Check(); err != nil {
+		return err
+	}
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	if tx.edits.Message != nil {
+		return errReplaced
+	}
+	tx.edits.Fields = append(tx.edits.Fields, e)
+	return nil
+}
+
+// Check returns an error if e would damage a header: RFC 5322, section 2.2.
+func (e FieldEdit) Check() error {
+	if e.At < 0 {
+		return fmt.Errorf("edit: header position %d is negative", e.At)
+	}
+	if e.Op == RemoveField {
+		return nil
+	}
+	name, _, ok := strings.Cut(e.Field, ":")
+	if !ok || name == "" || strings.IndexFunc(name, func(r rune) bool { return r <= ' ' || r > '~' }) >= 0 {
+		return fmt.Errorf("edit: %q does not begin with a field name and a colon", e.Field)
+	}
+	for i, line := range strings.Split(e.Field, "\r\n") {
+		switch {
+		case strings.ContainsAny(line, "\r\n\x00"):
+			return fmt.Errorf("edit: field %s: bare CR, bare LF or NUL", name)
+		case len(line) > 998: // RFC 5322, section 2.1.1
+			return fmt.Errorf("edit: field %s: a line of more than 998 octets", name)
+		case i > 0 && (strings.Trim(line, " \t") == "" || line[0] != ' ' && line[0] != '\t'):
+			return fmt.Errorf("edit: field %s: a folded line does not begin with white space, or has nothing else", name)
+		}
+	}
+	return nil
+}
+
+// ReplaceMessage puts the message that r gives, header and all, in the place
+// of the one at hand. It reads r to its end. Lines end in CRLF.
+func (tx *DataContext) ReplaceMessage(r io.Reader) error {
+	tx.mu.Lock()
+	store, fields := tx.hooks.Replace, tx.edits.Fields
+	tx.mu.Unlock()
+	if fields != nil {
+		return errReplaced
+	}
+	if store == nil {
+		store = storeInMemory
+	}
+	m, err := store(r)
+	if err != nil {
+		return fmt.Errorf("edit: replace message: %w", err)
+	}
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	tx.edits.Message = m
+	return nil
+}
+
+func storeInMemory(r io.Reader) (Message, error) {
+	b, err := io.ReadAll(r)
+	return bytes.NewReader(b), err
+}
+
+// SetSender changes the reverse-path; "" is the null reverse-path. Its
+// parameters stay.
+func (tx *DataContext) SetSender(address string) {
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	tx.edits.Sender = &address
+}
+
+// Redirect sends recipient i on to other addresses, with its parameters. It
+// gets the worst of their answers. The route and the address in the client's
+// reply stay.
+func (tx *DataContext) Redirect(i int, addresses ...string) error {
+	if i < 0 || i >= len(tx.Envelope.Recipients) {
+		return fmt.Errorf("edit: redirect: there is no recipient %d", i)
+	}
+	if len(addresses) == 0 {
+		return fmt.Errorf("edit: redirect recipient %d: no address", i)
+	}
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	if tx.edits.Redirects == nil {
+		tx.edits.Redirects = map[int][]string{}
+	}
+	tx.edits.Redirects[i] = addresses
+	return nil
+}
+
+// Edits returns what was edited so far.
+func (tx *DataContext) Edits() Edits {
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	return tx.edits
+}

@@ -1,0 +1,116 @@
+package gateway
+
+import (
+	"io/fs"
+	"time"
+)
+
+// A Config is what gateway.toml says; the comments there are the reference
+// of its keys. Load returns one that was checked.
+type Config struct {
+	Hostname        string                   `toml:"hostname"`
+	ShutdownTimeout time.Duration            `toml:"shutdown_timeout"`
+	PluginDirectory string                   `toml:"plugin_directory"`
+	Log             LogConfig                `toml:"log"`
+	Spool           SpoolConfig              `toml:"spool"`
+	Listeners       []ListenerConfig         `toml:"listener"`
+	Backends        map[string]BackendConfig `toml:"backend"`
+}
+
+// LogConfig says what is logged, and how.
+type LogConfig struct {
+	Level  string `toml:"level"`  // debug, info, warn, error
+	Format string `toml:"format"` // text, json
+}
+
+// SpoolConfig says where messages are kept while they are under way.
+type SpoolConfig struct {
+	Directory string `toml:"directory"` // of the temporary files
+	Memory    Size   `toml:"memory"`    // of all messages together
+	Threshold Size   `toml:"threshold"` // of one message in memory
+}
+
+// A ListenerConfig is one listening socket and what holds for its sessions.
+type ListenerConfig struct {
+	Name     string      `toml:"name"`
+	Address  string      `toml:"address"`  // tcp:HOST:PORT, unix:PATH, unix:@NAME
+	Protocol string      `toml:"protocol"` // smtp, lmtp
+	Mode     fs.FileMode `toml:"mode"`     // of the unix socket
+	Owner    string      `toml:"owner"`    // of the unix socket
+	Group    string      `toml:"group"`    // of the unix socket
+
+	XForward          []string `toml:"xforward"` // trusted peers
+	DSN               bool     `toml:"dsn"`
+	OneRoute          bool     `toml:"one_route"`
+	UnknownParameters string   `toml:"unknown_parameters"` // refuse, keep
+	BareNewlines      string   `toml:"bare_newlines"`      // refuse, pass
+
+	Limits     LimitsConfig        `toml:"limits"`
+	Senders    AccessConfig        `toml:"senders"`
+	Recipients AccessConfig        `toml:"recipients"`
+	Routes     map[string][]string `toml:"routes"` // pattern to backends
+}
+
+// LimitsConfig are the limits of one listener. Zero means no limit.
+type LimitsConfig struct {
+	MessageSize        Size          `toml:"message_size"`
+	Recipients         int           `toml:"recipients"`
+	Connections        int           `toml:"connections"`
+	ConnectionsPerPeer int           `toml:"connections_per_peer"`
+	CommandLine        Size          `toml:"command_line"`
+	BadCommands        int           `toml:"bad_commands"`
+	CommandTimeout     time.Duration `toml:"command_timeout"`
+	MessageTimeout     time.Duration `toml:"message_timeout"`
+	AnswerTimeout      time.Duration `toml:"answer_timeout"`
+	SessionTimeout     time.Duration `toml:"session_timeout"`
+}
+
+// AccessConfig says who is allowed and who is denied.
+type AccessConfig struct {
+	Allow     []string `toml:"allow"`
+	AllowFile string   `toml:"allow_file"`
+	Deny      []string `toml:"deny"`
+	DenyFile  string   `toml:"deny_file"`
+	Reply     string   `toml:"reply"` // "550 5.7.1 text"
+}
+
+// A BackendConfig is one backend.
+type BackendConfig struct {
+	Plugin                   string            `toml:"plugin"` // a name that ships, or the path of a program
+	Args                     []string          `toml:"args"`
+	Env                      map[string]string `toml:"env"`
+	Timeout                  time.Duration     `toml:"timeout"`
+	RecipientsPerTransaction int               `toml:"recipients_per_transaction"`
+	Settings                 map[string]any    `toml:"settings"`
+}
+
+// SetDefaults sets what holds for keys that are not given.
+func (c *Config) SetDefaults() {
+	c.ShutdownTimeout = 30 * time.Second
+	c.Log = LogConfig{Level: "info", Format: "text"}
+	c.Spool = SpoolConfig{Directory: "/var/tmp", Memory: 64 << 20, Threshold: 256 << 10}
+}
+
+func (l *ListenerConfig) SetDefaults() {
+	l.Mode = 0o660
+	l.UnknownParameters = "refuse"
+	l.BareNewlines = "refuse"
+	l.Limits = LimitsConfig{
+		MessageSize:        50 << 20,
+		Recipients:         1000,
+		Connections:        1000,
+		ConnectionsPerPeer: 0,
+		CommandLine:        2048,
+		BadCommands:        10,
+		CommandTimeout:     5 * time.Minute,
+		MessageTimeout:     30 * time.Minute,
+		AnswerTimeout:      9 * time.Minute,
+		SessionTimeout:     24 * time.Hour,
+	}
+	l.Senders.Reply = "550 5.7.1 sender refused"
+	l.Recipients.Reply = "550 5.7.1 recipient refused"
+}
+
+func (b *BackendConfig) SetDefaults() {
+	b.Timeout = 5 * time.Minute
+}
