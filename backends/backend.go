@@ -43,7 +43,8 @@ type Hooks struct {
 	Status func(i int, s Status)
 
 	// Started is called when recipient i is to be delivered beyond the
-	// return of Deliver. A call of Status for i follows.
+	// return of Deliver. A call of Status for i follows. It must not call
+	// methods of the DataContext.
 	Started func(i int)
 
 	// SMTPResponse is called by SetSMTPResponse.

@@ -200,30 +200,15 @@ func (tx *DataContext) Undecided(i int) bool {
 // SetStatus is called, the recipient gets TimedOut. A started recipient never
 // goes on to the next backend.
 func (tx *DataContext) StartDelivery(ctx context.Context, i int) {
-	tx.mu.Lock()
-	f, why := tx.fate(i)
-	switch {
-	case why != "":
-	case !f.status.IsZero():
-		why = "the recipient has its status already"
-	case f.started:
-		why = "the delivery was started already"
-	case tx.ended:
-		why = "Deliver had returned"
-	default:
-		f.started = true
-	}
-	hooks := tx.hooks
-	tx.mu.Unlock()
-
+	why := tx.start(i)
 	if why != "" {
+		tx.mu.Lock()
+		hooks := tx.hooks
+		tx.mu.Unlock()
 		if hooks.Ignored != nil {
 			hooks.Ignored(i, Status{}, why)
 		}
 		return
-	}
-	if hooks.Started != nil {
-		hooks.Started(i)
 	}
 	unwatch := context.AfterFunc(ctx, func() {
 		if tx.Undecided(i) {
@@ -231,12 +216,37 @@ func (tx *DataContext) StartDelivery(ctx context.Context, i int) {
 		}
 	})
 	tx.mu.Lock()
+	f := &tx.recipients[i]
 	f.unwatch = unwatch
 	decided := !f.status.IsZero()
 	tx.mu.Unlock()
 	if decided {
 		unwatch()
 	}
+}
+
+// start notes that the delivery of recipient i was started, or says why it
+// cannot be. The hook is called under the lock, so that it comes before the
+// recipient's status and before the return of Run.
+func (tx *DataContext) start(i int) (why string) {
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	f, why := tx.fate(i)
+	switch {
+	case why != "":
+		return why
+	case !f.status.IsZero():
+		return "the recipient has its status already"
+	case f.started:
+		return "the delivery was started already"
+	case tx.ended:
+		return "Deliver had returned"
+	}
+	f.started = true
+	if tx.hooks.Started != nil {
+		tx.hooks.Started(i)
+	}
+	return ""
 }
 
 // SetSMTPResponse gives the text of the one reply that an SMTP client sees
