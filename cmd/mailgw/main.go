@@ -1,0 +1,78 @@
+// Command mailgw is an LMTP and SMTP gateway whose backends run in processes
+// of their own.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes. They are those of sysexits.h as far as that has one that fits.
+const (
+	exitUsage     = 64
+	exitMessage   = 65
+	exitRefused   = 69
+	exitSystem    = 71
+	exitTemporary = 75
+	exitConfig    = 78
+)
+
+const exitCodes = `Exit codes:
+  0   done; send: every recipient was accepted
+  64  wrong usage
+  65  send: the message cannot be read, or has a CR without LF
+  69  send: a recipient was refused for good
+  71  the system refuses something: an address in use, for example
+  75  send: a recipient is to be tried again later, no matter what the others got
+  78  gateway.toml has a problem, or a backend does not start`
+
+// An exitError is an error with the exit code that it means.
+type exitError struct {
+	code int
+	error
+}
+
+func (e exitError) Unwrap() error { return e.error }
+
+func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+
+// run runs one command line and returns its exit code.
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root := &cobra.Command{
+		Use:   "mailgw",
+		Short: "An LMTP and SMTP gateway whose backends run in processes of their own",
+		Long: `mailgw takes mail over LMTP and SMTP, hands it to backends that run in processes
+of their own, and tells the client what became of it, for each recipient.
+
+` + exitCodes,
+		Example: `  mailgw serve --config gateway.toml
+  mailgw check --config gateway.toml
+  mailgw send --to you@example.org tcp:127.0.0.1:2525`,
+		Version:       version(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.AddCommand(sendCommand(), versionCommand())
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+
+	cmd, err := root.ExecuteC()
+	if err == nil {
+		return 0
+	}
+	if exit, ok := errors.AsType[exitError](err); ok {
+		if exit.error != nil {
+			fmt.Fprintf(stderr, "%s: %v\n", cmd.CommandPath(), exit.error)
+		}
+		return exit.code
+	}
+	// Commands return an exitError; other errors are cobra's of the command line.
+	fmt.Fprintf(stderr, "%s: %v\nSee '%[1]s --help'.\n", cmd.CommandPath(), err)
+	return exitUsage
+}

@@ -1,0 +1,243 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/mailgw/mailgw/xforward"
+	"github.com/spf13/cobra"
+)
+
+// sendFlags are the flags of send.
+type sendFlags struct {
+	to         []string
+	from       string
+	helo       string
+	file       string
+	xforward   []string
+	mailParams []string
+	rcptParams []string
+	count      int
+	timeout    time.Duration
+	lmtp, smtp bool
+	verbose    bool
+}
+
+func sendCommand() *cobra.Command {
+	var f sendFlags
+	cmd := &cobra.Command{
+		Use:   "send --to ADDRESS... SERVER",
+		Short: "Send a test message and print each recipient's answer",
+		Long: `Send sends a message to a server and prints the answer that each recipient got,
+one a line, in the order of --to.
+
+SERVER is tcp:HOST:PORT, unix:PATH, or unix:@NAME for an abstract socket. Over
+tcp it is spoken to in SMTP, over unix in LMTP, unless --smtp or --lmtp is given.
+
+The message is a small one made for the test, or the content of --file ("-" for
+standard input), with CRLF in place of each LF that has no CR before it. A CR
+without LF is refused: the connection ends before the message does, so that the
+server delivers nothing. Nothing else is changed, no header field is added, and
+no parameter is sent that was not asked for.
+
+A recipient that gets no answer because the server hangs up, or says nothing for
+--timeout, is to be tried again later.
+
+Exit codes:
+  0   every recipient was accepted
+  64  wrong usage
+  65  the message cannot be read, or has a CR without LF
+  69  a recipient was refused for good, and none is to be tried again, or the
+      server does not announce an attribute of --xforward
+  75  a recipient is to be tried again later`,
+		Example: `  mailgw send --to you@example.org tcp:127.0.0.1:2525
+  mailgw send --to a@example.org --to b@example.org --file mail.eml unix:/run/mailgw/lmtp.sock
+  mailgw send --to you@example.org --xforward NAME=client.example,ADDR=192.0.2.7 --verbose unix:var/lmtp.sock
+  mailgw send --from "" --to you@example.org --rcpt-param NOTIFY=NEVER --smtp unix:@mailgw`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return f.run(args[0], cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringArrayVar(&f.to, "to", nil, "recipient; may be repeated")
+	flags.StringVar(&f.from, "from", "sender@example.org", `sender; "" is the null sender`)
+	flags.StringVar(&f.helo, "helo", hostname(), "name in HELO, EHLO or LHLO")
+	flags.StringVarP(&f.file, "file", "f", "", `file with the message, "-" for standard input`)
+	flags.StringArrayVar(&f.xforward, "xforward", nil, "attributes as on the wire, parted by commas:\nNAME=..,ADDR=IPV6:..; each flag makes one command")
+	flags.StringArrayVar(&f.mailParams, "mail-param", nil, "parameter of MAIL, as on the wire: SIZE=1000; may be repeated")
+	flags.StringArrayVar(&f.rcptParams, "rcpt-param", nil, "parameter of each RCPT, as on the wire: NOTIFY=NEVER; may be repeated")
+	flags.IntVarP(&f.count, "count", "n", 1, "send that many messages over the connection, one after another")
+	flags.DurationVar(&f.timeout, "timeout", 10*time.Minute, "wait that long for the connection and for each answer")
+	flags.BoolVar(&f.lmtp, "lmtp", false, "speak LMTP")
+	flags.BoolVar(&f.smtp, "smtp", false, "speak SMTP")
+	flags.BoolVarP(&f.verbose, "verbose", "v", false, "print the dialogue, without messages, on standard error")
+	cmd.MarkFlagRequired("to")
+	cmd.MarkFlagsMutuallyExclusive("lmtp", "smtp")
+	return cmd
+}
+
+func hostname() string {
+	if name, err := os.Hostname(); err == nil {
+		return name
+	}
+	return "localhost"
+}
+
+// run sends what the flags say. An error that is no exitError is one of
+// usage.
+func (f *sendFlags) run(server string, stdin io.Reader, stdout, stderr io.Writer) error {
+	network, address, err := parseServer(server)
+	if err != nil {
+		return err
+	}
+	e, err := f.envelope()
+	if err != nil {
+		return err
+	}
+	source, err := f.source(stdin)
+	if err != nil {
+		return exitError{exitMessage, err}
+	}
+
+	conn, err := net.DialTimeout(network, address, f.timeout)
+	if err != nil {
+		return exitError{exitTemporary, err}
+	}
+	defer conn.Close()
+	trace := io.Discard
+	if f.verbose {
+		trace = stderr
+	}
+	c := newClient(conn, f.lmtp || network == "unix" && !f.smtp, f.timeout, trace)
+	code, err := f.sendAll(c, e, source, stdout)
+	if code != 0 {
+		return exitError{code, err}
+	}
+	return nil
+}
+
+// sendAll sends all messages over one connection, prints the answers, and
+// returns the exit code that they mean. An error is what they do not tell.
+func (f *sendFlags) sendAll(c *client, e envelope, source messageSource, stdout io.Writer) (code int, err error) {
+	if a, ok := c.hello(f.helo); !ok {
+		return f.report(stdout, repeat(a.refused(), len(f.to))), nil
+	}
+	for n := range f.count {
+		if n > 0 {
+			c.command("RSET") // as Postfix does before it uses a connection again
+		}
+		if c.broken != nil {
+			return worse(code, exitTemporary), fmt.Errorf("%d of %d messages not sent: %w", f.count-n, f.count, c.broken)
+		}
+		message, err := source(n)
+		if err != nil {
+			return exitMessage, err
+		}
+		code = worse(code, f.report(stdout, c.send(e, message)))
+	}
+	if c.broken == nil {
+		c.command("QUIT")
+	}
+	return code, nil
+}
+
+// report prints one answer for each recipient and returns the exit code that
+// they mean together.
+func (f *sendFlags) report(stdout io.Writer, answers []answer) (code int) {
+	width := 0
+	for _, to := range f.to {
+		width = max(width, len(to))
+	}
+	for i, a := range answers {
+		fmt.Fprintf(stdout, "%-*s  %s\n", width, f.to[i], a)
+		code = worse(code, a.exitCode())
+	}
+	return code
+}
+
+// exitCode returns what a means for a recipient. Unknown means temporary.
+func (a answer) exitCode() int {
+	if exit, ok := errors.AsType[exitError](a.err); ok {
+		return exit.code
+	}
+	switch {
+	case a.positive():
+		return 0
+	case a.err == nil && a.reply.Code/100 == 5:
+		return exitRefused
+	}
+	return exitTemporary
+}
+
+// worse returns the one of two exit codes that tells more about what is left
+// to do.
+func worse(a, b int) int {
+	order := []int{0, exitRefused, exitTemporary, exitMessage}
+	return order[max(slices.Index(order, a), slices.Index(order, b))]
+}
+
+// parseServer reads an address in the form that gateway.toml has too.
+func parseServer(s string) (network, address string, err error) {
+	network, address, _ = strings.Cut(s, ":")
+	switch network {
+	case "tcp":
+		_, _, err = net.SplitHostPort(address)
+	case "unix":
+		if address == "" || address == "@" {
+			err = errors.New("no path")
+		}
+	default:
+		err = errors.New("neither tcp:HOST:PORT, unix:PATH nor unix:@NAME")
+	}
+	if err != nil {
+		return "", "", fmt.Errorf("server %q: %w", s, err)
+	}
+	return network, address, nil
+}
+
+// envelope makes the commands before the message, which strangers to SMTP
+// must not be able to split.
+func (f *sendFlags) envelope() (e envelope, err error) {
+	if f.count < 1 {
+		return e, errors.New("--count is less than 1")
+	}
+	for _, attrs := range f.xforward {
+		args := strings.ReplaceAll(attrs, ",", " ")
+		if err := new(xforward.Attrs).Parse(args); err != nil {
+			return e, fmt.Errorf("--xforward %q: %w", attrs, err)
+		}
+		e.xforward = append(e.xforward, args)
+	}
+	e.mail = strings.Join(append([]string{"MAIL FROM:<" + f.from + ">"}, f.mailParams...), " ")
+	for _, to := range f.to {
+		e.rcpt = append(e.rcpt, strings.Join(append([]string{"RCPT TO:<" + to + ">"}, f.rcptParams...), " "))
+	}
+	for _, line := range append([]string{f.helo, e.mail}, e.rcpt...) {
+		if strings.ContainsFunc(line, unicode.IsControl) {
+			return e, fmt.Errorf("control character in %q", line)
+		}
+	}
+	return e, nil
+}
+
+func (f *sendFlags) source(stdin io.Reader) (messageSource, error) {
+	switch f.file {
+	case "":
+		return testMessage(f.from, f.helo, f.to), nil
+	case "-":
+		return givenMessage(stdin), nil
+	}
+	file, err := os.Open(f.file)
+	if err != nil {
+		return nil, err
+	}
+	return givenMessage(file), nil
+}
