@@ -3,6 +3,9 @@ package gateway
 import (
 	"io/fs"
 	"time"
+
+	"github.com/mailgw/mailgw/internal/settings"
+	"github.com/mailgw/mailgw/xforward"
 )
 
 // A Config is what gateway.toml says; the comments there are the reference
@@ -15,6 +18,13 @@ type Config struct {
 	Spool           SpoolConfig              `toml:"spool"`
 	Listeners       []ListenerConfig         `toml:"listener"`
 	Backends        map[string]BackendConfig `toml:"backend"`
+
+	// Dir is the directory of the file. Relative paths in the file begin
+	// there; those above are absolute already.
+	Dir string
+
+	file  string
+	lines settings.Lines
 }
 
 // LogConfig says what is logged, and how.
@@ -49,6 +59,12 @@ type ListenerConfig struct {
 	Senders    AccessConfig        `toml:"senders"`
 	Recipients AccessConfig        `toml:"recipients"`
 	Routes     map[string][]string `toml:"routes"` // pattern to backends
+
+	// What Load made of the above.
+	trust      xforward.Trust
+	senders    access
+	recipients access
+	routes     patterns[*route]
 }
 
 // LimitsConfig are the limits of one listener. Zero means no limit.

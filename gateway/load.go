@@ -1,0 +1,102 @@
+package gateway
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+
+	"github.com/mailgw/mailgw/internal/settings"
+)
+
+// Load reads a configuration file and checks it. shipped are the names of
+// the plugins that come with the program. What is wrong with the values of
+// the file is an error of type Problems, which has all of it.
+func Load(path string, shipped []string) (*Config, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return parseConfig(path, string(text), shipped)
+}
+
+// parseConfig returns the configuration that text, the contents of a file,
+// says.
+func parseConfig(file, text string, shipped []string) (*Config, error) {
+	values := map[string]any{}
+	if _, err := toml.Decode(text, &values); err != nil {
+		var syntax toml.ParseError
+		if errors.As(err, &syntax) {
+			return nil, fmt.Errorf("%s:%d:%d: %s", file, syntax.Position.Line, syntax.Position.Col, syntax.Message)
+		}
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	file = filepath.Clean(file)
+	dir, err := filepath.Abs(filepath.Dir(file))
+	if err != nil {
+		return nil, err
+	}
+	c := &Config{Dir: dir, file: file, lines: settings.FindLines(text)}
+	c.SetDefaults()
+	v := validation{Config: c, shipped: shipped}
+	for _, f := range settings.Decode(values, c) {
+		v.fault(f.Key, "%s", f.Text)
+	}
+	v.config()
+	if len(v.problems) > 0 {
+		v.problems.sort(file)
+		return nil, v.problems
+	}
+	return c, nil
+}
+
+// A Problem is something that is wrong in a configuration file, or in a file
+// that it names.
+type Problem struct {
+	File string
+	Line int
+	Key  string
+	Text string
+}
+
+// String returns "gateway.toml:12: listener[0].limits.recipients: -1 is negative".
+func (p Problem) String() string {
+	return fmt.Sprintf("%s:%d: %s: %s", p.File, p.Line, p.Key, p.Text)
+}
+
+// Problem returns a problem with the value of a key, which has the line of
+// the key or, if it is not given, of the table that it belongs to. The fault F
+// in the settings of a backend has the key "backend.NAME.settings." + F.Key.
+func (c *Config) Problem(key, text string) Problem {
+	return Problem{c.file, c.lines.Of(key), key, text}
+}
+
+// Problems are all that is wrong.
+type Problems []Problem
+
+// Error returns one line for each problem.
+func (p Problems) Error() string {
+	lines := make([]string, len(p))
+	for i := range p {
+		lines[i] = p[i].String()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// sort puts the problems of the configuration file first.
+func (p Problems) sort(file string) {
+	slices.SortStableFunc(p, func(a, b Problem) int {
+		if a.File != b.File && (a.File == file || b.File == file) {
+			if a.File == file {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Key, b.Key))
+	})
+}

@@ -1,0 +1,304 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"os/user"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mailgw/mailgw/internal/settings"
+	"github.com/mailgw/mailgw/internal/smtp"
+	"github.com/mailgw/mailgw/xforward"
+)
+
+// A validation checks the values of a Config and makes of them what the
+// gateway works with.
+type validation struct {
+	*Config
+	shipped  []string
+	problems Problems
+}
+
+// fault adds a problem. What is wrong with a value of the wrong type beyond
+// its type does not matter, so that only the first problem of a key counts.
+func (v *validation) fault(key, format string, args ...any) {
+	p := v.Problem(key, fmt.Sprintf(format, args...))
+	if !slices.ContainsFunc(v.problems, func(other Problem) bool { return other.File == p.File && other.Key == key }) {
+		v.problems = append(v.problems, p)
+	}
+}
+
+func (v *validation) config() {
+	v.hostname()
+	if v.ShutdownTimeout < 0 {
+		v.fault("shutdown_timeout", "%v is negative", v.ShutdownTimeout)
+	}
+	if v.PluginDirectory != "" {
+		v.PluginDirectory = v.directory("plugin_directory", v.PluginDirectory)
+	}
+	v.oneOf("log.level", v.Log.Level, "debug", "info", "warn", "error")
+	v.oneOf("log.format", v.Log.Format, "text", "json")
+	v.Spool.Directory = v.directory("spool.directory", v.Spool.Directory)
+	for _, name := range slices.Sorted(maps.Keys(v.Backends)) {
+		v.Backends[name] = v.backend(settings.Join("backend", name), name, v.Backends[name])
+	}
+	if len(v.Listeners) == 0 {
+		v.fault("listener", "there is none; want at least one [[listener]]")
+	}
+	for i := range v.Listeners {
+		key := fmt.Sprintf("listener[%d]", i)
+		v.listener(key, &v.Listeners[i])
+		v.unique(key, i)
+	}
+}
+
+// path makes a path of the file absolute.
+func (v *validation) path(path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(v.Dir, path)
+}
+
+func (v *validation) directory(key, path string) string {
+	path = v.path(path)
+	if info, err := os.Stat(path); err != nil {
+		v.fault(key, "%v", err)
+	} else if !info.IsDir() {
+		v.fault(key, "%s is no directory", path)
+	} else if err := unix.Access(path, unix.W_OK|unix.X_OK); err != nil {
+		v.fault(key, "cannot write to %s: %v", path, err)
+	}
+	return path
+}
+
+func (v *validation) oneOf(key, value string, words ...string) {
+	if !slices.Contains(words, value) {
+		v.fault(key, "want %s, found %q", strings.Join(words, ", "), value)
+	}
+}
+
+func (v *validation) hostname() {
+	if v.Hostname == "" {
+		var err error
+		if v.Hostname, err = os.Hostname(); err != nil {
+			v.fault("hostname", "%v", err)
+			return
+		}
+	}
+	if err := checkHost(v.Hostname); err != nil {
+		v.fault("hostname", "%q: %v", v.Hostname, err)
+	}
+}
+
+// checkHost checks a domain or an address literal.
+func checkHost(name string) error {
+	_, err := smtp.CheckMailbox("postmaster@"+name, false)
+	return err
+}
+
+// Names stand in keys, in logs and in the names of files.
+var goodName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$`)
+
+const nameWanted = "want up to 63 letters, digits, _ and -"
+
+func (v *validation) backend(key, name string, b BackendConfig) BackendConfig {
+	if !goodName.MatchString(name) {
+		v.fault(key, "%q is no name: %s", name, nameWanted)
+	}
+	switch {
+	case b.Plugin == "":
+		v.fault(key+".plugin", "is missing; want %s", v.pluginsWanted())
+	case strings.Contains(b.Plugin, "/"):
+		b.Plugin = v.path(b.Plugin)
+		if info, err := os.Stat(b.Plugin); err != nil {
+			v.fault(key+".plugin", "%v", err)
+		} else if !info.Mode().IsRegular() || unix.Access(b.Plugin, unix.X_OK) != nil {
+			v.fault(key+".plugin", "%s is no program that may be run", b.Plugin)
+		}
+	case !slices.Contains(v.shipped, b.Plugin):
+		v.fault(key+".plugin", "no plugin %q ships; want %s%s", b.Plugin, v.pluginsWanted(), settings.DidYouMean(b.Plugin, v.shipped))
+	}
+	for name := range b.Env {
+		if name == "" || strings.ContainsAny(name, "=\x00") {
+			v.fault(settings.Join(key+".env", name), "%q is no name of a variable", name)
+		}
+	}
+	if b.Timeout <= 0 {
+		v.fault(key+".timeout", "%v is not above zero", b.Timeout)
+	}
+	v.notNegative(key, map[string]int{"recipients_per_transaction": b.RecipientsPerTransaction})
+	return b
+}
+
+func (v *validation) pluginsWanted() string {
+	return strings.Join(v.shipped, ", ") + " or the path, with a slash, of a program"
+}
+
+func (v *validation) notNegative(key string, numbers map[string]int) {
+	for name, n := range numbers {
+		if n < 0 {
+			v.fault(key+"."+name, "%d is negative", n)
+		}
+	}
+}
+
+// unique finds what listener i has in common with one before it.
+func (v *validation) unique(key string, i int) {
+	l := &v.Listeners[i]
+	for j, other := range v.Listeners[:i] {
+		if l.Name == other.Name && l.Name != "" {
+			v.fault(key+".name", "%q is the name of listener[%d] too", l.Name, j)
+		}
+		if l.Address == other.Address && !strings.HasSuffix(l.Address, ":0") {
+			v.fault(key+".address", "%q is the address of listener[%d] too", l.Address, j)
+		}
+	}
+}
+
+func (v *validation) listener(key string, l *ListenerConfig) {
+	if !goodName.MatchString(l.Name) {
+		v.fault(key+".name", "%q is no name: %s", l.Name, nameWanted)
+	}
+	v.address(key, l)
+	v.oneOf(key+".protocol", l.Protocol, "smtp", "lmtp")
+	if l.OneRoute && l.Protocol == "lmtp" {
+		v.fault(key+".one_route", "is for smtp only; with lmtp each recipient has its own answer anyway")
+	}
+	v.oneOf(key+".unknown_parameters", l.UnknownParameters, "refuse", "keep")
+	v.oneOf(key+".bare_newlines", l.BareNewlines, "refuse", "pass")
+	v.limits(key+".limits", l.Limits)
+	for i, peer := range l.XForward {
+		if _, err := xforward.ParseTrust([]string{peer}); err != nil {
+			v.fault(fmt.Sprintf("%s.xforward[%d]", key, i), "%v", err)
+		}
+	}
+	l.trust, _ = xforward.ParseTrust(l.XForward)
+	l.senders = v.access(key+".senders", l.Senders)
+	l.recipients = v.access(key+".recipients", l.Recipients)
+	l.routes = v.routes(key+".routes", l.Routes)
+}
+
+func (v *validation) limits(key string, l LimitsConfig) {
+	v.notNegative(key, map[string]int{
+		"recipients":           l.Recipients,
+		"connections":          l.Connections,
+		"connections_per_peer": l.ConnectionsPerPeer,
+		"bad_commands":         l.BadCommands,
+	})
+	for name, d := range map[string]time.Duration{
+		"command_timeout": l.CommandTimeout,
+		"message_timeout": l.MessageTimeout,
+		"answer_timeout":  l.AnswerTimeout,
+		"session_timeout": l.SessionTimeout,
+	} {
+		if d <= 0 {
+			v.fault(key+"."+name, "%v is not above zero", d)
+		}
+	}
+	// RFC 5321, section 4.5.3.1.4, and what a connection may cost.
+	if l.CommandLine < 512 || l.CommandLine > 64<<10 {
+		v.fault(key+".command_line", "%v is not between 512 and 64KiB", l.CommandLine)
+	}
+}
+
+const addressWanted = "want tcp:HOST:PORT, unix:PATH or unix:@NAME"
+
+func (v *validation) address(key string, l *ListenerConfig) {
+	network, address, _ := strings.Cut(l.Address, ":")
+	hasPath := network == "unix" && !strings.HasPrefix(address, "@")
+	var err error
+	switch {
+	case l.Address == "":
+		err = errors.New("is missing; " + addressWanted)
+	case network == "tcp":
+		err = checkTCP(address, l.Protocol)
+	case hasPath:
+		address = v.path(address)
+		l.Address = "unix:" + address
+		err = checkSocketPath(address)
+	case network == "unix":
+		err = checkLength(address)
+	default:
+		err = fmt.Errorf("%q: %s", l.Address, addressWanted)
+	}
+	if err != nil {
+		v.fault(key+".address", "%v", err)
+	}
+
+	for _, name := range []string{"mode", "owner", "group"} {
+		if _, given := v.lines[key+"."+name]; given && !hasPath {
+			v.fault(key+"."+name, "is for unix:PATH only")
+		}
+	}
+	if l.Owner != "" {
+		if _, err := user.Lookup(l.Owner); err != nil {
+			v.fault(key+".owner", "%v", err)
+		}
+	}
+	if l.Group != "" {
+		if _, err := user.LookupGroup(l.Group); err != nil {
+			v.fault(key+".group", "%v", err)
+		}
+	}
+}
+
+func checkTCP(address, protocol string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("%w; an IPv6 address stands in brackets", err)
+	}
+	if _, err := netip.ParseAddr(host); err != nil {
+		last := host[strings.LastIndexByte(host, '.')+1:]
+		switch {
+		case host == "":
+			return errors.New("no host; 0.0.0.0 stands for all IPv4 addresses, [::] for all addresses")
+		case strings.Trim(last, "0123456789") == "" || checkHost(host) != nil:
+			return fmt.Errorf("%q is neither an address nor a host name", host)
+		}
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return fmt.Errorf("%q is no port; want 0 to 65535", port)
+	}
+	if n == 25 && protocol == "lmtp" {
+		return errors.New("LMTP must not be spoken on port 25 (RFC 2033, section 5)")
+	}
+	return nil
+}
+
+func checkSocketPath(path string) error {
+	// The socket has this name before it is ready: see listener.open.
+	if err := checkLength(path + ".new"); err != nil {
+		return err
+	}
+	if info, err := os.Stat(filepath.Dir(path)); err != nil {
+		return err
+	} else if !info.IsDir() {
+		return fmt.Errorf("%s is no directory", filepath.Dir(path))
+	}
+	return nil
+}
+
+// checkLength checks the name of a unix socket.
+func checkLength(name string) error {
+	var address unix.RawSockaddrUnix
+	if len(name) < 2 {
+		return errors.New(addressWanted)
+	}
+	if len(name) >= len(address.Path) {
+		return fmt.Errorf("%s is longer than the name of a socket may be, %d octets", name, len(address.Path)-1)
+	}
+	return nil
+}
