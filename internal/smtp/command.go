@@ -22,26 +22,24 @@ var (
 // ReadLine reads a command line of at most limit octets with its CRLF, which it
 // returns without. The line is valid until the next read. It ends at the
 // first LF; if there is no CR before it, or another one elsewhere, the error
-// is ErrBareNewline, so that no two parties can see different lines.
+// is ErrBareNewline, so that no two parties can see different lines. The
+// buffer of r bounds a line too, whatever limit says.
 func ReadLine(r *bufio.Reader, limit int) ([]byte, error) {
 	line, err := r.ReadSlice('\n')
-	if err == bufio.ErrBufferFull {
-		for err == bufio.ErrBufferFull {
-			_, err = r.ReadSlice('\n')
-		}
-		if err == nil {
-			err = ErrLineTooLong
-		}
+	tooLong := len(line) > limit || err == bufio.ErrBufferFull
+	for err == bufio.ErrBufferFull {
+		_, err = r.ReadSlice('\n')
 	}
+	text, ok := bytes.CutSuffix(line, []byte("\r\n"))
 	switch {
 	case err != nil:
 		return nil, err
-	case len(line) > limit:
+	case tooLong:
 		return nil, ErrLineTooLong
-	case bytes.IndexByte(line, '\r') != len(line)-2:
+	case !ok || bytes.IndexByte(text, '\r') >= 0:
 		return nil, ErrBareNewline
 	}
-	return line[:len(line)-2], nil
+	return text, nil
 }
 
 // ParseCommand parts a line into the verb, in upper case, and what follows
