@@ -1,0 +1,220 @@
+package gateway
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"sort"
+	"strings"
+	"sync"
+
+	"github.com/mailgw/mailgw/backends"
+)
+
+// edited is a message with header fields added, replaced and removed: a row
+// of pieces, each of them a part of the message before or new text. What was
+// not edited is never copied, so it cannot change.
+type edited struct {
+	pieces []piece
+	size   int64
+}
+
+// A piece is what r has from offset from on.
+type piece struct {
+	start int64 // in the edited message
+	size  int64
+	r     io.ReaderAt
+	from  int64
+}
+
+func (e *edited) add(r io.ReaderAt, from, size int64) {
+	if size > 0 {
+		e.pieces = append(e.pieces, piece{e.size, size, r, from})
+		e.size += size
+	}
+}
+
+func (e *edited) addField(field string) {
+	text := []byte(field + "\r\n")
+	e.add(bytes.NewReader(text), 0, int64(len(text)))
+}
+
+// Size returns the number of octets.
+func (e *edited) Size() int64 { return e.size }
+
+func (e *edited) ReadAt(p []byte, off int64) (n int, err error) {
+	i := sort.Search(len(e.pieces), func(i int) bool { return e.pieces[i].start+e.pieces[i].size > off })
+	for ; n < len(p) && i < len(e.pieces); i++ {
+		piece := e.pieces[i]
+		skip := off - piece.start
+		want := p[n:min(int64(len(p)), int64(n)+piece.size-skip)]
+		k, err := piece.r.ReadAt(want, piece.from+skip)
+		n += k
+		off += int64(k)
+		if k < len(want) {
+			if err == nil || err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return n, err
+		}
+	}
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// editHeader applies edits to the header of m. Positions past the last field
+// are an error for an edit that needs one.
+func editHeader(m backends.Message, edits []backends.FieldEdit) (backends.Message, error) {
+	fields, err := fieldOffsets(m)
+	if err != nil {
+		return nil, err
+	}
+	last := len(fields) - 1 // fields[last] is where the header ends
+	byPosition := map[int][]backends.FieldEdit{}
+	for _, edit := range edits {
+		if edit.At >= last {
+			if edit.Op != backends.AddField {
+				return nil, fmt.Errorf("edit: there is no header field %d, only %d", edit.At, last)
+			}
+			edit.At = last
+		}
+		byPosition[edit.At] = append(byPosition[edit.At], edit)
+	}
+	e := &edited{}
+	for at := range last {
+		keep := true
+		for _, edit := range byPosition[at] {
+			if edit.Op != backends.RemoveField {
+				e.addField(edit.Field)
+			}
+			keep = keep && edit.Op == backends.AddField
+		}
+		if keep {
+			e.add(m, fields[at], fields[at+1]-fields[at])
+		}
+	}
+	if len(byPosition[last]) > 0 && !endsLine(m, fields[last]) {
+		e.add(strings.NewReader("\r\n"), 0, 2)
+	}
+	for _, edit := range byPosition[last] {
+		e.addField(edit.Field)
+	}
+	e.add(m, fields[last], m.Size()-fields[last])
+	return e, nil
+}
+
+// endsLine reports whether offset is at the start of a line of m.
+func endsLine(m backends.Message, offset int64) bool {
+	if offset == 0 {
+		return true
+	}
+	var last [1]byte
+	_, err := m.ReadAt(last[:], offset-1)
+	return (err == nil || err == io.EOF) && last[0] == '\n'
+}
+
+// A header larger than this is not edited.
+const (
+	maxHeaderSize   = 1 << 20
+	maxHeaderFields = 10000
+)
+
+var errHeaderTooLarge = errors.New("edit: the header is too large")
+
+// fieldOffsets returns where each field of the header of m begins, and
+// behind the last one where the header ends. A field begins with each line
+// that does not begin with white space; the header ends before the first
+// empty line, or before the first line that is no field, or with the message.
+func fieldOffsets(m backends.Message) ([]int64, error) {
+	r := bufio.NewReader(io.NewSectionReader(m, 0, min(m.Size(), maxHeaderSize)))
+	var offsets []int64
+	for at, begins := int64(0), true; ; {
+		part, err := r.ReadSlice('\n')
+		if begins && !isHeaderLine(part, len(offsets) > 0) {
+			return append(offsets, at), nil
+		}
+		if begins && part[0] != ' ' && part[0] != '\t' {
+			if len(offsets) == maxHeaderFields {
+				return nil, errHeaderTooLarge
+			}
+			offsets = append(offsets, at)
+		}
+		at += int64(len(part))
+		switch {
+		case err == io.EOF && m.Size() > maxHeaderSize:
+			return nil, errHeaderTooLarge
+		case err == io.EOF:
+			return append(offsets, at), nil
+		case err != nil && err != bufio.ErrBufferFull:
+			return nil, err
+		}
+		begins = err == nil
+	}
+}
+
+// isHeaderLine reports whether a line that begins with part belongs to the
+// header: it continues a field or has a name and a colon.
+func isHeaderLine(part []byte, continues bool) bool {
+	if len(part) > 0 && (part[0] == ' ' || part[0] == '\t') {
+		return continues
+	}
+	name, _, ok := bytes.Cut(part, []byte(":"))
+	name = bytes.TrimRight(name, " \t")
+	return ok && len(name) > 0 && !bytes.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' })
+}
+
+// wholeLines passes on what r gives and fails at a CR or LF that stands
+// alone, so that no edit brings one into a message.
+type wholeLines struct {
+	r    io.Reader
+	last byte
+	at   int64
+}
+
+func (w *wholeLines) Read(p []byte) (int, error) {
+	n, err := w.r.Read(p)
+	for _, c := range p[:n] {
+		if (c == '\n') != (w.last == '\r') {
+			return 0, fmt.Errorf("bare CR or LF at octet %d", w.at)
+		}
+		w.last = c
+		w.at++
+	}
+	if err == io.EOF && w.last == '\r' {
+		return n, fmt.Errorf("bare CR at octet %d", w.at-1)
+	}
+	return n, err
+}
+
+// body reads a message for one backend. After close it reads no more, so
+// that a backend that keeps it cannot see memory that serves another message.
+type body struct {
+	mu     sync.Mutex
+	r      *io.SectionReader
+	closed bool
+}
+
+func newBody(m backends.Message) *body {
+	return &body{r: io.NewSectionReader(m, 0, m.Size())}
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return 0, errBodyClosed
+	}
+	return b.r.Read(p)
+}
+
+var errBodyClosed = errors.New("the message was read after the transaction ended")
+
+func (b *body) close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+}
