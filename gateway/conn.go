@@ -1,0 +1,225 @@
+package gateway
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/mailgw/mailgw/internal/smtp"
+)
+
+// conn is one session on a socket: it reads what the dialog decides about
+// and does what the dialog decided. No other file touches a socket that is
+// accepted.
+type conn struct {
+	*dialog
+	server *Server
+	socket net.Conn
+	r      *bufio.Reader // reads through conn.Read
+	w      *bufio.Writer
+	log    *slog.Logger
+	ends   time.Time // of the session
+
+	mu       sync.Mutex
+	deadline time.Time // of what is being read
+	waiting  bool      // between transactions, so the session may be ended
+	closing  bool      // the server shuts down
+}
+
+var errClosing = errors.New("the server shuts down")
+
+func newConn(s *Server, d *dialog, socket net.Conn) *conn {
+	c := &conn{dialog: d, server: s, socket: socket}
+	c.log = s.log.With("session", d.session.ID, "listener", d.Name, "peer", d.session.Peer.String())
+	c.ends = time.Now().Add(d.Limits.SessionTimeout)
+	c.r = bufio.NewReaderSize(c, max(4096, int(d.Limits.CommandLine)))
+	c.w = bufio.NewWriter(socket)
+	return c
+}
+
+// serve holds the session until it ends.
+func (c *conn) serve(ctx context.Context) {
+	defer c.socket.Close()
+	defer func() {
+		if r := recover(); r != nil {
+			c.log.Error("refused", "error", fmt.Sprintf("panic: %v", r), "stack", string(debug.Stack()))
+			c.say(c.farewell("4.3.0", "internal error"))
+		}
+		c.flush()
+	}()
+	c.log.Debug("connected")
+	c.say(c.greeting())
+	for {
+		line, err := c.readCommand()
+		var r smtp.Reply
+		var next action
+		switch {
+		case errors.Is(err, smtp.ErrLineTooLong), errors.Is(err, smtp.ErrBareNewline):
+			r, next = c.badLine(err)
+		case err != nil:
+			c.hangUp(err)
+			return
+		default:
+			c.log.Debug("dialog", "C", line)
+			r, next = c.command(line)
+		}
+		if r.Code >= 400 {
+			c.logRefused(line, r)
+		}
+		c.say(r)
+		switch next {
+		case readMessage:
+			if err := c.readMessage(ctx); err != nil {
+				c.hangUp(err)
+				return
+			}
+		case hangUp:
+			return
+		}
+	}
+}
+
+// hangUp takes leave of a client that went away, is too slow, or that the
+// server has no more time for.
+func (c *conn) hangUp(err error) {
+	switch {
+	case errors.Is(err, errClosing):
+		c.say(c.farewell("4.3.2", "shutting down"))
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		c.log.Info("refused", "reply", "421 4.4.2", "reason", "timeout")
+		c.say(c.farewell("4.4.2", "timeout"))
+	case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed):
+		c.log.Debug("disconnected")
+	default:
+		c.log.Info("disconnected", "error", err.Error())
+	}
+}
+
+func (c *conn) farewell(enhanced, text string) smtp.Reply {
+	return reply(421, enhanced, c.hostname+" "+text)
+}
+
+func (c *conn) logRefused(line string, r smtp.Reply) {
+	log := c.log
+	if c.tx != nil {
+		log = log.With("tx", c.tx.id, "from", c.tx.sender)
+	}
+	log.Info("refused", "command", line[:min(len(line), 512)], "reply", r.String())
+}
+
+// say puts a reply into the buffer. Read sends it before it waits.
+func (c *conn) say(r smtp.Reply) {
+	if c.log.Enabled(context.Background(), slog.LevelDebug) {
+		for line := range strings.SplitSeq(r.String(), "\n") {
+			c.log.Debug("dialog", "S", line)
+		}
+	}
+	c.w.Write(r.AppendTo(c.w.AvailableBuffer()))
+}
+
+func (c *conn) flush() error {
+	if c.w.Buffered() == 0 {
+		return nil
+	}
+	c.socket.SetWriteDeadline(time.Now().Add(c.Limits.CommandTimeout))
+	return c.w.Flush()
+}
+
+// soonest returns the time after d, or the end of the session if that is
+// earlier.
+func (c *conn) soonest(d time.Duration) time.Time {
+	if t := time.Now().Add(d); t.Before(c.ends) {
+		return t
+	}
+	return c.ends
+}
+
+// Read is what the buffered reader calls when it has nothing left. The
+// client may be waiting for what was said, so that goes out first.
+func (c *conn) Read(p []byte) (int, error) {
+	if err := c.flush(); err != nil {
+		return 0, err
+	}
+	c.mu.Lock()
+	if c.closing && c.waiting {
+		c.mu.Unlock()
+		return 0, errClosing
+	}
+	c.socket.SetReadDeadline(c.deadline)
+	c.mu.Unlock()
+
+	n, err := c.socket.Read(p)
+	if err != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.closing && c.waiting {
+			err = errClosing
+		}
+	}
+	return n, err
+}
+
+// close ends the session when it is between two transactions.
+func (c *conn) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closing = true
+	if c.waiting {
+		c.socket.SetReadDeadline(time.Unix(0, 0))
+	}
+}
+
+// expect sets until when the client may take for what is read next.
+func (c *conn) expect(deadline time.Time, waiting bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.deadline = deadline
+	c.waiting = waiting
+}
+
+func (c *conn) readCommand() (string, error) {
+	c.expect(c.soonest(c.Limits.CommandTimeout), c.tx == nil)
+	line, err := smtp.ReadLine(c.r, int(c.Limits.CommandLine))
+	return string(line), err
+}
+
+// messageReader lets the client take CommandTimeout for each part of the
+// message and MessageTimeout for the whole.
+type messageReader struct {
+	*smtp.DotReader
+	c    *conn
+	ends time.Time
+}
+
+func (r messageReader) Read(p []byte) (int, error) {
+	deadline := r.c.soonest(r.c.Limits.CommandTimeout)
+	if r.ends.Before(deadline) {
+		deadline = r.ends
+	}
+	r.c.expect(deadline, false)
+	return r.DotReader.Read(p)
+}
+
+// readMessage reads the message of the transaction, has it delivered, and
+// says what became of it. An error means that the client is gone.
+func (c *conn) readMessage(ctx context.Context) error {
+	r := messageReader{smtp.NewDotReader(c.r), c, c.soonest(c.Limits.MessageTimeout)}
+	d, err := c.server.receive(ctx, c.dialog, r, c.log)
+	if err != nil {
+		return err
+	}
+	flush := func() { err = errors.Join(err, c.flush()) }
+	for r := range d.replies(c.Protocol, flush) {
+		c.say(r)
+	}
+	return err
+}

@@ -1,0 +1,267 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/mailgw/mailgw/backends"
+)
+
+// deliver runs one transaction in LMTP through a route of the given backends
+// and returns the replies, without the ID.
+func deliver(t *testing.T, s *Server, to ...string) []string {
+	t.Helper()
+	d := s.listeners[0].dialog(backends.Peer{}, "test")
+	for _, line := range append([]string{"LHLO client", "MAIL FROM:<sender@example.net>"}, to...) {
+		if address, ok := strings.CutPrefix(line, "to:"); ok {
+			line = "RCPT TO:<" + address + ">"
+		}
+		if r, _ := d.command(line); r.Code != 250 {
+			t.Fatalf("%s: %v", line, r)
+		}
+	}
+	delivery, err := s.receive(t.Context(), d, wholeMessage{strings.NewReader("A: 1\r\n\r\nbody\r\n")}, s.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var replies []string
+	for r := range delivery.replies("lmtp", func() {}) {
+		replies = append(replies, masked(r.String()))
+	}
+	return replies
+}
+
+type wholeMessage struct{ io.Reader }
+
+func (wholeMessage) Bare() bool { return false }
+
+func chainServer(t *testing.T, chain ...backends.Backend) *Server {
+	t.Helper()
+	all := map[string]backends.Backend{}
+	var names []string
+	for i, b := range chain {
+		name := fmt.Sprintf("backend%d", i)
+		all[name] = b
+		names = append(names, "'"+name+"'")
+	}
+	return testServer(t, all, "protocol = 'lmtp'\n[listener.routes]\n'*' = ["+strings.Join(names, ", ")+"]\n")
+}
+
+func wantReplies(t *testing.T, got []string, want ...string) {
+	t.Helper()
+	if !slices.Equal(got, want) {
+		t.Errorf("replies:\n got %q\nwant %q", got, want)
+	}
+}
+
+// A hung backend costs its own recipients a 451, when the listener's budget
+// ends, and those that it had decided keep their answer.
+func TestDeadlineAnswersTheUndecided(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		s := chainServer(t, backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+			tx.SetStatus(1, backends.Delivered)
+			<-release // deaf to ctx
+			tx.SetStatus(0, backends.Delivered)
+			return nil
+		}))
+		began := time.Now()
+		got := deliver(t, s, "to:a@x.example", "to:b@x.example")
+		wantReplies(t, got, "451 4.4.7 <a@x.example> not delivered in time, try again later (ID)", "250 2.0.0 <b@x.example> delivered (ID)")
+		if waited := time.Since(began); waited != s.listeners[0].Limits.AnswerTimeout {
+			t.Errorf("waited %v", waited)
+		}
+		close(release)
+	})
+}
+
+// A backend's own timeout ends before the listener's budget, and its error
+// is for the undecided.
+func TestBackendTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := chainServer(t, backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}))
+		s.backends["backend0"].Timeout = 3 * time.Second
+		began := time.Now()
+		wantReplies(t, deliver(t, s, "to:a@x.example"), "451 4.4.7 <a@x.example> not delivered in time, try again later (ID)")
+		if waited := time.Since(began); waited != 3*time.Second {
+			t.Errorf("waited %v", waited)
+		}
+	})
+}
+
+// A started delivery goes on after Deliver returned, beside the next
+// backend, and may read the message until it has its status.
+func TestStartedDeliveryOutlivesDeliver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first := backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+			tx.StartDelivery(ctx, 0)
+			go func() {
+				time.Sleep(time.Second)
+				b, err := io.ReadAll(tx.Body)
+				tx.SetStatus(0, backends.NewStatus(250, "2.0.0", fmt.Sprintf("read %d octets, %v", len(b), err)))
+			}()
+			return nil
+		})
+		var seen atomic.Value
+		second := backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+			seen.Store(fmt.Sprint(tx.Envelope.Recipients))
+			tx.SetAll(backends.NoSuchUser)
+			return nil
+		})
+		got := deliver(t, chainServer(t, first, second), "to:a@x.example", "to:b@x.example")
+		wantReplies(t, got, "250 2.0.0 <a@x.example> read 14 octets, <nil> (ID)", "550 5.1.1 <b@x.example> no such user (ID)")
+		if want := "[{b@x.example []}]"; seen.Load() != want {
+			t.Errorf("the second backend saw %v, want %v", seen.Load(), want)
+		}
+	})
+}
+
+// The end of a started delivery's own ctx is a 451, and what comes after it
+// does not count.
+func TestStartedDeliveryTimesOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		late := make(chan struct{})
+		s := chainServer(t, backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+			own, cancel := context.WithTimeout(ctx, time.Second)
+			tx.StartDelivery(own, 0)
+			go func() {
+				defer close(late)
+				defer cancel()
+				time.Sleep(2 * time.Second)
+				tx.SetStatus(0, backends.Delivered)
+			}()
+			return nil
+		}))
+		wantReplies(t, deliver(t, s, "to:a@x.example"), "451 4.4.7 <a@x.example> not delivered in time, try again later (ID)")
+		<-late
+	})
+}
+
+// A started delivery without an end of its own ends with the listener's
+// budget, and then nothing is kept any more.
+func TestForgottenDeliveryEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := chainServer(t, backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+			tx.StartDelivery(context.Background(), 0)
+			return nil
+		}))
+		before := s.spool.free.Load()
+		wantReplies(t, deliver(t, s, "to:a@x.example"), "451 4.4.7 <a@x.example> not delivered in time, try again later (ID)")
+		synctest.Wait()
+		if after := s.spool.free.Load(); after != before {
+			t.Errorf("the message is still kept: %d of %d octets are free", after, before)
+		}
+	})
+}
+
+// Edits count only when Deliver returned nil, and all of them or none.
+func TestEditsAllOrNone(t *testing.T) {
+	edit := func(tx *backends.DataContext) error {
+		tx.SetSender("new@example.net")
+		return errors.Join(tx.AddField(0, "X-Tag: seen"), tx.Redirect(0, "new@x.example"))
+	}
+	show := backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		b, err := io.ReadAll(tx.Body)
+		if err != nil {
+			return err
+		}
+		for i, r := range tx.Envelope.Recipients {
+			tx.SetStatus(i, backends.NewStatus(250, "2.0.0", fmt.Sprintf("%s to %s: %q", tx.Envelope.Sender, r.Address, b)))
+		}
+		return nil
+	})
+	for _, test := range []struct {
+		name   string
+		filter backends.Func
+		want   string
+	}{
+		{"nothing", func(context.Context, *backends.DataContext) error { return nil },
+			`250 2.0.0 <a@x.example> sender@example.net to a@x.example: "A: 1\r\n\r\nbody\r\n" (ID)`},
+		{"all", func(_ context.Context, tx *backends.DataContext) error { return edit(tx) },
+			`250 2.0.0 <a@x.example> new@example.net to new@x.example: "X-Tag: seen\r\nA: 1\r\n\r\nbody\r\n" (ID)`},
+		{"null sender", func(_ context.Context, tx *backends.DataContext) error { tx.SetSender(""); return nil },
+			`250 2.0.0 <a@x.example>  to a@x.example: "A: 1\r\n\r\nbody\r\n" (ID)`},
+		{"whole message", func(_ context.Context, tx *backends.DataContext) error {
+			return tx.ReplaceMessage(strings.NewReader("B: 2\r\n\r\nnew\r\n"))
+		}, `250 2.0.0 <a@x.example> sender@example.net to a@x.example: "B: 2\r\n\r\nnew\r\n" (ID)`},
+		// One impossible edit, and nothing goes on.
+		{"no such field", func(_ context.Context, tx *backends.DataContext) error {
+			return errors.Join(edit(tx), tx.RemoveField(7))
+		},
+			"451 4.3.0 <a@x.example> try again later (ID)"},
+		{"bad address", func(_ context.Context, tx *backends.DataContext) error {
+			return errors.Join(edit(tx), tx.Redirect(0, "x@y.example> NOTIFY=NEVER"))
+		}, "451 4.3.0 <a@x.example> try again later (ID)"},
+		{"bad sender", func(_ context.Context, tx *backends.DataContext) error {
+			tx.SetSender("a\r\nb@example.net")
+			return nil
+		},
+			"451 4.3.0 <a@x.example> try again later (ID)"},
+		{"bare LF", func(_ context.Context, tx *backends.DataContext) error {
+			return tx.ReplaceMessage(strings.NewReader("B: 2\n\nnew\n"))
+		}, "451 4.3.0 <a@x.example> try again later (ID)"},
+		{"an error after the edits", func(_ context.Context, tx *backends.DataContext) error {
+			return errors.Join(edit(tx), errors.New("oops"))
+		},
+			"451 4.3.0 <a@x.example> try again later (ID)"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			wantReplies(t, deliver(t, chainServer(t, test.filter, show), "to:a@x.example"), test.want)
+		})
+	}
+}
+
+// What a backend replaces is bounded, and is given back at the end.
+func TestReplacedMessageIsBounded(t *testing.T) {
+	s := chainServer(t, backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		return tx.ReplaceMessage(io.LimitReader(endless{}, 1<<30))
+	}), backends.Func(byLocalPart))
+	s.listeners[0].Limits.MessageSize = 1000
+	wantReplies(t, deliver(t, s, "to:a@x.example"), "451 4.3.0 <a@x.example> try again later (ID)")
+}
+
+// endless gives lines without end.
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) {
+	n := len(p) / 2 * 2
+	for i := 0; i < n; i += 2 {
+		copy(p[i:], "\r\n")
+	}
+	return n, nil
+}
+
+// A status for a recipient that is decided, does not exist, or went on to the
+// next backend changes nothing.
+func TestOnlyTheFirstStatusCounts(t *testing.T) {
+	returned, late := make(chan *backends.DataContext, 1), make(chan struct{})
+	first := backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		tx.SetStatus(0, backends.Delivered)
+		tx.SetStatus(0, backends.NoSuchUser)
+		tx.SetStatus(7, backends.NoSuchUser)
+		tx.SetStatus(-1, backends.NoSuchUser)
+		tx.SetStatus(1, backends.Status{})
+		returned <- tx
+		return nil
+	})
+	second := backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		(<-returned).SetStatus(1, backends.NoSuchUser)
+		close(late)
+		tx.SetAll(backends.NewStatus(450, "4.2.1", "second"))
+		return nil
+	})
+	got := deliver(t, chainServer(t, first, second), "to:a@x.example", "to:b@x.example")
+	<-late
+	wantReplies(t, got, "250 2.0.0 <a@x.example> delivered (ID)", "450 4.2.1 <b@x.example> second (ID)")
+}

@@ -1,0 +1,402 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/internal/smtp"
+	"github.com/mailgw/mailgw/xforward"
+)
+
+// A dialog decides what a server says in a session. It takes one command
+// line after the other and returns the reply and what is to be done next. It
+// does no I/O and never blocks.
+type dialog struct {
+	*listener
+	session backends.Session
+	trusted bool // may send XFORWARD
+
+	greeted  bool // by HELO, EHLO or LHLO
+	extended bool // by EHLO or LHLO
+	xforward *xforward.Attrs
+	tx       *transaction // from MAIL to the end of the message
+	errors   int          // bad commands so far
+}
+
+// An action is what follows a reply.
+type action int
+
+const (
+	readCommand action = iota
+	readMessage        // then take the transaction by endMessage
+	hangUp
+)
+
+// A verb is a command of the protocol.
+type verb struct {
+	handle   func(d *dialog, args string) smtp.Reply
+	then     action // if the reply is no refusal
+	protocol string // smtp or lmtp; empty for both
+}
+
+var verbs = map[string]verb{
+	"HELO":     {handle: (*dialog).helo, protocol: "smtp"},
+	"EHLO":     {handle: (*dialog).ehlo, protocol: "smtp"},
+	"LHLO":     {handle: (*dialog).ehlo, protocol: "lmtp"},
+	"MAIL":     {handle: (*dialog).mail},
+	"RCPT":     {handle: (*dialog).rcpt},
+	"DATA":     {handle: (*dialog).data, then: readMessage},
+	"RSET":     {handle: (*dialog).rset},
+	"NOOP":     {handle: (*dialog).noop},
+	"QUIT":     {handle: (*dialog).quit, then: hangUp},
+	"VRFY":     {handle: (*dialog).vrfy},
+	"EXPN":     {handle: (*dialog).expn},
+	"HELP":     {handle: (*dialog).help},
+	"XFORWARD": {handle: (*dialog).xforwardAttrs},
+}
+
+func reply(code int, enhanced, text string) smtp.Reply {
+	return smtp.Reply{Code: code, Enhanced: enhanced, Text: text}
+}
+
+func statusReply(s backends.Status) smtp.Reply {
+	return reply(s.Code, s.Enhanced, s.Text)
+}
+
+// greeting opens the session.
+func (d *dialog) greeting() smtp.Reply {
+	return reply(220, "", d.hostname+" "+map[string]string{"smtp": "ESMTP", "lmtp": "LMTP"}[d.Protocol]+" mailgw")
+}
+
+// command answers one command line.
+func (d *dialog) command(line string) (smtp.Reply, action) {
+	name, args := smtp.ParseCommand(line)
+	v, ok := verbs[name]
+	switch {
+	case !ok:
+		return d.bad(reply(500, "5.5.1", "command not recognized"))
+	case v.protocol != "" && v.protocol != d.Protocol:
+		// RFC 2033, section 4.1: an LMTP server refuses HELO and EHLO.
+		return d.bad(reply(500, "5.5.1", "this is "+strings.ToUpper(d.Protocol)+", say "+hello[d.Protocol]))
+	}
+	r := v.handle(d, args)
+	switch {
+	case r.Code >= 500 && r.Code <= 503:
+		return d.bad(r)
+	case r.Code >= 400:
+		return r, readCommand
+	}
+	return r, v.then
+}
+
+var hello = map[string]string{"smtp": "EHLO", "lmtp": "LHLO"}
+
+// badLine answers a line that could not be read as a command.
+func (d *dialog) badLine(err error) (smtp.Reply, action) {
+	return d.bad(reply(500, "5.5.2", err.Error()))
+}
+
+// bad counts a bad command. The last one that is borne ends the session.
+func (d *dialog) bad(r smtp.Reply) (smtp.Reply, action) {
+	d.errors++
+	if d.Limits.BadCommands > 0 && d.errors >= d.Limits.BadCommands {
+		return reply(421, "4.7.0", d.hostname+" too many bad commands, good bye"), hangUp
+	}
+	return r, readCommand
+}
+
+// reset forgets the transaction, and what XFORWARD told of it.
+func (d *dialog) reset() {
+	d.tx = nil
+	d.xforward = nil
+}
+
+func (d *dialog) helo(args string) smtp.Reply {
+	if r, ok := d.greet(args); !ok {
+		return r
+	}
+	d.extended = false
+	return reply(250, "", d.hostname)
+}
+
+// ehlo answers EHLO and LHLO, which differ in name only.
+func (d *dialog) ehlo(args string) smtp.Reply {
+	if r, ok := d.greet(args); !ok {
+		return r
+	}
+	d.extended = true
+	keywords := []string{d.hostname, "PIPELINING", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES"}
+	if size := d.Limits.MessageSize; size > 0 {
+		keywords = append(keywords, "SIZE "+strconv.FormatInt(int64(size), 10))
+	} else {
+		keywords = append(keywords, "SIZE")
+	}
+	if d.DSN {
+		keywords = append(keywords, "DSN")
+	}
+	if d.trusted {
+		keywords = append(keywords, xforward.Keyword)
+	}
+	return reply(250, "", strings.Join(keywords, "\n"))
+}
+
+func (d *dialog) greet(args string) (smtp.Reply, bool) {
+	name, _, _ := strings.Cut(args, " ")
+	if name == "" || len(name) > 255 || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsGraphic(r) || r == unicode.ReplacementChar }) {
+		return reply(501, "5.5.4", "a domain or an address literal is expected"), false
+	}
+	d.reset()
+	d.greeted = true
+	d.session.HELO = name
+	return smtp.Reply{}, true
+}
+
+func (d *dialog) mail(args string) smtp.Reply {
+	switch {
+	case !d.greeted:
+		return reply(503, "5.5.1", "say "+hello[d.Protocol]+" first")
+	case d.tx != nil:
+		return reply(503, "5.5.1", "nested MAIL")
+	}
+	path, params, err := smtp.CutPath(args, "FROM:")
+	if err != nil {
+		return pathReply("5.1.7", err)
+	}
+	tx := &transaction{id: newID(), params: params, began: time.Now()}
+	_, tx.utf8 = tx.params.Lookup("SMTPUTF8")
+	if r, ok := d.checkParams(tx, mailParams, params); !ok {
+		return r
+	}
+	if path != "" { // RFC 5321, section 4.5.5: the null reverse-path
+		if tx.sender, err = smtp.CheckMailbox(path, tx.utf8); err != nil {
+			return pathReply("5.1.7", err)
+		}
+	}
+	if !d.senders.permits(tx.sender) {
+		return statusReply(d.senders.reply)
+	}
+	tx.session = d.session
+	tx.session.XForward = d.xforward
+	tx.session.Protocol = d.withProtocol(tx.utf8)
+	d.tx = tx
+	return reply(250, "2.1.0", "sender ok")
+}
+
+// withProtocol is the protocol in the terms of RFC 3848 and RFC 6531.
+func (d *dialog) withProtocol(utf8 bool) string {
+	name := map[string]string{"smtp": "SMTP", "lmtp": "LMTP"}[d.Protocol]
+	switch {
+	case utf8:
+		return "UTF8" + name
+	case d.extended && name == "SMTP":
+		return "ESMTP"
+	}
+	return name
+}
+
+func (d *dialog) rcpt(args string) smtp.Reply {
+	if d.tx == nil {
+		return reply(503, "5.5.1", "say MAIL first")
+	}
+	path, params, err := smtp.CutPath(args, "TO:")
+	if err != nil {
+		return pathReply("5.1.3", err)
+	}
+	if r, ok := d.checkParams(d.tx, rcptParams, params); !ok {
+		return r
+	}
+	address := path
+	if !strings.EqualFold(path, "postmaster") { // RFC 5321, section 4.5.1
+		if address, err = smtp.CheckMailbox(path, d.tx.utf8); err != nil {
+			return pathReply("5.1.3", err)
+		}
+	}
+	if most := d.Limits.Recipients; most > 0 && len(d.tx.recipients) >= most {
+		// RFC 5321, section 4.5.3.1.10: temporary, so that the client sends
+		// the message to the others again.
+		return reply(452, "4.5.3", "too many recipients")
+	}
+	if !d.recipients.permits(address) {
+		return statusReply(d.recipients.reply)
+	}
+	route := d.routes.lookup(address)
+	switch {
+	case route == nil:
+		return reply(550, "5.7.1", "no route for this recipient")
+	case d.OneRoute && len(d.tx.recipients) > 0 && route != d.tx.recipients[0].route:
+		return reply(452, "4.5.3", "send to this recipient in a transaction of its own")
+	}
+	d.tx.recipients = append(d.tx.recipients, recipient{backends.Recipient{Address: address, Params: params}, route})
+	return reply(250, "2.1.5", "recipient ok")
+}
+
+// pathReply answers a fault in the arguments of MAIL or RCPT. enhanced is
+// the code of a bad address.
+func pathReply(enhanced string, err error) smtp.Reply {
+	switch {
+	case errors.As(err, new(smtp.ParamError)):
+		return reply(501, "5.5.4", err.Error())
+	case errors.Is(err, smtp.ErrNeedsUTF8):
+		return reply(553, "5.6.7", err.Error()) // RFC 6531, section 3.5
+	}
+	return reply(501, enhanced, err.Error())
+}
+
+// A paramCheck returns the refusal of a parameter's value.
+type paramCheck func(d *dialog, tx *transaction, value string) (r smtp.Reply, ok bool)
+
+var mailParams = map[string]paramCheck{
+	"SIZE":     (*dialog).sizeParam,
+	"BODY":     (*dialog).bodyParam,
+	"SMTPUTF8": (*dialog).utf8Param,
+	"RET":      dsnParam(func(v string, _ bool) error { return smtp.CheckRet(v) }),
+	"ENVID":    dsnParam(func(v string, _ bool) error { return smtp.CheckEnvID(v) }),
+}
+
+var rcptParams = map[string]paramCheck{
+	"NOTIFY": dsnParam(func(v string, _ bool) error { return smtp.CheckNotify(v) }),
+	"ORCPT":  dsnParam(smtp.CheckORcpt),
+}
+
+func (d *dialog) checkParams(tx *transaction, known map[string]paramCheck, params []string) (smtp.Reply, bool) {
+	for _, p := range params {
+		keyword, value, _ := strings.Cut(p, "=")
+		check, ok := known[strings.ToUpper(keyword)]
+		if !ok {
+			check = (*dialog).unknownParam
+		}
+		if r, ok := check(d, tx, value); !ok {
+			if r.Code == 555 {
+				r.Text = "parameter not supported: " + keyword
+			}
+			return r, false
+		}
+	}
+	return smtp.Reply{}, true
+}
+
+// unknownParam lets a parameter pass if the listener keeps what it does not
+// know. RFC 5321, section 4.1.1.11.
+func (d *dialog) unknownParam(*transaction, string) (smtp.Reply, bool) {
+	return reply(555, "5.5.4", "parameter not supported"), d.UnknownParameters == "keep"
+}
+
+// dsnParam checks a parameter of RFC 3461 where the listener takes them.
+func dsnParam(check func(value string, utf8 bool) error) paramCheck {
+	return func(d *dialog, tx *transaction, value string) (smtp.Reply, bool) {
+		if !d.DSN {
+			return d.unknownParam(tx, value)
+		}
+		if err := check(value, tx.utf8); err != nil {
+			return reply(501, "5.5.4", err.Error()), false
+		}
+		return smtp.Reply{}, true
+	}
+}
+
+func (d *dialog) sizeParam(tx *transaction, value string) (smtp.Reply, bool) {
+	// RFC 1870, section 4: up to 20 digits.
+	if value == "" || len(value) > 20 || strings.Trim(value, "0123456789") != "" {
+		return reply(501, "5.5.4", "SIZE is a number of octets"), false
+	}
+	size, err := strconv.ParseInt(value, 10, 64)
+	if limit := int64(d.Limits.MessageSize); limit > 0 && (err != nil || size > limit) {
+		return statusReply(tooLarge), false
+	}
+	return smtp.Reply{}, true
+}
+
+var tooLarge = backends.NewStatus(552, "5.3.4", "message too large")
+
+func (d *dialog) bodyParam(_ *transaction, value string) (smtp.Reply, bool) {
+	if !strings.EqualFold(value, "7BIT") && !strings.EqualFold(value, "8BITMIME") {
+		return reply(501, "5.5.4", "BODY is 7BIT or 8BITMIME"), false
+	}
+	return smtp.Reply{}, true
+}
+
+func (d *dialog) utf8Param(_ *transaction, value string) (smtp.Reply, bool) {
+	if value != "" {
+		return reply(501, "5.5.4", "SMTPUTF8 has no value"), false
+	}
+	return smtp.Reply{}, true
+}
+
+func (d *dialog) data(args string) smtp.Reply {
+	switch {
+	case args != "":
+		return reply(501, "5.5.4", "DATA has no arguments")
+	case d.tx == nil:
+		return reply(503, "5.5.1", "say MAIL first")
+	case len(d.tx.recipients) == 0 && d.Protocol == "lmtp":
+		return reply(503, "5.5.1", "no valid recipients") // RFC 2033, section 4.2
+	case len(d.tx.recipients) == 0:
+		return reply(554, "5.5.1", "no valid recipients") // RFC 5321, section 3.3
+	}
+	return reply(354, "", "end the message with CRLF.CRLF")
+}
+
+// endMessage returns the transaction whose message was read, and is ready
+// for the next one.
+func (d *dialog) endMessage() *transaction {
+	tx := d.tx
+	d.reset()
+	return tx
+}
+
+func (d *dialog) rset(args string) smtp.Reply {
+	if args != "" {
+		return reply(501, "5.5.4", "RSET has no arguments")
+	}
+	d.reset()
+	return reply(250, "2.0.0", "ok")
+}
+
+func (d *dialog) noop(string) smtp.Reply { return reply(250, "2.0.0", "ok") }
+
+func (d *dialog) quit(args string) smtp.Reply {
+	if args != "" {
+		return reply(501, "5.5.4", "QUIT has no arguments")
+	}
+	return reply(221, "2.0.0", d.hostname+" good bye")
+}
+
+func (d *dialog) vrfy(args string) smtp.Reply {
+	if args == "" {
+		return reply(501, "5.5.4", "VRFY wants an address")
+	}
+	return reply(252, "2.5.0", "cannot verify, but will take a message and try")
+}
+
+func (d *dialog) expn(string) smtp.Reply {
+	return reply(502, "5.5.1", "EXPN is not implemented")
+}
+
+func (d *dialog) help(string) smtp.Reply {
+	return reply(214, "2.0.0", fmt.Sprintf("%s HELO MAIL RCPT DATA RSET NOOP QUIT VRFY HELP\nsee RFC 5321 and RFC 2033", hello[d.Protocol]))
+}
+
+func (d *dialog) xforwardAttrs(args string) smtp.Reply {
+	switch {
+	case d.tx != nil:
+		return reply(503, "5.5.1", "MAIL transaction in progress")
+	case args == "":
+		return reply(501, "5.5.4", "syntax: XFORWARD attribute=value...")
+	case !d.trusted:
+		return reply(550, "5.7.0", "insufficient authorization")
+	}
+	attrs := xforward.Attrs{}
+	if d.xforward != nil {
+		attrs = *d.xforward
+	}
+	if err := attrs.Parse(args); err != nil {
+		return reply(501, "5.5.4", err.Error())
+	}
+	d.xforward = &attrs
+	return reply(250, "2.0.0", "ok")
+}

@@ -1,0 +1,232 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"os/user"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/mailgw/mailgw/backends"
+)
+
+// A listener is one listening socket and what holds for its sessions.
+type listener struct {
+	*ListenerConfig
+	hostname string
+	socket   net.Listener
+	closed   chan struct{}
+	inode    fs.FileInfo // of the unix socket that was opened, if it has a path
+
+	mu    sync.Mutex
+	all   int
+	peers map[string]int // sessions by peer, see peerKey
+}
+
+func newListener(c *Config, l *ListenerConfig) *listener {
+	return &listener{ListenerConfig: l, hostname: c.Hostname, closed: make(chan struct{}), peers: map[string]int{}}
+}
+
+// open binds the socket. A socket that another process left behind is taken
+// over when nobody answers on it.
+func (l *listener) open() (err error) {
+	network, address, _ := strings.Cut(l.Address, ":")
+	if network == "tcp" || strings.HasPrefix(address, "@") {
+		l.socket, err = net.Listen(network, address)
+		return err
+	}
+	if err := checkStale(address); err != nil {
+		return err
+	}
+	// The socket gets its owner and mode under another name, so that nobody
+	// can connect before it has them.
+	temporary := address + ".new"
+	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	socket, err := net.ListenUnix("unix", &net.UnixAddr{Name: temporary, Net: "unix"})
+	if err != nil {
+		return err
+	}
+	socket.SetUnlinkOnClose(false)
+	if err = l.publish(temporary, address); err != nil {
+		socket.Close()
+		os.Remove(temporary)
+		return err
+	}
+	l.socket = socket
+	return nil
+}
+
+// checkStale returns an error unless path is free or is a socket on which
+// nobody answers.
+func checkStale(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("%s exists and is no socket", path)
+	}
+	c, err := net.Dial("unix", path)
+	if err == nil {
+		c.Close()
+		return fmt.Errorf("%s: another process answers on it", path)
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return err
+	}
+	return nil
+}
+
+// publish gives the socket its owner, group and mode, and then its name.
+func (l *listener) publish(temporary, path string) error {
+	uid, gid, err := l.ids()
+	if err != nil {
+		return err
+	}
+	if err := os.Chown(temporary, uid, gid); err != nil {
+		return err
+	}
+	if err := os.Chmod(temporary, l.Mode); err != nil {
+		return err
+	}
+	if l.inode, err = os.Lstat(temporary); err != nil {
+		return err
+	}
+	return os.Rename(temporary, path)
+}
+
+// ids returns the owner and group of the socket, -1 for one that is not
+// configured.
+func (l *listener) ids() (uid, gid int, err error) {
+	uid, gid = -1, -1
+	if l.Owner != "" {
+		u, err := user.Lookup(l.Owner)
+		if err != nil {
+			return 0, 0, err
+		}
+		if uid, err = strconv.Atoi(u.Uid); err != nil {
+			return 0, 0, err
+		}
+	}
+	if l.Group != "" {
+		g, err := user.LookupGroup(l.Group)
+		if err != nil {
+			return 0, 0, err
+		}
+		if gid, err = strconv.Atoi(g.Gid); err != nil {
+			return 0, 0, err
+		}
+	}
+	return uid, gid, nil
+}
+
+// close stops listening and removes the socket's path, if it is still ours.
+// It may be called again.
+func (l *listener) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case <-l.closed:
+		return
+	default:
+		close(l.closed)
+	}
+	l.socket.Close()
+	if l.inode == nil {
+		return
+	}
+	_, path, _ := strings.Cut(l.Address, ":")
+	if now, err := os.Lstat(path); err == nil && os.SameFile(now, l.inode) {
+		os.Remove(path)
+	}
+}
+
+// peerOf tells who is at the other end of a socket.
+func peerOf(socket net.Conn) (backends.Peer, error) {
+	if addr, ok := socket.RemoteAddr().(*net.TCPAddr); ok {
+		ap := addr.AddrPort()
+		return backends.Peer{Addr: netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())}, nil
+	}
+	raw, err := socket.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return backends.Peer{}, err
+	}
+	var cred *syscall.Ucred
+	if controlErr := raw.Control(func(fd uintptr) {
+		cred, err = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+	}); controlErr != nil {
+		return backends.Peer{}, controlErr
+	}
+	if err != nil {
+		return backends.Peer{}, os.NewSyscallError("getsockopt SO_PEERCRED", err)
+	}
+	return backends.Peer{UID: cred.Uid, GID: cred.Gid, PID: cred.Pid}, nil
+}
+
+// peerKey is what connections are counted by: the address without the port,
+// or the user.
+func peerKey(p backends.Peer) string {
+	if p.Addr.IsValid() {
+		return p.Addr.Addr().String()
+	}
+	return p.String()
+}
+
+// admit counts a session in, unless there are too many.
+func (l *listener) admit(p backends.Peer) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	key := peerKey(p)
+	switch {
+	case l.Limits.Connections > 0 && l.all >= l.Limits.Connections:
+		return fmt.Errorf("%d connections, limits.connections", l.all)
+	case l.Limits.ConnectionsPerPeer > 0 && l.peers[key] >= l.Limits.ConnectionsPerPeer:
+		return fmt.Errorf("%d connections of this peer, limits.connections_per_peer", l.peers[key])
+	}
+	l.all++
+	l.peers[key]++
+	return nil
+}
+
+// leave counts a session out.
+func (l *listener) leave(p backends.Peer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	key := peerKey(p)
+	l.all--
+	if l.peers[key]--; l.peers[key] == 0 {
+		delete(l.peers, key)
+	}
+}
+
+// dialog begins the dialog of a session between a peer and a local address.
+func (l *listener) dialog(p backends.Peer, local string) *dialog {
+	d := &dialog{listener: l}
+	d.session = backends.Session{ID: newID(), Listener: l.Name, Peer: p, Local: local}
+	if p.Addr.IsValid() {
+		d.trusted = l.trust.Addr(p.Addr.Addr())
+	} else {
+		d.trusted = l.trust.Unix(p.UID, p.GID)
+	}
+	return d
+}
+
+// localOf tells which address the peer of a socket connected to. A unix
+// socket does not know the name that it was given after it was bound.
+func (l *listener) localOf(socket net.Conn) string {
+	if addr, ok := socket.LocalAddr().(*net.TCPAddr); ok {
+		return addr.String()
+	}
+	_, path, _ := strings.Cut(l.Address, ":")
+	return path
+}

@@ -1,0 +1,223 @@
+// Package gateway accepts mail over SMTP (RFC 5321) and LMTP (RFC 2033) and
+// hands each transaction to backends, which decide the fate of each of its
+// recipients.
+//
+// A [Server] has any number of listeners. Each session is a dialog, which
+// decides, and a conn, which reads and writes. The message goes into the
+// spool; when it is complete a delivery carries it through the backends of
+// each recipient's route and gathers one answer for each recipient. The
+// gateway has no queue: the client keeps the message until it is answered,
+// and only a backend's word is a success.
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/mailgw/mailgw/backends"
+)
+
+// A Server is a gateway with all its listeners.
+type Server struct {
+	log       *slog.Logger
+	spool     *spool
+	backends  map[string]*namedBackend
+	listeners []*listener
+
+	ctx    context.Context // of the deliveries
+	cancel context.CancelFunc
+
+	mu      sync.Mutex
+	conns   map[*conn]bool
+	closing bool
+	running sync.WaitGroup // conns and accepting listeners
+}
+
+// New returns a Server that hands mail to the given backends, by the names
+// that c gives them. It opens no socket. An error lists all Problems.
+func New(c *Config, all map[string]backends.Backend, log *slog.Logger) (*Server, error) {
+	s := &Server{log: log, spool: newSpool(c.Spool), conns: map[*conn]bool{}, backends: map[string]*namedBackend{}}
+	for name, b := range all {
+		s.backends[name] = &namedBackend{b, name, c.Backends[name]}
+	}
+	if problems := c.checkCapabilities(all); len(problems) > 0 {
+		return nil, problems
+	}
+	for i := range c.Listeners {
+		s.listeners = append(s.listeners, newListener(c, &c.Listeners[i]))
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s, nil
+}
+
+// checkCapabilities finds the listeners that promise what a backend at the
+// end of one of their routes cannot do.
+func (c *Config) checkCapabilities(all map[string]backends.Backend) (problems Problems) {
+	for i, l := range c.Listeners {
+		if !l.DSN {
+			continue
+		}
+		for pattern, route := range l.Routes {
+			last := route[len(route)-1]
+			if b, ok := all[last].(backends.Capable); ok && b.Capabilities().DSN {
+				continue
+			}
+			problems = append(problems, c.Problem(fmt.Sprintf("listener[%d].dsn", i), fmt.Sprintf(
+				"the route of %q ends in backend %q, which neither passes delivery status notifications on nor issues them, and the client leaves them to us", pattern, last)))
+		}
+	}
+	return problems
+}
+
+// Listen opens the sockets of all listeners, or none if one of them fails.
+func (s *Server) Listen() error {
+	for i, l := range s.listeners {
+		if err := l.open(); err != nil {
+			for _, opened := range s.listeners[:i] {
+				opened.close()
+			}
+			return fmt.Errorf("listener %s: %w", l.Name, err)
+		}
+	}
+	return nil
+}
+
+// Addrs returns the address that each listener is bound to, by its name.
+func (s *Server) Addrs() map[string]net.Addr {
+	addrs := map[string]net.Addr{}
+	for _, l := range s.listeners {
+		addrs[l.Name] = l.socket.Addr()
+	}
+	return addrs
+}
+
+// Serve accepts sessions on all listeners until Shutdown.
+func (s *Server) Serve() {
+	var accepting sync.WaitGroup
+	for _, l := range s.listeners {
+		accepting.Go(func() { s.accept(l) })
+	}
+	accepting.Wait()
+}
+
+// accept serves the sessions of one listener until it is closed. An error,
+// such as too many open files, makes it wait a moment, as net/http does.
+func (s *Server) accept(l *listener) {
+	const longest = time.Second
+	delay := 5 * time.Millisecond
+	for {
+		socket, err := l.socket.Accept()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err != nil:
+			s.log.Error("refused", "listener", l.Name, "error", err.Error(), "retry", delay)
+			select {
+			case <-time.After(delay):
+			case <-l.closed:
+				return
+			}
+			delay = min(2*delay, longest)
+			continue
+		}
+		delay = 5 * time.Millisecond
+		s.session(l, socket)
+	}
+}
+
+// session starts a session, or refuses it if there are too many.
+func (s *Server) session(l *listener, socket net.Conn) {
+	peer, err := peerOf(socket)
+	if err == nil {
+		err = l.admit(peer)
+	}
+	if err != nil {
+		s.log.Info("refused", "listener", l.Name, "peer", peer.String(), "reason", err.Error())
+		r := reply(421, "4.7.0", l.hostname+" "+refusedSession)
+		socket.SetWriteDeadline(time.Now().Add(time.Second))
+		socket.Write(r.AppendTo(nil))
+		socket.Close()
+		return
+	}
+	c := newConn(s, l.dialog(peer, l.localOf(socket)), socket)
+	if !s.add(c) {
+		c.close()
+	}
+	go func() {
+		defer s.running.Done()
+		defer l.leave(peer)
+		c.serve(s.ctx)
+		s.remove(c)
+	}()
+}
+
+const refusedSession = "too many connections, try again later"
+
+// add counts a session in. It reports false if the server shuts down.
+func (s *Server) add(c *conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running.Add(1)
+	s.conns[c] = true
+	return !s.closing
+}
+
+func (s *Server) remove(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+}
+
+// Shutdown stops listening, ends the sessions that are between transactions
+// with 421, and waits for the others. When ctx ends, the recipients that are
+// still undecided are answered 451, and Shutdown returns ctx's error after all
+// sessions have ended.
+func (s *Server) Shutdown(ctx context.Context) error {
+	for _, l := range s.listeners {
+		l.close()
+	}
+	s.mu.Lock()
+	s.closing = true
+	conns := slices.Collect(maps.Keys(s.conns))
+	s.mu.Unlock()
+	for _, c := range conns {
+		c.close()
+	}
+	ended := make(chan struct{})
+	go func() {
+		s.running.Wait()
+		close(ended)
+	}()
+	defer s.cancel()
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+	}
+	s.cancel()
+	s.abort(ended)
+	return ctx.Err()
+}
+
+// abort gives the answers of the deliveries that were cancelled a moment to
+// go out, then closes what is still open.
+func (s *Server) abort(ended chan struct{}) {
+	select {
+	case <-ended:
+		return
+	case <-time.After(time.Second):
+	}
+	s.mu.Lock()
+	for c := range s.conns {
+		c.socket.Close()
+	}
+	s.mu.Unlock()
+	<-ended
+}
