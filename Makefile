@@ -1,0 +1,50 @@
+# Targets for people: run, test, check, generate, fuzz, bench.
+
+GO ?= go
+FUZZTIME ?= 30s
+
+.PHONY: all build run test peers check generate fuzz bench clean
+all: build
+
+# The gateway, as bin/mailgw.
+build:
+	$(GO) build -o bin/mailgw ./cmd/mailgw
+
+# Start the gateway on gateway.toml. Mail goes into Maildirs below var.
+run: build
+	mkdir -p var
+	bin/mailgw serve --hints
+
+# Run all tests. What they need from Debian is installed if it is missing.
+test: peers
+	$(GO) test -race -timeout 15m ./...
+
+# Install the programs that the tests talk to, if apt and root are there.
+peers:
+	internal/peers/install
+
+check:
+	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "not in gofmt's form:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+# Make the generated code anew. It needs protoc 3.21.12 (Debian: protobuf-compiler).
+generate:
+	$(GO) generate ./...
+
+# Run every fuzz target for FUZZTIME.
+fuzz:
+	@for pkg in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+			echo "$$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+		done; \
+	done
+
+# Messages a second and CPU per message, beside Postfix's smtp-sink.
+bench: peers
+	$(GO) test -run '^$$' -bench . -benchmem ./internal/bench
+
+clean:
+	rm -rf bin var
