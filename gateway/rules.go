@@ -141,6 +141,19 @@ func (v *validation) routes(key string, config map[string][]string) patterns[*ro
 	return routes
 }
 
+// RoutePatterns returns the patterns of the routes, the one that decides
+// first at the top.
+func (l *ListenerConfig) RoutePatterns() []string {
+	order := slices.SortedFunc(maps.Keys(l.routes), func(a, b pattern) int {
+		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.domain, b.domain), cmp.Compare(a.local, b.local))
+	})
+	texts := make([]string, len(order))
+	for i, p := range order {
+		texts[i] = l.routes[p].text
+	}
+	return texts
+}
+
 // inOrder returns the keys of a table in the order of the file.
 func (v *validation) inOrder(key string, table map[string][]string) []string {
 	return slices.SortedFunc(maps.Keys(table), func(a, b string) int {
