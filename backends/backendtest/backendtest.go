@@ -1,0 +1,180 @@
+// Package backendtest tests whether a backend keeps the promises of package
+// backends, as testing/fstest does for file systems. A test of a backend says
+//
+//	if err := backendtest.Test(b, backendtest.Options{}); err != nil {
+//		t.Fatal(err)
+//	}
+//
+// beside its own tests of what becomes of the messages, which no stranger to
+// the backend can see. With -race it finds data races too.
+package backendtest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"runtime"
+	"runtime/pprof"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/mailgw/mailgw/backends"
+)
+
+// Options tell what is to be expected of a backend. The zero Options are for
+// one that reads every message and takes mail for example.org.
+type Options struct {
+	// Recipients are addresses that the backend takes while nothing is
+	// wrong: it answers 2yz or passes them on to the next backend. If there
+	// are none, they are one@example.org and two@example.org.
+	Recipients []string
+
+	// IgnoresMessage says that the backend decides without the message. Any
+	// other one must not answer 2yz before it has read the message to its
+	// end.
+	IgnoresMessage bool
+
+	// Patience is how long the backend may take over a transaction, and
+	// over ending what it left running. Zero is 10 seconds.
+	Patience time.Duration
+}
+
+// Test gives b transactions of many kinds, one by one and all at once, and
+// returns everything that is wrong with its answers, or nil. It counts
+// goroutines, so no other test may run beside it.
+func Test(b backends.Backend, o Options) error {
+	if len(o.Recipients) == 0 {
+		o.Recipients = []string{"one@example.org", "two@example.org"}
+	}
+	if o.Patience == 0 {
+		o.Patience = 10 * time.Second
+	}
+	t := &tester{Options: o, backend: b}
+	t.testOneByOne()
+	if !t.faulty() {
+		t.testAllAtOnce()
+	}
+	t.testGoroutines()
+
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return errors.Join(t.faults...)
+}
+
+// A tester gathers the faults of one backend.
+type tester struct {
+	Options
+	backend backends.Backend
+
+	mu     sync.Mutex
+	faults []error
+	hung   bool // a call did not return: it would be so again and again
+}
+
+// faultf notes a fault. The same one is noted once only.
+func (t *tester) faultf(format string, args ...any) {
+	fault := fmt.Errorf(format, args...)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !slices.ContainsFunc(t.faults, func(f error) bool { return f.Error() == fault.Error() }) {
+		t.faults = append(t.faults, fault)
+	}
+}
+
+// A transaction is one kind of transaction that a backend is given.
+type transaction struct {
+	name       string
+	sender     string
+	recipients int  // how many
+	same       bool // all of them the same address
+	message    message
+	trouble    trouble
+}
+
+// Trouble is what goes wrong in a transaction.
+type trouble int
+
+const (
+	noTrouble    trouble = iota
+	unreadable           // the first Read fails
+	breaksOff            // a Read half-way fails
+	overAtStart          // the context is over when Deliver is called
+	overAndStuck         // the context ends half-way, and nothing more can be read
+	overMidway           // the context ends half-way, and the message can be read to its end
+)
+
+var transactions = []transaction{
+	{name: "one recipient", sender: "sender@example.net", recipients: 1, message: plain},
+	{name: "many recipients", sender: "sender@example.net", recipients: 25, message: plain},
+	{name: "the same recipient twice", sender: "sender@example.net", recipients: 2, same: true, message: plain},
+	{name: "null sender", recipients: 1, message: plain},
+	{name: "empty message", sender: "sender@example.net", recipients: 1, message: empty},
+	{name: "message without a line end at its end", sender: "sender@example.net", recipients: 1, message: unfinished},
+	{name: "message of all octets", sender: "sender@example.net", recipients: 1, message: binary},
+	{name: "large message", sender: "sender@example.net", recipients: 2, message: large},
+	{name: "message that cannot be read", sender: "sender@example.net", recipients: 2, message: plain, trouble: unreadable},
+	{name: "message that breaks off", sender: "sender@example.net", recipients: 2, message: plain, trouble: breaksOff},
+	{name: "large message that breaks off", sender: "sender@example.net", recipients: 2, message: large, trouble: breaksOff},
+	{name: "context over at the start", sender: "sender@example.net", recipients: 2, message: plain, trouble: overAtStart},
+	{name: "context over while a read waits", sender: "sender@example.net", recipients: 2, message: large, trouble: overAndStuck},
+	{name: "context over half-way", sender: "sender@example.net", recipients: 2, message: plain, trouble: overMidway},
+	{name: "context over half-way in a large message", sender: "sender@example.net", recipients: 2, message: large, trouble: overMidway},
+}
+
+func (t *tester) faulty() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.faults) > 0
+}
+
+func (t *tester) testOneByOne() {
+	for _, tr := range transactions {
+		t.run(tr.name, tr)
+	}
+}
+
+// testAllAtOnce runs two of every kind at the same time.
+func (t *tester) testAllAtOnce() {
+	var wg sync.WaitGroup
+	for range 2 {
+		for _, tr := range transactions {
+			wg.Go(func() { t.run("all at once: "+tr.name, tr) })
+		}
+	}
+	wg.Wait()
+}
+
+// testGoroutines finds goroutines that outlive their transactions. A backend
+// may keep some for itself, but not one more for every transaction.
+func (t *tester) testGoroutines() {
+	const rounds, tolerance = 10, 5
+	before := runtime.NumGoroutine()
+	for range rounds {
+		for _, tr := range transactions {
+			if tr.message != large {
+				t.run(tr.name, tr)
+			}
+		}
+	}
+	if t.gaveUp() {
+		return
+	}
+	// The end of a goroutine tells nobody, so ask again and again.
+	more := runtime.NumGoroutine() - before
+	for end := time.Now().Add(t.Patience); more > tolerance && time.Now().Before(end); {
+		<-time.After(time.Millisecond)
+		more = runtime.NumGoroutine() - before
+	}
+	if more > tolerance {
+		t.faultf("goroutines: %d more after %d transactions of each kind:\n%s", more, rounds, commonStacks())
+	}
+}
+
+// commonStacks returns the stacks that the most goroutines have.
+func commonStacks() string {
+	const enough = 2000
+	var b bytes.Buffer
+	pprof.Lookup("goroutine").WriteTo(&b, 1)
+	return string(b.Bytes()[:min(b.Len(), enough)])
+}

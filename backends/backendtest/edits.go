@@ -1,0 +1,72 @@
+package backendtest
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/internal/smtp"
+)
+
+// checkEdits finds edits that cannot be applied for the next backend. The
+// gateway refuses them and the recipients would get 451.
+func (c *call) checkEdits(e backends.Edits) {
+	for _, f := range e.Fields {
+		if err := f.Check(); err != nil {
+			c.faultf("%v", err)
+		} else if f.Op != backends.AddField && f.At >= c.message.fields {
+			c.faultf("edit: there is no header field %d, only %d", f.At, c.message.fields)
+		}
+	}
+	if e.Message != nil {
+		if (c.trouble == unreadable || c.trouble == breaksOff) && !c.IgnoresMessage {
+			c.faultf("edit: a new message in the place of one that could not be read")
+		}
+		if err := checkMessage(e.Message); err != nil {
+			c.faultf("edit: new message: %v", err)
+		}
+	}
+	if e.Sender != nil && *e.Sender != "" {
+		c.checkAddress("sender", *e.Sender)
+	}
+	for i, addresses := range e.Redirects {
+		for _, a := range addresses {
+			c.checkAddress(fmt.Sprintf("redirect of recipient %d", i), a)
+		}
+	}
+}
+
+func (c *call) checkAddress(what, address string) {
+	if _, err := smtp.CheckMailbox(address, true); err != nil && !strings.EqualFold(address, "postmaster") {
+		c.faultf("edit: %s: %q: %v", what, address, err)
+	}
+}
+
+// checkMessage reads m to its end. Every CR and LF has to be in a CRLF.
+func checkMessage(m backends.Message) error {
+	r := io.NewSectionReader(m, 0, m.Size())
+	buf := make([]byte, 32<<10)
+	var last byte
+	for read := int64(0); ; {
+		n, err := r.Read(buf)
+		for _, b := range buf[:n] {
+			if (b == '\n') != (last == '\r') {
+				return errors.New("bare CR or LF")
+			}
+			last = b
+		}
+		read += int64(n)
+		switch {
+		case err == io.EOF && last == '\r':
+			return errors.New("bare CR at the end")
+		case err == io.EOF && read < m.Size():
+			return fmt.Errorf("%d octets, and Size says %d", read, m.Size())
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}

@@ -1,0 +1,204 @@
+package backendtest
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/mailgw/mailgw/backends"
+)
+
+// A call is one transaction in the hands of the backend.
+type call struct {
+	*tester
+	transaction
+	tx   *backends.DataContext
+	body *body
+
+	decided  chan int          // recipients that have their status
+	statuses []backends.Status // of those that came out of decided
+}
+
+// run gives the backend a transaction and judges what becomes of it. The
+// faults begin with name.
+func (t *tester) run(name string, tr transaction) {
+	if t.gaveUp() {
+		return
+	}
+	tr.name = name
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	if tr.trouble == overAtStart {
+		cancel()
+	}
+	c := &call{
+		tester:      t,
+		transaction: tr,
+		body:        &body{message: tr.message, trouble: tr.trouble, ctx: ctx, cancel: cancel},
+		decided:     make(chan int, tr.recipients),
+		statuses:    make([]backends.Status, tr.recipients),
+	}
+	c.tx = &backends.DataContext{ID: "test", Session: session, Envelope: c.envelope(), Size: tr.message.size(), Body: c.body}
+
+	end, ok := c.deliver(ctx)
+	if !ok || !c.await(tr.recipients-len(end.undecided)) {
+		return
+	}
+	c.body.close()
+	c.judge(end)
+	if end.err == nil && len(end.undecided) > 0 {
+		c.checkEdits(c.tx.Edits())
+	}
+	if !reflect.DeepEqual(c.tx.Envelope, c.envelope()) {
+		c.faultf("the envelope was changed, which is for reading")
+	}
+	if c.body.wasReadLate() {
+		c.faultf("the message was read after the transaction had ended")
+	}
+}
+
+var session = backends.Session{
+	ID:       "test",
+	Listener: "test",
+	Protocol: "LMTP",
+	Peer:     backends.Peer{Addr: netip.MustParseAddrPort("192.0.2.1:25252")},
+	Local:    "192.0.2.2:24",
+	HELO:     "client.example.net",
+}
+
+func (c *call) envelope() backends.Envelope {
+	e := backends.Envelope{Sender: c.sender, Params: backends.Params{"BODY=8BITMIME"}}
+	for i := range c.recipients {
+		if c.same {
+			i = 0
+		}
+		address := c.Recipients[i%len(c.Recipients)]
+		e.Recipients = append(e.Recipients, backends.Recipient{Address: address})
+	}
+	return e
+}
+
+// An ending is how a call of the backend ended.
+type ending struct {
+	undecided []int
+	err       error
+}
+
+// deliver calls the backend. ok is false if it does not return.
+func (c *call) deliver(ctx context.Context) (e ending, ok bool) {
+	watched := backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+		defer func() {
+			if r := recover(); r != nil {
+				c.faultf("panic: %v", r)
+				panic(r)
+			}
+		}()
+		return c.backend.Deliver(ctx, tx)
+	})
+	returned := make(chan ending, 1)
+	go func() {
+		undecided, err := backends.Run(ctx, watched, c.tx, c.hooks())
+		returned <- ending{undecided, err}
+	}()
+	select {
+	case e := <-returned:
+		return e, true
+	case <-time.After(c.Patience):
+		c.giveUp("Deliver did not return within %v", c.Patience)
+		return ending{}, false
+	}
+}
+
+func (c *call) hooks() backends.Hooks {
+	return backends.Hooks{
+		Status: func(i int, s backends.Status) {
+			c.checkStatus(i, s)
+			if s.Positive() && c.trouble == noTrouble && !c.IgnoresMessage && !c.body.whole() {
+				c.faultf("recipient %d: %q before the message was read to its end", i, s.Error())
+			}
+			c.statuses[i] = s
+			c.decided <- i
+		},
+		Ignored: func(i int, s backends.Status, why string) {
+			c.faultf("recipient %d: status %q is ignored: %s", i, s.Error(), why)
+		},
+		SMTPResponse: func(s backends.Status) {
+			if !s.Positive() || !isSanitized(s) {
+				c.faultf("SMTP response %q cannot stand for a success", s.Error())
+			}
+		},
+	}
+}
+
+// await waits for the statuses of n recipients. Those of deliveries that were
+// started may come after the return of Deliver.
+func (c *call) await(n int) bool {
+	patience := time.After(c.Patience)
+	for range n {
+		select {
+		case <-c.decided:
+		case <-patience:
+			c.giveUp("a started delivery did not end within %v", c.Patience)
+			return false
+		}
+	}
+	return true
+}
+
+// judge compares the fates of the recipients with the trouble that there was.
+func (c *call) judge(end ending) {
+	for i, s := range c.statuses {
+		if slices.Contains(end.undecided, i) {
+			if end.err == nil {
+				continue // goes on
+			}
+			s = backends.StatusOf(end.err)
+			c.checkStatus(i, s)
+		}
+		switch {
+		case c.trouble == noTrouble && !s.Positive():
+			c.faultf("recipient %d: %q, want 2yz, or that it goes on (Deliver returned: %v)", i, s.Error(), end.err)
+		case c.trouble != noTrouble && s.Permanent():
+			c.faultf("recipient %d: %q for a trouble that is not the message's", i, s.Error())
+		case c.trouble != noTrouble && s.Positive() && (!c.IgnoresMessage || c.trouble == overAtStart):
+			c.faultf("recipient %d: %q, want no 2yz", i, s.Error())
+		}
+	}
+}
+
+func (c *call) checkStatus(i int, s backends.Status) {
+	if !isSanitized(s) {
+		c.faultf("recipient %d: status %q would be sent as %q", i, s.Error(), s.Sanitized().Error())
+	}
+}
+
+// isSanitized reports whether s reaches the client as it is. The enhanced
+// code may be left to be filled in.
+func isSanitized(s backends.Status) bool {
+	sanitized := s.Sanitized()
+	if s.Enhanced == "" {
+		sanitized.Enhanced = ""
+	}
+	return s == sanitized
+}
+
+func (c *call) faultf(format string, args ...any) {
+	c.tester.faultf("%s: %s", c.name, fmt.Sprintf(format, args...))
+}
+
+// giveUp notes a fault after which it makes no sense to go on.
+func (c *call) giveUp(format string, args ...any) {
+	c.faultf(format, args...)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hung = true
+}
+
+func (t *tester) gaveUp() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.hung
+}

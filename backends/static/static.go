@@ -1,0 +1,117 @@
+// Package static is a backend that answers each recipient as its rules say,
+// without reading the message. It is for tests and demonstrations:
+//
+//	[[backend.demo.settings.rule]]
+//	to = "busy@example.org"
+//	status = "450 4.2.1 mailbox busy"
+//	delay = "2s"
+//
+// The first rule that matches a recipient decides it. A recipient that no
+// rule matches goes on to the next backend.
+package static
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/internal/smtp"
+)
+
+// Settings are the rules.
+type Settings struct {
+	Rules []Rule `toml:"rule"`
+}
+
+// A Rule gives a status to the recipients that match a pattern.
+type Rule struct {
+	// To is the pattern: "user@example.org", "@example.org", "user@*" or
+	// "*". Upper and lower case are the same.
+	To string `toml:"to"`
+
+	// Status is the answer: "450 4.2.1 mailbox busy". The enhanced code may
+	// be left out.
+	Status string `toml:"status"`
+
+	// Delay is how long the answer takes. Those of several recipients pass
+	// side by side.
+	Delay time.Duration `toml:"delay"`
+}
+
+// Defaults are the Settings that hold for keys that are not given: no rules,
+// so that every recipient goes on.
+var Defaults Settings
+
+// New returns a backend that follows the rules of s.
+func New(s Settings) (backends.Backend, error) {
+	rules := make([]rule, len(s.Rules))
+	for i, r := range s.Rules {
+		var err error
+		if rules[i].to, err = parsePattern(r.To); err != nil {
+			return nil, fmt.Errorf("rule[%d].to: %q: %w", i, r.To, err)
+		}
+		if rules[i].status, err = parseStatus(r.Status); err != nil {
+			return nil, fmt.Errorf("rule[%d].status: %q: %w", i, r.Status, err)
+		}
+		if r.Delay < 0 {
+			return nil, fmt.Errorf("rule[%d].delay: %v is negative", i, r.Delay)
+		}
+		rules[i].delay = r.Delay
+	}
+	return backend(rules), nil
+}
+
+type rule struct {
+	to     pattern
+	status backends.Status
+	delay  time.Duration
+}
+
+type backend []rule
+
+func (b backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	for i, to := range tx.Envelope.Recipients {
+		for _, r := range b {
+			if r.to.matches(to.Address) {
+				r.decide(ctx, tx, i)
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// decide gives recipient i the status of r, at once or later.
+func (r rule) decide(ctx context.Context, tx *backends.DataContext, i int) {
+	if r.delay == 0 {
+		tx.SetStatus(i, r.status)
+		return
+	}
+	tx.StartDelivery(ctx, i)
+	go func() {
+		select {
+		case <-time.After(r.delay):
+			tx.SetStatus(i, r.status)
+		case <-ctx.Done(): // StartDelivery sees to the status.
+		}
+	}()
+}
+
+func parseStatus(text string) (backends.Status, error) {
+	var r smtp.Reply
+	if more, err := r.Add(text); err != nil || more {
+		return backends.Status{}, fmt.Errorf("want a reply such as 450 4.2.1 mailbox busy")
+	}
+	s := backends.NewStatus(r.Code, r.Enhanced, r.Text)
+	if s.Enhanced == "" {
+		s.Enhanced = fmt.Sprintf("%d.0.0", s.Code/100)
+	}
+	if sanitized := s.Sanitized(); sanitized != s {
+		return backends.Status{}, fmt.Errorf("the client would get %q", sanitized.Error())
+	}
+	return s, nil
+}
