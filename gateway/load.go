@@ -36,7 +36,6 @@ func parseConfig(file, text string, shipped []string) (*Config, error) {
 		}
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	file = filepath.Clean(file)
 	dir, err := filepath.Abs(filepath.Dir(file))
 	if err != nil {
 		return nil, err

@@ -57,7 +57,11 @@ func parsePattern(text string) (pattern, error) {
 	if allDomains {
 		domain = "all"
 	}
-	if strings.Contains(domain, "*") || strings.Contains(local, "*") && local[0] != '"' {
+	if local[0] == '@' {
+		return pattern{}, errors.New("a source route")
+	}
+	quoted, literal := local[0] == '"', strings.HasPrefix(domain, "[")
+	if strings.Contains(local, "*") && !quoted || strings.Contains(domain, "*") && !literal {
 		return pattern{}, errors.New("a * stands for the whole local part or the whole domain")
 	}
 	address, err := smtp.CheckMailbox(local+"@"+domain, true)
@@ -93,7 +97,7 @@ func (p patterns[T]) add(text, place string, value T) error {
 		return err
 	}
 	if other, ok := p[key]; ok {
-		return fmt.Errorf("means the same as %q in %s", other.text, other.place)
+		return fmt.Errorf("means the same as %s in %s", other.text, other.place)
 	}
 	p[key] = entry[T]{value, text, place}
 	return nil

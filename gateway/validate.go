@@ -85,7 +85,8 @@ func (v *validation) directory(key, path string) string {
 
 func (v *validation) oneOf(key, value string, words ...string) {
 	if !slices.Contains(words, value) {
-		v.fault(key, "want %s, found %q", strings.Join(words, ", "), value)
+		last := len(words) - 1
+		v.fault(key, "want %s or %s, found %q", strings.Join(words[:last], ", "), words[last], value)
 	}
 }
 
@@ -217,7 +218,7 @@ const addressWanted = "want tcp:HOST:PORT, unix:PATH or unix:@NAME"
 
 func (v *validation) address(key string, l *ListenerConfig) {
 	network, address, _ := strings.Cut(l.Address, ":")
-	hasPath := network == "unix" && !strings.HasPrefix(address, "@")
+	hasPath := network == "unix" && address != "" && address[0] != '@'
 	var err error
 	switch {
 	case l.Address == "":
@@ -228,7 +229,7 @@ func (v *validation) address(key string, l *ListenerConfig) {
 		address = v.path(address)
 		l.Address = "unix:" + address
 		err = checkSocketPath(address)
-	case network == "unix":
+	case network == "unix" && len(address) > len("@"):
 		err = checkLength(address)
 	default:
 		err = fmt.Errorf("%q: %s", l.Address, addressWanted)
@@ -238,7 +239,7 @@ func (v *validation) address(key string, l *ListenerConfig) {
 	}
 
 	for _, name := range []string{"mode", "owner", "group"} {
-		if _, given := v.lines[key+"."+name]; given && !hasPath {
+		if _, given := v.lines[key+"."+name]; given && !hasPath && err == nil {
 			v.fault(key+"."+name, "is for unix:PATH only")
 		}
 	}
@@ -294,9 +295,6 @@ func checkSocketPath(path string) error {
 // checkLength checks the name of a unix socket.
 func checkLength(name string) error {
 	var address unix.RawSockaddrUnix
-	if len(name) < 2 {
-		return errors.New(addressWanted)
-	}
 	if len(name) >= len(address.Path) {
 		return fmt.Errorf("%s is longer than the name of a socket may be, %d octets", name, len(address.Path)-1)
 	}

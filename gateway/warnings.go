@@ -1,0 +1,59 @@
+package gateway
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Warnings returns what is allowed but hardly meant.
+func (c *Config) Warnings() Problems {
+	w := warnings{Config: c}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(c.Spool.Directory, &fs); err == nil && fs.Type == unix.TMPFS_MAGIC {
+		w.warn("spool.directory", "%s is in memory, so that spool.memory is no bound; choose a directory on a disk", c.Spool.Directory)
+	}
+	for i := range c.Listeners {
+		w.listener(fmt.Sprintf("listener[%d]", i), &c.Listeners[i])
+	}
+	w.problems.sort(c.file)
+	return w.problems
+}
+
+type warnings struct {
+	*Config
+	problems Problems
+}
+
+func (w *warnings) warn(key, format string, args ...any) {
+	w.problems = append(w.problems, w.Problem(key, fmt.Sprintf(format, args...)))
+}
+
+func (w *warnings) listener(key string, l *ListenerConfig) {
+	onUnix := strings.HasPrefix(l.Address, "unix:")
+	for i, peer := range l.XForward {
+		key := fmt.Sprintf("%s.xforward[%d]", key, i)
+		prefix, err := netip.ParsePrefix(peer)
+		_, errAddr := netip.ParseAddr(peer)
+		isNetwork := err == nil || errAddr == nil
+		switch {
+		case isNetwork && onUnix:
+			w.warn(key, "%s never connects to a unix socket; want unix, uid: or gid:", peer)
+		case !isNetwork && !onUnix:
+			w.warn(key, "%s never connects over TCP; want addresses or networks", peer)
+		case err == nil && prefix.Bits() == 0:
+			w.warn(key, "%s lets every client say that it is somebody else", peer)
+		}
+	}
+	if !l.senders.permits("") && !slices.Contains(l.Senders.Deny, "<>") {
+		w.warn(key+".senders", `bounces are refused, since no pattern allows their null sender; add "<>" to allow`)
+	}
+	// lmtp_data_done_timeout and smtp_data_done_timeout of Postfix.
+	if l.Limits.AnswerTimeout >= 10*time.Minute {
+		w.warn(key+".limits.answer_timeout", "by default Postfix waits 10 minutes only, and then sends the message again")
+	}
+}
