@@ -138,46 +138,78 @@ func (d *DotReader) through(in []byte) (n int) {
 	return n
 }
 
-// A DotWriter writes a message in the form that follows DATA. Close writes
-// the end of the message, with a CRLF before it if the message does not end in
-// one. What is written must have no bare CR and no bare LF.
+// A DotWriter writes a message in the form that follows DATA. It refuses to
+// write a bare CR or LF, which a lenient server could take for the end of a
+// line and so for the end of the message. It never ends a message that it
+// could not write as a whole.
 type DotWriter struct {
-	w    *bufio.Writer
-	last [2]byte // the last two octets written
-	any  bool
+	w     *bufio.Writer
+	state dotState // lineStart, inLine or afterCR
+	err   error    // the first one, which stays
 }
 
 // NewDotWriter returns a writer of one message to w.
 func NewDotWriter(w *bufio.Writer) *DotWriter { return &DotWriter{w: w} }
 
+// Write writes a part of the message, which may be cut anywhere. The error
+// is ErrBareNewline at the first bare CR or LF. After an error the
+// connection is of no more use, because the message cannot be ended.
 func (d *DotWriter) Write(p []byte) (n int, err error) {
-	for n < len(p) {
-		if p[n] == '.' && (!d.any || d.last == [2]byte{'\r', '\n'}) {
-			if err := d.w.WriteByte('.'); err != nil {
-				return n, err
-			}
-		}
+	for n < len(p) && d.err == nil {
 		line := p[n:]
-		if i := bytes.IndexByte(line, '\n'); i >= 0 {
-			line = line[:i+1]
+		if lf := bytes.IndexByte(line, '\n'); lf >= 0 {
+			line = line[:lf+1]
 		}
-		if _, err := d.w.Write(line); err != nil {
-			return n, err
-		}
-		n += len(line)
-		if d.any = true; len(line) > 1 {
-			d.last = [2]byte(line[len(line)-2:])
-		} else {
-			d.last = [2]byte{d.last[1], line[0]}
+		if d.writeLine(line); d.err == nil {
+			n += len(line)
 		}
 	}
-	return n, nil
+	return n, d.err
 }
 
-// Close ends the message. It does not flush the writer beneath.
+// writeLine writes a part of a line, which has an LF at its end or none.
+func (d *DotWriter) writeLine(line []byte) {
+	next, ok := d.state.after(line)
+	if !ok {
+		d.err = ErrBareNewline
+		return
+	}
+	if d.state == lineStart && line[0] == '.' {
+		d.w.WriteByte('.') // an error stays until the next write
+	}
+	d.state = next
+	_, d.err = d.w.Write(line)
+}
+
+// after returns the state after line, which has an LF at its end or none;
+// ok is false if it has a CR or LF that stands alone.
+func (s dotState) after(line []byte) (next dotState, ok bool) {
+	if s == afterCR {
+		return lineStart, line[0] == '\n'
+	}
+	text, ended := bytes.CutSuffix(line, []byte("\r\n"))
+	cr := bytes.IndexByte(text, '\r')
+	switch {
+	case ended:
+		return lineStart, cr < 0
+	case text[len(text)-1] == '\n':
+		return lineStart, false
+	case cr < 0:
+		return inLine, true
+	}
+	return afterCR, cr == len(text)-1
+}
+
+// Close ends the message, with a CRLF before the dot if the last line has
+// none. It does not flush the writer beneath.
 func (d *DotWriter) Close() error {
 	end := ".\r\n"
-	if d.any && d.last != [2]byte{'\r', '\n'} {
+	switch {
+	case d.err != nil:
+		return d.err
+	case d.state == afterCR:
+		return ErrBareNewline
+	case d.state == inLine:
 		end = "\r\n" + end
 	}
 	_, err := d.w.WriteString(end)

@@ -167,9 +167,110 @@ func TestDotReaderGivesWhatHasCome(t *testing.T) {
 	}
 }
 
+// write writes message in the pieces that end at cuts.
+func write(message string, cuts ...int) (wire string, err error) {
+	var b bytes.Buffer
+	w := bufio.NewWriter(&b)
+	d := NewDotWriter(w)
+	from := 0
+	for _, to := range append(cuts, len(message)) {
+		n, err := d.Write([]byte(message[from:to]))
+		if err == nil && n != to-from {
+			return "", io.ErrShortWrite
+		}
+		from = to
+	}
+	err = d.Close()
+	w.Flush()
+	return b.String(), err
+}
+
+// checkDotWriter writes message in pieces and reads it back.
+func checkDotWriter(t *testing.T, message string, cuts ...int) {
+	t.Helper()
+	wire, err := write(message, cuts...)
+	_, _, _, ended := unstuff(wire)
+	if hasBareNewline(message) {
+		if err != ErrBareNewline || ended {
+			t.Errorf("%q cut at %v: wrote %q, %v", message, cuts, wire, err)
+		}
+		return
+	}
+	want := message
+	if want != "" && !strings.HasSuffix(want, "\r\n") {
+		want += "\r\n"
+	}
+	got, rest, _, _ := unstuff(wire)
+	if err != nil || !ended || got != want || rest != "" {
+		t.Errorf("%q cut at %v: wrote %q, %v", message, cuts, wire, err)
+	}
+}
+
+// What is written is read back the same, however it is cut into writes; and
+// what cannot be, because of a bare CR or LF, is never ended.
+func TestDotWriterExhaustively(t *testing.T) {
+	for message := range allStrings(7) {
+		every := make([]int, len(message))
+		for i := range every {
+			every[i] = i
+			checkDotWriter(t, message, i)
+		}
+		checkDotWriter(t, message)
+		checkDotWriter(t, message, every...)
+		if t.Failed() {
+			return
+		}
+	}
+}
+
+func TestDotWriter(t *testing.T) {
+	tests := []struct{ message, wire string }{
+		{"", ".\r\n"},
+		{"a", "a\r\n.\r\n"},
+		{"a\r\n", "a\r\n.\r\n"},
+		{".", "..\r\n.\r\n"},
+		{".\r\n..\r\na.\r\n", "..\r\n...\r\na.\r\n.\r\n"},
+		{"\r\n.\r\nMAIL", "\r\n..\r\nMAIL\r\n.\r\n"},
+	}
+	for _, test := range tests {
+		if wire, err := write(test.message); wire != test.wire || err != nil {
+			t.Errorf("%q: wrote %q, %v, want %q", test.message, wire, err, test.wire)
+		}
+	}
+}
+
+type failingWriter struct{ err error }
+
+func (w failingWriter) Write([]byte) (int, error) { return 0, w.err }
+
+// A caller that checks Close alone learns of an error of the connection.
+func TestDotWriterKeepsError(t *testing.T) {
+	gone := errors.New("gone")
+	d := NewDotWriter(bufio.NewWriterSize(failingWriter{gone}, 16))
+	d.Write([]byte(strings.Repeat("a\r\n", 100)))
+	if n, err := d.Write([]byte("b")); n != 0 || err != gone {
+		t.Errorf("Write = %d, %v", n, err)
+	}
+	if err := d.Close(); err != gone {
+		t.Errorf("Close = %v", err)
+	}
+}
+
 func FuzzDotReader(f *testing.F) {
 	f.Fuzz(func(t *testing.T, wire string, size uint8) {
 		checkDotReader(t, wire, iotest.HalfReader(strings.NewReader(wire)), int(size)+1)
+	})
+}
+
+func FuzzDotWriter(f *testing.F) {
+	f.Fuzz(func(t *testing.T, message string, first, second uint16) {
+		// Most of what a fuzzer thinks of has a bare CR or LF.
+		clean := strings.ReplaceAll(strings.ReplaceAll(message, "\r", ""), "\n", "\r\n")
+		for _, m := range []string{message, clean} {
+			a := min(int(first), len(m))
+			b := min(a+int(second), len(m))
+			checkDotWriter(t, m, a, b)
+		}
 	})
 }
 
@@ -192,6 +293,19 @@ func BenchmarkDotReader(b *testing.B) {
 			_, err = d.Read(buf)
 		}
 		if err != io.EOF {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkDotWriter(b *testing.B) {
+	w := bufio.NewWriter(io.Discard)
+	b.SetBytes(int64(len(benchMessage)))
+	b.ReportAllocs()
+	for b.Loop() {
+		d := NewDotWriter(w)
+		d.Write(benchMessage)
+		if err := d.Close(); err != nil {
 			b.Fatal(err)
 		}
 	}
