@@ -25,7 +25,7 @@ type conn struct {
 	server *Server
 	socket net.Conn
 	r      *bufio.Reader // reads through conn.Read
-	w      *bufio.Writer
+	w      *bufio.Writer // writes through conn.Write
 	log    *slog.Logger
 	ends   time.Time // of the session
 
@@ -42,7 +42,7 @@ func newConn(s *Server, d *dialog, socket net.Conn) *conn {
 	c.log = s.log.With("session", d.session.ID, "listener", d.Name, "peer", d.session.Peer.String())
 	c.ends = time.Now().Add(d.Limits.SessionTimeout)
 	c.r = bufio.NewReaderSize(c, max(4096, int(d.Limits.CommandLine)))
-	c.w = bufio.NewWriter(socket)
+	c.w = bufio.NewWriter(c)
 	return c
 }
 
@@ -126,12 +126,12 @@ func (c *conn) say(r smtp.Reply) {
 	c.w.Write(r.AppendTo(c.w.AvailableBuffer()))
 }
 
-func (c *conn) flush() error {
-	if c.w.Buffered() == 0 {
-		return nil
-	}
+func (c *conn) flush() error { return c.w.Flush() }
+
+// Write gives a client that does not read CommandTimeout.
+func (c *conn) Write(p []byte) (int, error) {
 	c.socket.SetWriteDeadline(time.Now().Add(c.Limits.CommandTimeout))
-	return c.w.Flush()
+	return c.socket.Write(p)
 }
 
 // soonest returns the time after d, or the end of the session if that is

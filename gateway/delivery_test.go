@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -163,6 +164,28 @@ func TestForgottenDeliveryEnds(t *testing.T) {
 			t.Errorf("the message is still kept: %d of %d octets are free", after, before)
 		}
 	})
+}
+
+// Recipients of one route share a transaction to its first backend, and the
+// routes run side by side: each waits here until the other is under way.
+func TestRoutesRunSideBySide(t *testing.T) {
+	var meeting sync.WaitGroup
+	meeting.Add(2)
+	var calls atomic.Int32
+	meet := backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		calls.Add(1)
+		meeting.Done()
+		meeting.Wait()
+		tx.SetAll(backends.NewStatus(250, "2.0.0", fmt.Sprint(len(tx.Envelope.Recipients), " recipients")))
+		return nil
+	})
+	s := testServer(t, map[string]backends.Backend{"meet": meet, "pass": testBackends["pass"]},
+		"protocol = 'lmtp'\n[listener.routes]\n'@x.example' = ['meet']\n'user@x.example' = ['meet']\n'@y.example' = ['pass', 'meet']\n")
+	got := deliver(t, s, "to:a@x.example", "to:b@y.example", "to:user@x.example")
+	wantReplies(t, got, "250 2.0.0 <a@x.example> 2 recipients (ID)", "250 2.0.0 <b@y.example> 1 recipients (ID)", "250 2.0.0 <user@x.example> 2 recipients (ID)")
+	if n := calls.Load(); n != 2 {
+		t.Errorf("%d transactions, want 2", n)
+	}
 }
 
 // Edits count only when Deliver returned nil, and all of them or none.

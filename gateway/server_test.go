@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/user"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -98,6 +99,19 @@ func TestTimeouts(t *testing.T) {
 		if err != nil || !strings.HasSuffix(string(all), test.want) || strings.Contains(string(all), "delivered") {
 			t.Errorf("%s: got %q, %v", test.limits, all, err)
 		}
+	}
+}
+
+// A client that sends and never reads is left after the command timeout.
+func TestClientThatNeverReads(t *testing.T) {
+	s := testServer(t, testBackends, "protocol = 'smtp'\n[listener.limits]\ncommand_timeout = '200ms'\n")
+	c := dialServer(t, s)
+	var err error
+	for err == nil {
+		_, err = io.WriteString(c, strings.Repeat("HELP\r\n", 1000))
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the server still takes commands")
 	}
 }
 
@@ -234,6 +248,31 @@ func TestStaleSocketIsTakenOver(t *testing.T) {
 	}
 	if b, _ := os.ReadFile(path); string(b) != "precious" {
 		t.Errorf("the file has become %q", b)
+	}
+}
+
+func TestSocketOwner(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	path := filepath.Join(t.TempDir(), "socket")
+	serve(t, testServer(t, testBackends, "protocol = 'lmtp'\nmode = '0620'\nowner = 'nobody'\ngroup = 'daemon'\naddress = 'unix:"+path+"'\n"))
+	info, err := os.Lstat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody, err := user.Lookup("nobody")
+	if err != nil {
+		t.Fatal(err)
+	}
+	daemon, err := user.LookupGroup("daemon")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stat := info.Sys().(*syscall.Stat_t)
+	got := fmt.Sprintf("%v %d %d", info.Mode(), stat.Uid, stat.Gid)
+	if want := fmt.Sprintf("%v %s %s", fs.ModeSocket|0o620, nobody.Uid, daemon.Gid); got != want {
+		t.Errorf("got %s, want %s", got, want)
 	}
 }
 
