@@ -43,8 +43,8 @@ fuzz:
 	done
 
 # Messages a second and CPU per message, beside Postfix's smtp-sink.
-bench: peers
-	$(GO) test -run '^$$' -bench . -benchmem ./internal/bench
+bench: build peers
+	$(GO) run ./internal/bench
 
 clean:
 	rm -rf bin var
