@@ -43,7 +43,7 @@ type turn struct {
 	hear []string
 }
 
-func readScript(t *testing.T, path string) *script {
+func readScript(t testing.TB, path string) *script {
 	t.Helper()
 	text, err := os.ReadFile(path)
 	if err != nil {

@@ -1,0 +1,98 @@
+package gateway
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/internal/smtp"
+)
+
+// Whatever a client says, each line gets one reply, no reply can be taken for
+// two, and no message is a success without a backend's word.
+func FuzzDialog(f *testing.F) {
+	paths, _ := filepath.Glob("testdata/dialogs/*.txt")
+	for _, path := range paths {
+		s := readScript(f, path)
+		var said []byte
+		for _, turn := range s.turns {
+			said = append(said, turn.say...)
+		}
+		f.Add(strings.Contains(s.config, `"lmtp"`), said)
+	}
+	f.Fuzz(func(t *testing.T, lmtp bool, said []byte) {
+		protocol := "smtp"
+		if lmtp {
+			protocol = "lmtp"
+		}
+		word := false // whether the backend gave its word
+		all := map[string]backends.Backend{"word": backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+			for i, r := range tx.Envelope.Recipients {
+				if strings.Contains(r.Address, "ok") {
+					word = true
+					tx.SetStatus(i, backends.Delivered)
+				}
+			}
+			return nil
+		})}
+		server := testServer(t, all, "protocol = '"+protocol+"'\nxforward = ['unix']\nunknown_parameters = 'keep'\n[listener.limits]\nbad_commands = 0\n[listener.routes]\n'*' = ['word']\n")
+		d := server.listeners[0].dialog(backends.Peer{UID: 1}, "test")
+		r := bufio.NewReader(strings.NewReader(string(said)))
+		for {
+			line, err := smtp.ReadLine(r, 2048)
+			var answer smtp.Reply
+			var next action
+			switch {
+			case err == io.EOF:
+				return
+			case err != nil:
+				answer, next = d.badLine(err)
+			default:
+				answer, next = d.command(string(line))
+			}
+			checkReply(t, answer)
+			switch next {
+			case hangUp:
+				return
+			case readMessage:
+				recipients := len(d.tx.recipients)
+				word = false
+				delivery, err := server.receive(t.Context(), d, smtp.NewDotReader(r), server.log)
+				if err != nil {
+					return
+				}
+				replies := 0
+				for answer := range delivery.replies(protocol, func() {}) {
+					replies++
+					checkReply(t, answer)
+					if answer.Code < 400 && !word {
+						t.Errorf("%v without a backend's word", answer)
+					}
+				}
+				if lmtp && replies != recipients || !lmtp && replies != 1 {
+					t.Errorf("%d replies for %d recipients", replies, recipients)
+				}
+				if d.tx != nil || d.xforward != nil {
+					t.Error("the dialog is still in the transaction")
+				}
+			}
+		}
+	})
+}
+
+// checkReply checks that a reply is one, and not several.
+func checkReply(t *testing.T, r smtp.Reply) {
+	t.Helper()
+	var parsed smtp.Reply
+	lines := strings.Split(strings.TrimSuffix(string(r.AppendTo(nil)), "\r\n"), "\r\n")
+	for i, line := range lines {
+		more, err := parsed.Add(line)
+		if err != nil || more != (i < len(lines)-1) || strings.ContainsAny(line, "\r\n\x00") {
+			t.Errorf("line %d of %q: %v", i, r, err)
+		}
+	}
+}

@@ -1,0 +1,296 @@
+// Package mailgw tests what the documents say: each snippet of README.md and
+// of the examples is run as a reader would run it.
+package mailgw
+
+import (
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/mailgw/mailgw/gateway"
+)
+
+// snippets returns the fenced blocks of README.md in one language.
+func snippets(t *testing.T, language string) []string {
+	t.Helper()
+	fence := regexp.MustCompile("(?ms)^```" + language + "\n(.*?)^```$")
+	var found []string
+	for _, match := range fence.FindAllStringSubmatch(contents(t, "README.md"), -1) {
+		found = append(found, match[1])
+	}
+	if len(found) == 0 {
+		t.Fatalf("README.md has no %s", language)
+	}
+	return found
+}
+
+// checkout copies the sources to a directory of the test's.
+func checkout(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	err := filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() {
+			if name := entry.Name(); path != "." && (name == ".git" || name == "bin" || name == "var" || name == "fuzz") {
+				return filepath.SkipDir
+			}
+			return os.MkdirAll(filepath.Join(dir, path), 0o755)
+		}
+		if !entry.Type().IsRegular() {
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(dir, path), b, info.Mode())
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// A shell runs commands in a directory.
+type shell struct {
+	dir string
+	env []string
+}
+
+func (s shell) command(line string) *exec.Cmd {
+	cmd := exec.Command("bash", "-c", line)
+	cmd.Dir = s.dir
+	cmd.Env = append(os.Environ(), s.env...)
+	return cmd
+}
+
+// run returns what a command prints, whatever its exit code.
+func (s shell) run(t *testing.T, line string) string {
+	t.Helper()
+	out, err := s.command(line).CombinedOutput()
+	if _, exited := err.(*exec.ExitError); err != nil && !exited {
+		t.Fatalf("%s: %v", line, err)
+	}
+	return string(out)
+}
+
+// background starts a command and returns once addresses answer. It returns
+// the name of a file that has what the command prints. The test's end
+// interrupts the command.
+func (s shell) background(t *testing.T, line string, addresses ...string) (printed string) {
+	t.Helper()
+	for _, address := range addresses {
+		if dial(s.dir, address) == nil {
+			t.Fatalf("%s is taken already", address)
+		}
+	}
+	out, err := os.Create(filepath.Join(s.dir, "printed"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	cmd := s.command("exec " + line)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	t.Cleanup(func() {
+		// To the whole group, as a terminal does at Ctrl-C.
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGINT)
+		select {
+		case <-done:
+		case <-time.After(20 * time.Second):
+			syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+			t.Errorf("%s does not end", line)
+		}
+		for _, address := range addresses {
+			if dial(s.dir, address) == nil {
+				t.Errorf("%s answers after the end of %s", address, line)
+			}
+		}
+		if t.Failed() {
+			t.Logf("%s printed:\n%s", line, contents(t, out.Name()))
+		}
+	})
+	for _, address := range addresses {
+		for dial(s.dir, address) != nil {
+			select {
+			case err := <-done:
+				t.Fatalf("%s ended: %v\n%s", line, err, contents(t, out.Name()))
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	}
+	return out.Name()
+}
+
+func contents(t *testing.T, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// dial connects to an address of gateway.toml.
+func dial(dir, address string) error {
+	network, rest, _ := strings.Cut(address, ":")
+	if network == "unix" {
+		rest = filepath.Join(dir, rest)
+	}
+	c, err := net.Dial(network, rest)
+	if err == nil {
+		c.Close()
+	}
+	return err
+}
+
+var id = regexp.MustCompile(`\([0-9a-z]{16}\)`)
+
+// What the first lines of README.md show is what a reader sees.
+func TestReadmeFirstRun(t *testing.T) {
+	console := snippets(t, "console")
+	sh := shell{dir: checkout(t)}
+	command, firstLine, _ := strings.Cut(strings.TrimPrefix(console[0], "$ "), "\n")
+	printed := sh.background(t, command, "tcp:127.0.0.1:2525", "unix:var/lmtp.sock")
+	for _, block := range console[1:] {
+		for part := range strings.SplitSeq(strings.TrimPrefix(block, "$ "), "\n$ ") {
+			line, want, _ := strings.Cut(strings.TrimSuffix(part, "\n")+"\n", "\n")
+			got := sh.run(t, line)
+			if id.ReplaceAllString(got, "(ID)") != id.ReplaceAllString(want, "(ID)") {
+				t.Errorf("%s\n got %q\nwant %q", line, got, want)
+			}
+		}
+	}
+	if !strings.Contains(contents(t, printed), strings.TrimSpace(firstLine)) {
+		t.Errorf("%s does not print %q", command, firstLine)
+	}
+}
+
+func TestReadmeShell(t *testing.T) {
+	sh := shell{dir: checkout(t)}
+	for _, block := range snippets(t, "sh") {
+		if out, err := sh.command("set -e\n" + block).CombinedOutput(); err != nil {
+			t.Errorf("%s\n%v\n%s", block, err, out)
+		}
+	}
+}
+
+// The program in README.md is the example.
+func TestReadmeProgram(t *testing.T) {
+	if got := snippets(t, "go"); len(got) != 1 || got[0] != contents(t, "examples/roster/main.go") {
+		t.Error("the program in README.md is not examples/roster/main.go")
+	}
+}
+
+func TestReadmeConfigurations(t *testing.T) {
+	for _, text := range snippets(t, "toml") {
+		dir := t.TempDir()
+		text = strings.ReplaceAll(text, "/var/spool/postfix/mailgw", dir)
+		if strings.Contains(text, `"postfix"`) {
+			if err := exec.Command("getent", "group", "postfix").Run(); err != nil {
+				missing(t, "there is no group postfix")
+				continue
+			}
+		}
+		for _, program := range []string{"my-filter", "roster"} {
+			if err := os.WriteFile(filepath.Join(dir, program), []byte("#!/bin/sh\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		file := filepath.Join(dir, "gateway.toml")
+		if err := os.WriteFile(file, []byte("hostname = 'localhost'\n"+text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := gateway.Load(file, []string{"maildir"}); err != nil {
+			t.Errorf("%v\n%s", err, text)
+		}
+	}
+}
+
+// Postfix knows every parameter that README.md names.
+func TestReadmePostfix(t *testing.T) {
+	if _, err := exec.LookPath("postconf"); err != nil {
+		missing(t, "Postfix is not installed")
+	}
+	for _, text := range snippets(t, "postfix") {
+		dir := t.TempDir()
+		for name, content := range map[string]string{"main.cf": text, "master.cf": ""} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out, err := exec.Command("postconf", "-c", dir, "-n").CombinedOutput()
+		if err != nil || strings.Contains(string(out), "warning") {
+			t.Errorf("%v\n%s", err, out)
+		}
+		for line := range strings.Lines(text) {
+			if !strings.Contains(string(out), line) {
+				t.Errorf("postconf does not show %q:\n%s", line, out)
+			}
+		}
+	}
+}
+
+// missing skips a test for want of a peer, which continuous integration has.
+func missing(t *testing.T, why string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
+}
+
+// Each example does what its README says.
+func TestExamples(t *testing.T) {
+	dir := checkout(t)
+	bin := filepath.Join(dir, "bin")
+	if out := (shell{dir: dir}).run(t, "go build -o bin/mailgw ./cmd/mailgw"); out != "" {
+		t.Fatal(out)
+	}
+	for name, example := range map[string]struct {
+		address string
+		want    []string // what the commands print, among other things
+	}{
+		"roster":      {"unix:lmtp.sock", []string{"ann@example.org    250 2.0.0", "carol@example.org  450 4.2.1", "eve@example.org    550 5.1.1"}},
+		"attachments": {"tcp:127.0.0.1:2525", []string{`X-Attachment: "invoice.pdf" ("application/pdf")`}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sh := shell{dir: filepath.Join(dir, "examples", name), env: []string{"PATH=" + bin + ":" + os.Getenv("PATH")}}
+			var out strings.Builder
+			for line := range strings.Lines(contents(t, filepath.Join(sh.dir, "README.md"))) {
+				line, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "    ")
+				if !ok {
+					continue
+				}
+				if command, ok := strings.CutSuffix(line, " &"); ok {
+					sh.background(t, command, example.address)
+				} else {
+					out.WriteString(sh.run(t, line))
+				}
+			}
+			for _, want := range example.want {
+				if !strings.Contains(out.String(), want) {
+					t.Errorf("no %q in\n%s", want, out.String())
+				}
+			}
+		})
+	}
+}
