@@ -9,9 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Errors of ReadLine. The line was read to its end; the next one can be read.
+// A DotWriter has ErrBareNewline too.
 var (
 	ErrLineTooLong = errors.New("line too long")
 	ErrBareNewline = errors.New("line does not end in CRLF")
@@ -43,19 +46,23 @@ func ReadLine(r *bufio.Reader, limit int) ([]byte, error) {
 // ParseCommand parts a line into the verb, in upper case, and what follows
 // it, without white space around.
 func ParseCommand(line string) (verb, args string) {
-	verb, args, _ = strings.Cut(strings.TrimRight(line, " \t"), " ")
-	return strings.ToUpper(verb), strings.TrimLeft(args, " ")
+	verb = strings.TrimFunc(line, isBlank)
+	if i := strings.IndexFunc(verb, isBlank); i >= 0 {
+		verb, args = verb[:i], strings.TrimLeftFunc(verb[i:], isBlank)
+	}
+	return upper(verb), args
 }
 
 // CutPath parts the arguments of MAIL or RCPT, given the prefix "FROM:" or
-// "TO:", into the path without angle brackets and the parameters. White
-// space before the path and a path without angle brackets are let through,
-// because before-queue content filters get what strangers wrote.
+// "TO:", into the path without angle brackets and the parameters, whose
+// syntax is checked; the path's is not. White space before the path and a
+// path without angle brackets are let through, because before-queue content
+// filters get what strangers wrote.
 func CutPath(args, prefix string) (path string, params []string, err error) {
 	if len(args) < len(prefix) || !strings.EqualFold(args[:len(prefix)], prefix) {
 		return "", nil, fmt.Errorf("%s<address> expected", prefix)
 	}
-	args = strings.TrimLeft(args[len(prefix):], " ")
+	args = strings.TrimLeftFunc(args[len(prefix):], isBlank)
 	bracket := strings.HasPrefix(args, "<")
 	end := pathEnd(args, bracket)
 	switch {
@@ -63,19 +70,20 @@ func CutPath(args, prefix string) (path string, params []string, err error) {
 		return "", nil, errors.New("unbalanced quotes or angle brackets")
 	case bracket:
 		path, args = args[1:end], args[end+1:]
-		if args != "" && args[0] != ' ' {
-			return "", nil, errors.New("text after the angle bracket")
-		}
 	default:
-		if path, args = args[:end], args[end:]; path == "" {
-			return "", nil, errors.New("no address")
-		}
+		path, args = args[:end], args[end:]
 	}
-	params = strings.Fields(args)
+	switch {
+	case path == "" && !bracket:
+		return "", nil, errors.New("no address")
+	case args != "" && !isBlank(rune(args[0])):
+		return "", nil, errors.New("text after the angle bracket")
+	}
+	params = strings.FieldsFunc(args, isBlank)
 	return path, params, checkParams(params)
 }
 
-// pathEnd returns the index of the ">" that closes the path, or of the space
+// pathEnd returns the index of the ">" that closes the path, or of the blank
 // or end after one without brackets; -1 if there is none.
 func pathEnd(s string, bracket bool) int {
 	quoted := false
@@ -86,7 +94,7 @@ func pathEnd(s string, bracket bool) int {
 		case c == '"':
 			quoted = !quoted
 		case quoted:
-		case c == '>' && bracket, c == ' ' && !bracket:
+		case c == '>' && bracket, isBlank(rune(c)) && !bracket:
 			return i
 		}
 	}
@@ -97,24 +105,23 @@ func pathEnd(s string, bracket bool) int {
 }
 
 // checkParams checks the syntax that all parameters have: RFC 5321, section
-// 4.1.2. Non-ASCII octets are for the caller to check.
+// 4.1.2. A value may have an "=", as that of AUTH does, and be UTF-8:
+// whether that was agreed on is for the caller to check.
 func checkParams(params []string) error {
 	seen := map[string]bool{}
 	for _, p := range params {
 		keyword, value, hasValue := strings.Cut(p, "=")
-		if !isKeyword(keyword) {
-			return ParamError{fmt.Sprintf("bad parameter %s", p)}
+		switch {
+		case !isKeyword(keyword):
+			return paramErrorf("bad parameter %+.40q", p)
+		case hasValue && value == "":
+			return paramErrorf("parameter %.40s has no value after =", keyword)
+		case !utf8.ValidString(value) || strings.ContainsFunc(value, isControl):
+			return paramErrorf("parameter %.40s has control characters or is not UTF-8", keyword)
+		case seen[upper(keyword)]:
+			return paramErrorf("parameter %.40s given twice", keyword)
 		}
-		if hasValue && value == "" {
-			return ParamError{fmt.Sprintf("parameter %s has no value after =", keyword)}
-		}
-		if i := strings.IndexFunc(p, func(r rune) bool { return r < '!' || r == 0x7f }); i >= 0 {
-			return ParamError{fmt.Sprintf("control character in parameter %s", keyword)}
-		}
-		if keyword = strings.ToUpper(keyword); seen[keyword] {
-			return ParamError{fmt.Sprintf("parameter %s given twice", keyword)}
-		}
-		seen[keyword] = true
+		seen[upper(keyword)] = true
 	}
 	return nil
 }
@@ -123,6 +130,10 @@ func checkParams(params []string) error {
 type ParamError struct{ text string }
 
 func (e ParamError) Error() string { return e.text }
+
+func paramErrorf(format string, args ...any) error {
+	return ParamError{fmt.Sprintf(format, args...)}
+}
 
 func isKeyword(s string) bool {
 	for i := range len(s) {
@@ -135,4 +146,23 @@ func isKeyword(s string) bool {
 
 func isAlnum(c byte) bool {
 	return '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'z'
+}
+
+// isBlank reports whether r parts words of a command. A tab may too, because
+// Postfix lets it through.
+func isBlank(r rune) bool { return r == ' ' || r == '\t' }
+
+// isControl reports whether r could end a line or confuse a terminal, in
+// US-ASCII or beyond.
+func isControl(r rune) bool {
+	return unicode.IsControl(r) || r == '\u2028' || r == '\u2029'
+}
+
+// upper returns s in upper case. It leaves alone what is not US-ASCII: "ſ" is
+// no S and "ı" no I, although package strings takes them for it.
+func upper(s string) string {
+	if IsASCII(s) {
+		return strings.ToUpper(s)
+	}
+	return s
 }
