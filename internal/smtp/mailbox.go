@@ -9,29 +9,21 @@ import (
 )
 
 // CheckMailbox checks a path and returns it without its source route, which
-// is to be ignored (RFC 5321, appendix C). The path is a mailbox, with a
+// is to be ignored (RFC 5321, appendix C). What is left is a mailbox, with a
 // quoted local part or an address literal if need be. Dots may stand anywhere
 // in a local part, and it may be longer than 64 octets, because such
-// addresses exist. Non-ASCII is taken only if utf8 is set.
+// addresses exist. Non-ASCII is taken only if utf8Allowed is set.
 func CheckMailbox(path string, utf8Allowed bool) (address string, err error) {
-	if !utf8.ValidString(path) {
+	switch {
+	case !utf8.ValidString(path):
 		return "", errors.New("neither US-ASCII nor UTF-8")
-	}
-	if !utf8Allowed && !IsASCII(path) {
+	case strings.ContainsFunc(path, isControl):
+		return "", errors.New("control character in the address")
+	case !utf8Allowed && !IsASCII(path):
 		return "", ErrNeedsUTF8
 	}
-	address = path
-	if strings.HasPrefix(path, "@") {
-		route, mailbox, ok := strings.Cut(path, ":")
-		if !ok {
-			return "", errors.New("source route without a mailbox")
-		}
-		for hop := range strings.SplitSeq(route, ",") {
-			if domain, ok := strings.CutPrefix(hop, "@"); !ok || checkDomain(domain) != nil {
-				return "", errors.New("bad source route")
-			}
-		}
-		address = mailbox
+	if address, err = cutRoute(path); err != nil {
+		return "", err
 	}
 	at := lastAt(address)
 	if at < 0 {
@@ -40,7 +32,28 @@ func CheckMailbox(path string, utf8Allowed bool) (address string, err error) {
 	if err := checkLocal(address[:at]); err != nil {
 		return "", err
 	}
-	return address, checkDomain(address[at+1:])
+	if err := checkDomain(address[at+1:]); err != nil {
+		return "", err
+	}
+	return address, nil
+}
+
+// cutRoute returns path without the source route "@a,@b:" before it. A route
+// has no address literals, so that the first colon is the one after it.
+func cutRoute(path string) (mailbox string, err error) {
+	if !strings.HasPrefix(path, "@") {
+		return path, nil
+	}
+	route, mailbox, ok := strings.Cut(path, ":")
+	if !ok {
+		return "", errors.New("source route without a mailbox")
+	}
+	for hop := range strings.SplitSeq(route, ",") {
+		if domain, ok := strings.CutPrefix(hop, "@"); !ok || checkName(domain) != nil {
+			return "", errors.New("bad source route")
+		}
+	}
+	return mailbox, nil
 }
 
 // ErrNeedsUTF8 says that an address is not US-ASCII where SMTPUTF8 was not
@@ -57,12 +70,13 @@ func IsASCII(s string) bool {
 	return true
 }
 
-// lastAt finds the @ that parts the mailbox. A domain has none, not even in
-// an address literal.
+// lastAt finds the @ that parts the mailbox. A quoted local part may have
+// others before it. Domains have none: RFC 5321 would bear one in an address
+// literal of a kind that nobody has defined.
 func lastAt(s string) int { return strings.LastIndexByte(s, '@') }
 
 func checkLocal(s string) error {
-	if len(s) >= 2 && s[0] == '"' {
+	if strings.HasPrefix(s, `"`) {
 		return checkQuoted(s)
 	}
 	if s == "" {
@@ -77,21 +91,17 @@ func checkLocal(s string) error {
 	return nil
 }
 
+// checkQuoted checks a local part that begins with a quote. Control
+// characters have been refused before.
 func checkQuoted(s string) error {
 	for i := 1; i < len(s); i++ {
-		switch c := s[i]; {
-		case c == '"':
-			if i != len(s)-1 {
-				return errors.New("text after the quotes")
-			}
-			return nil
-		case c == '\\':
+		switch {
+		case s[i] == '\\':
 			i++
-			if i < len(s) && (s[i] < ' ' || s[i] == 0x7f) {
-				return errors.New("control character in quotes")
-			}
-		case c < ' ' || c == 0x7f:
-			return errors.New("control character in quotes")
+		case s[i] == '"' && i < len(s)-1:
+			return errors.New("text after the quotes")
+		case s[i] == '"':
+			return nil
 		}
 	}
 	return errors.New("unbalanced quotes")
@@ -101,12 +111,21 @@ func checkDomain(s string) error {
 	if strings.HasPrefix(s, "[") {
 		return checkLiteral(s)
 	}
+	return checkName(s)
+}
+
+// checkName checks a domain name. Labels may have an underscore, because
+// such names exist; none may begin like an option of a command line.
+func checkName(s string) error {
 	if s == "" || len(s) > 255 {
 		return errors.New("domain is empty or longer than 255 octets")
 	}
 	for label := range strings.SplitSeq(s, ".") {
 		if label == "" {
 			return errors.New("empty label in the domain")
+		}
+		if label[0] == '-' || label[len(label)-1] == '-' {
+			return errors.New("hyphen at an end of a label of the domain")
 		}
 		for i := range len(label) {
 			if c := label[i]; !isAlnum(c) && c < utf8.RuneSelf && c != '-' && c != '_' {
@@ -117,26 +136,28 @@ func checkDomain(s string) error {
 	return nil
 }
 
-// checkLiteral checks an address literal: RFC 5321, section 4.1.3.
+// checkLiteral checks an address literal, "[...": RFC 5321, section 4.1.3.
 func checkLiteral(s string) error {
-	s, ok := strings.CutSuffix(s[1:], "]")
-	if !ok || strings.ContainsAny(s, "[]\\") {
+	content, ok := strings.CutSuffix(s[1:], "]")
+	if !ok || !validLiteral(content) {
 		return errors.New("bad address literal")
 	}
+	return nil
+}
+
+func validLiteral(s string) bool {
 	tag, content, tagged := strings.Cut(s, ":")
-	addr, err := netip.ParseAddr(s)
-	if strings.EqualFold(tag, "IPv6") {
-		addr, err = netip.ParseAddr(content)
-		if err == nil && addr.Is6() && addr.Zone() == "" {
-			return nil
-		}
-	} else if err == nil && addr.Is4() {
-		return nil
-	} else if tagged && isKeyword(tag) && content != "" &&
-		strings.IndexFunc(content, func(r rune) bool { return r < '!' || r > '~' }) < 0 {
-		return nil
+	switch {
+	case !tagged:
+		addr, err := netip.ParseAddr(s)
+		return err == nil && addr.Is4()
+	case strings.EqualFold(tag, "IPv6"):
+		addr, err := netip.ParseAddr(content)
+		return err == nil && addr.Is6() && addr.Zone() == ""
 	}
-	return errors.New("bad address literal")
+	return isKeyword(tag) && content != "" && !strings.ContainsFunc(content, func(r rune) bool {
+		return r < '!' || r > '~' || strings.ContainsRune(`[]\`, r)
+	})
 }
 
 // SplitMailbox parts a checked address into local part, without its quotes,
