@@ -2,20 +2,23 @@ package smtp
 
 import (
 	"errors"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // CheckRet checks the value of RET: RFC 3461, section 4.3.
 func CheckRet(v string) error {
-	if !strings.EqualFold(v, "FULL") && !strings.EqualFold(v, "HDRS") {
-		return errors.New("RET is FULL or HDRS")
+	switch upper(v) {
+	case "FULL", "HDRS":
+		return nil
 	}
-	return nil
+	return errors.New("RET is FULL or HDRS")
 }
 
 // CheckEnvID checks the value of ENVID: RFC 3461, section 4.4.
 func CheckEnvID(v string) error {
-	if len(v) == 0 || len(v) > 100 || !isXtext(v) {
+	if v == "" || len(v) > 100 || !isXtext(v) {
 		return errors.New("ENVID is at most 100 octets of xtext")
 	}
 	return nil
@@ -23,53 +26,88 @@ func CheckEnvID(v string) error {
 
 // CheckNotify checks the value of NOTIFY: RFC 3461, section 4.1.
 func CheckNotify(v string) error {
-	if strings.EqualFold(v, "NEVER") {
+	if upper(v) == "NEVER" {
 		return nil
 	}
-	seen := map[string]bool{}
-	for word := range strings.SplitSeq(strings.ToUpper(v), ",") {
-		if word != "SUCCESS" && word != "FAILURE" && word != "DELAY" || seen[word] {
+	for word := range strings.SplitSeq(upper(v), ",") {
+		switch word {
+		case "SUCCESS", "FAILURE", "DELAY":
+		default:
 			return errors.New("NOTIFY is NEVER, or some of SUCCESS,FAILURE,DELAY")
 		}
-		seen[word] = true
 	}
 	return nil
 }
 
 // CheckORcpt checks the value of ORCPT: RFC 3461, section 4.2, and RFC 6533,
-// section 3 for the type utf-8.
+// section 3 for the type utf-8. The address need not be a mailbox.
 func CheckORcpt(v string, utf8Allowed bool) error {
 	kind, addr, ok := strings.Cut(v, ";")
 	if !ok || !isKeyword(kind) || addr == "" || len(v) > 500 {
 		return errors.New("ORCPT is type;address, at most 500 octets")
 	}
-	if strings.EqualFold(kind, "utf-8") {
-		// The xtext of addresses has \x{...} in place of +XX: utf-8-addr-xtext.
-		if !utf8Allowed && !IsASCII(addr) {
-			return ErrNeedsUTF8
+	switch {
+	case !strings.EqualFold(kind, "utf-8"):
+		if !isXtext(addr) {
+			return errors.New("the address of ORCPT is not xtext")
 		}
-		return nil
-	}
-	if !isXtext(addr) {
-		return errors.New("the address of ORCPT is not xtext")
+	case !isUnitext(addr):
+		return errors.New(`the address of ORCPT is not UTF-8 with \x{...} for what is special`)
+	case !utf8Allowed && !IsASCII(addr):
+		return ErrNeedsUTF8
 	}
 	return nil
 }
 
-// isXtext reports whether v is xtext (RFC 3461, section 4). An "=" is let
-// through, as Postfix does and sends.
+// isXtext reports whether v is xtext (RFC 3461, section 4) of printable
+// US-ASCII, which section 4.2 and 4.4 demand. An "=" is let through, as
+// Postfix does and sends.
 func isXtext(v string) bool {
-	const hex = "0123456789ABCDEFabcdef"
 	for i := 0; i < len(v); i++ {
-		switch c := v[i]; {
-		case c < '!' || c > '~':
-			return false
-		case c == '+':
-			if i+2 >= len(v) || strings.IndexByte(hex, v[i+1]) < 0 || strings.IndexByte(hex, v[i+2]) < 0 {
+		if v[i] != '+' {
+			if v[i] < '!' || v[i] > '~' {
 				return false
 			}
-			i += 2
+			continue
+		}
+		if i+2 >= len(v) {
+			return false
+		}
+		c, err := strconv.ParseUint(v[i+1:i+3], 16, 8)
+		if err != nil || c < ' ' || c > '~' {
+			return false
+		}
+		i += 2
+	}
+	return true
+}
+
+// isUnitext reports whether v is utf-8-addr-unitext of RFC 6533, section 3,
+// which is utf-8-addr-xtext too if it is US-ASCII. "+" and "=" are let
+// through, as Postfix does.
+func isUnitext(v string) bool {
+	for v != "" {
+		r, size := utf8.DecodeRuneInString(v)
+		switch {
+		case r == utf8.RuneError && size == 1, r == ' ', isControl(r):
+			return false
+		case r == '\\':
+			hex, rest, ok := strings.Cut(v, "}")
+			if !ok || !isEmbedded(hex) {
+				return false
+			}
+			v = rest
+		default:
+			v = v[size:]
 		}
 	}
 	return true
+}
+
+// isEmbedded reports whether s, without its brace at the end, is a character
+// in the form of \x{2B}.
+func isEmbedded(s string) bool {
+	hex, ok := strings.CutPrefix(s, `\x{`)
+	code, err := strconv.ParseUint(hex, 16, 21)
+	return ok && err == nil && utf8.ValidRune(rune(code)) && !isControl(rune(code))
 }
