@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/mailgw/mailgw/backends"
 )
 
@@ -305,8 +307,9 @@ rules = [
 
 func TestWarnings(t *testing.T) {
 	const path = "testdata/config/warnings.toml"
-	if info, err := os.Stat("/dev/shm"); err != nil || !info.IsDir() {
-		t.Skip("there is no /dev/shm")
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/dev/shm", &fs); err != nil || fs.Type != unix.TMPFS_MAGIC {
+		t.Skip("/dev/shm is no tmpfs here")
 	}
 	c, err := Load(path, testPlugins)
 	if err != nil {

@@ -44,7 +44,7 @@ func TestMissingKeyHasTheLineOfItsTable(t *testing.T) {
 }
 
 // FuzzFindLines looks for a TOML text with a key whose line is not found, or
-// whose line does not have the key.
+// whose line does not have the key, and for a fault without a line.
 func FuzzFindLines(f *testing.F) {
 	text, err := os.ReadFile("testdata/lines.toml")
 	if err != nil {
@@ -55,8 +55,14 @@ func FuzzFindLines(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		lines := FindLines(text) // ends, whatever the text is
 		values := map[string]any{}
-		if _, err := toml.Decode(text, &values); err == nil {
-			checkLines(t, lines, strings.Split(text, "\n"), "", values)
+		if _, err := toml.Decode(text, &values); err != nil {
+			return
+		}
+		checkLines(t, lines, strings.Split(text, "\n"), "", values)
+		for _, fault := range Decode(values, new(sample)) {
+			if lines[fault.Key] == 0 {
+				t.Fatalf("%s: %s: the key has no line", fault.Key, fault.Text)
+			}
 		}
 	})
 }
