@@ -43,23 +43,32 @@ func (r Reply) String() string {
 	return strings.TrimSuffix(strings.ReplaceAll(string(r.AppendTo(nil)), "\r\n", "\n"), "\n")
 }
 
+// maxReply bounds the text of a reply that a client reads. The longest one
+// that servers have is that to EHLO, with some tens of lines.
+const maxReply = 16 << 10
+
 // Add adds one line of a reply, as a client reads it without its CRLF, to r,
-// and reports whether more lines follow. It wants the zero Reply first.
+// and reports whether more lines follow. It wants the zero Reply first. The
+// text is what the server sent, control characters and all. After an error
+// the connection is of no more use.
 func (r *Reply) Add(line string) (more bool, err error) {
 	code := 0
 	if len(line) >= 3 {
 		code, _ = strconv.Atoi(line[:3])
 	}
-	if code < 200 || code > 599 || len(line) > 3 && line[3] != ' ' && line[3] != '-' {
+	switch {
+	case code < 200 || code > 599 || len(line) > 3 && line[3] != ' ' && line[3] != '-':
 		return false, fmt.Errorf("not a reply: %.80q", line)
-	}
-	if r.Code != 0 && r.Code != code {
+	case r.Code != 0 && r.Code != code:
 		return false, fmt.Errorf("reply changes its code from %d: %.80q", r.Code, line)
+	case len(r.Text)+len(line) > maxReply:
+		return false, fmt.Errorf("reply of more than %d octets", maxReply)
 	}
 	more = len(line) > 3 && line[3] == '-'
 	text := line[min(4, len(line)):]
+	// RFC 2034, section 4: all lines have the same enhanced code.
 	enhanced, rest, _ := strings.Cut(text, " ")
-	if isEnhanced(enhanced, code) {
+	if enhanced == r.Enhanced && enhanced != "" || r.Code == 0 && isEnhanced(enhanced, code) {
 		r.Enhanced, text = enhanced, rest
 	}
 	if r.Code != 0 {
@@ -69,15 +78,14 @@ func (r *Reply) Add(line string) (more bool, err error) {
 	return more, nil
 }
 
+// isEnhanced reports whether s is an enhanced status code (RFC 3463, section
+// 2) of the class of code.
 func isEnhanced(s string, code int) bool {
-	parts := strings.Split(s, ".")
-	if len(parts) != 3 || parts[0] != strconv.Itoa(code/100) {
-		return false
-	}
-	for _, p := range parts[1:] {
-		if p == "" || len(p) > 3 || strings.Trim(p, "0123456789") != "" {
-			return false
-		}
-	}
-	return true
+	class, rest, _ := strings.Cut(s, ".")
+	subject, detail, _ := strings.Cut(rest, ".")
+	return class == strconv.Itoa(code/100) && isUpTo999(subject) && isUpTo999(detail)
+}
+
+func isUpTo999(s string) bool {
+	return s != "" && len(s) <= 3 && strings.Trim(s, "0123456789") == ""
 }
