@@ -30,6 +30,10 @@ type Options struct {
 	// are none, they are one@example.org and two@example.org.
 	Recipients []string
 
+	// Final says that the backend decides every recipient and passes none
+	// on, so that it can be the last of a route.
+	Final bool
+
 	// IgnoresMessage says that the backend decides without the message. Any
 	// other one must not answer 2yz before it has read the message to its
 	// end.

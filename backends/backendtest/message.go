@@ -46,11 +46,11 @@ type body struct {
 	trouble trouble
 	ctx     context.Context
 	cancel  context.CancelFunc // ends ctx
+	late    func()             // is called when the body is read after close
 
 	mu     sync.Mutex
 	read   int64
-	closed bool // the transaction has ended
-	late   bool // and the body was read nevertheless
+	closed bool
 }
 
 var (
@@ -62,7 +62,9 @@ func (b *body) Read(p []byte) (n int, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
-		b.late = true
+		if b.trouble < overAtStart { // else it may not have noticed yet
+			b.late()
+		}
 		return 0, errClosed
 	}
 	end, half := b.size(), b.size()/2
@@ -98,15 +100,9 @@ func (b *body) whole() bool {
 	return b.read == b.size()
 }
 
-// close ends the transaction for the body. What is read later is a fault.
+// close says that the transaction has ended.
 func (b *body) close() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.closed = true
-}
-
-func (b *body) wasReadLate() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.late
 }

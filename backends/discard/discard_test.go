@@ -11,7 +11,7 @@ func TestConformance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := backendtest.Test(b, backendtest.Options{IgnoresMessage: true}); err != nil {
+	if err := backendtest.Test(b, backendtest.Options{Final: true, IgnoresMessage: true}); err != nil {
 		t.Error(err)
 	}
 }

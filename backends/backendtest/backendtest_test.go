@@ -1,0 +1,292 @@
+package backendtest
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/mailgw/mailgw/backends"
+)
+
+// take is a backend without fault: it reads the message and takes it for all
+// recipients.
+func take(ctx context.Context, tx *backends.DataContext) error {
+	n, err := io.Copy(io.Discard, tx.Body)
+	switch {
+	case err != nil:
+		return err
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case n != tx.Size:
+		return io.ErrUnexpectedEOF
+	}
+	tx.SetAll(backends.Delivered)
+	return nil
+}
+
+// Backends that keep the promises, in different ways.
+func TestGoodBackendsPass(t *testing.T) {
+	tests := []struct {
+		name    string
+		options Options
+		backend backends.Func
+	}{
+		{"decides all", Options{Final: true}, take},
+		{"decides without the message", Options{Final: true, IgnoresMessage: true},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				if ctx.Err() == nil {
+					tx.SetAll(backends.NewStatus(250, "", "the enhanced code is left out"))
+				}
+				return ctx.Err()
+			}},
+		{"passes all on", Options{},
+			func(context.Context, *backends.DataContext) error { return nil }},
+		{"decides one and passes the others on", Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				_, err := io.Copy(io.Discard, tx.Body)
+				if err = errors.Join(err, ctx.Err()); err == nil {
+					tx.SetStatus(0, backends.Delivered)
+				}
+				return err
+			}},
+		{"delivers beyond the return of Deliver", Options{Final: true},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				for i := range tx.Envelope.Recipients {
+					tx.StartDelivery(ctx, i)
+				}
+				go func() {
+					if err := take(ctx, tx); err != nil && ctx.Err() == nil {
+						tx.SetAll(backends.StatusOf(err))
+					}
+				}()
+				return nil
+			}},
+		{"says 2yz in the form of an error", Options{Final: true},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				_, err := io.Copy(io.Discard, tx.Body)
+				if err = errors.Join(err, ctx.Err()); err == nil {
+					err = backends.Delivered
+				}
+				return err
+			}},
+		{"edits header and envelope", Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				tx.SetSender("")
+				tx.SetSMTPResponse(backends.Delivered)
+				return errors.Join(
+					tx.Redirect(0, "other@example.org", `"a b"@[192.0.2.1]`, "postmaster"),
+					tx.AddField(1000, "X-Last: yes"),
+					tx.AddField(0, "X-First: yes"))
+			}},
+		{"replaces the message", Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				return tx.ReplaceMessage(io.MultiReader(strings.NewReader("X-Copy: yes\r\n"), tx.Body))
+			}},
+	}
+	for _, tt := range tests {
+		if err := Test(tt.backend, tt.options); err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+	}
+}
+
+// Backends that break one promise each, and a part of the fault that tells.
+func TestBrokenPromisesAreFound(t *testing.T) {
+	tests := []struct {
+		name    string
+		fault   string
+		options Options
+		backend backends.Func
+	}{
+		{"always later", `one recipient: recipient 0: "451 4.3.0 try again later", want 2yz`, Options{},
+			func(context.Context, *backends.DataContext) error { return backends.TryLater }},
+		{"refuses good recipients", `one recipient: recipient 0: "550 5.1.1 no such user", want 2yz`, Options{},
+			func(context.Context, *backends.DataContext) error { return backends.NoSuchUser }},
+		{"panics", "one recipient: panic: oops", Options{},
+			func(context.Context, *backends.DataContext) error { panic("oops") }},
+		{"hangs", "one recipient: Deliver did not return within 50ms", Options{Patience: 50 * time.Millisecond},
+			func(context.Context, *backends.DataContext) error { <-t.Context().Done(); return nil }},
+		{"never ends a delivery", "one recipient: a started delivery did not end within 50ms", Options{Patience: 50 * time.Millisecond},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				tx.StartDelivery(context.WithoutCancel(ctx), 0)
+				return nil
+			}},
+		{"leaks", "goroutines: ", Options{Patience: time.Second},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				go func() { <-t.Context().Done() }()
+				return take(ctx, tx)
+			}},
+		{"bears one transaction at a time", `all at once: `, Options{}, oneAtATime()},
+
+		// Statuses.
+		{"leaves some out", "many recipients: recipient 1 was left undecided", Options{Final: true},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				_, err := io.Copy(io.Discard, tx.Body)
+				tx.SetStatus(0, backends.StatusOf(errors.Join(err, ctx.Err(), backends.Delivered)))
+				return err
+			}},
+		{"decides one of two that are the same", "the same recipient twice: recipient 0 was left undecided", Options{Final: true},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				byAddress := map[string]int{}
+				for i, r := range tx.Envelope.Recipients {
+					byAddress[r.Address] = i
+				}
+				_, err := io.Copy(io.Discard, tx.Body)
+				for _, i := range byAddress {
+					tx.SetStatus(i, backends.StatusOf(errors.Join(err, ctx.Err(), backends.Delivered)))
+				}
+				return err
+			}},
+		{"decides twice", "is ignored: the recipient has its status already", Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				err := take(ctx, tx)
+				tx.SetStatus(0, backends.Delivered)
+				return err
+			}},
+		{"decides one too many", "is ignored: there is no such recipient", Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				err := take(ctx, tx)
+				tx.SetStatus(len(tx.Envelope.Recipients), backends.Delivered)
+				return err
+			}},
+		{"gives an empty status", "is ignored: the status is empty", Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				tx.SetStatus(0, backends.Status{})
+				return take(ctx, tx)
+			}},
+		{"starts a delivery twice", "is ignored: the delivery was started already", Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				tx.StartDelivery(ctx, 0)
+				tx.StartDelivery(ctx, 0)
+				err := take(ctx, tx)
+				tx.SetAll(backends.TryLater)
+				return err
+			}},
+		{"decides after the return", "is ignored: Deliver had returned", Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				go func() {
+					for tx.Undecided(0) {
+						// Deliver is about to return.
+					}
+					tx.SetStatus(0, backends.Delivered)
+				}()
+				return nil
+			}},
+		{"smuggles a line", `status "250 2.0.0 ok\r 250 more" would be sent as`, Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				tx.SetStatus(0, backends.NewStatus(250, "2.0.0", "ok\r\n250 more"))
+				return take(ctx, tx)
+			}},
+		{"returns what is no answer", `status "354 2.0.0 go on" would be sent as "451 4.3.0`, Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				return backends.NewStatus(354, "2.0.0", "go on")
+			}},
+		{"thanks with a refusal", `SMTP response "550 5.0.0 no" cannot stand for a success`, Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				tx.SetSMTPResponse(backends.NewStatus(550, "5.0.0", "no"))
+				return take(ctx, tx)
+			}},
+
+		// Trouble.
+		{"does not wait for the end of the message", `one recipient: recipient 0: "250 2.0.0 delivered" before the message was read`, Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				tx.SetAll(backends.Delivered)
+				return nil
+			}},
+		{"takes half a message", `message that breaks off: recipient 0: "250 2.0.0 delivered", want no 2yz`, Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				io.Copy(io.Discard, tx.Body)
+				return errors.Join(ctx.Err(), backends.Delivered)
+			}},
+		{"blames the sender for a broken read", `message that breaks off: recipient 0: "554 5.6.0 broken" for a trouble that is not the message's`, Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				err := take(ctx, tx)
+				if errors.Is(err, errUnreadable) {
+					err = backends.NewStatus(554, "5.6.0", "broken")
+				}
+				return err
+			}},
+		{"passes half a message on", "message that breaks off: edit: a new message in the place of one that could not be read", Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				io.Copy(io.Discard, tx.Body)
+				return tx.ReplaceMessage(strings.NewReader("X-Read: yes\r\n"))
+			}},
+		{"does not look at its context", `context over half-way: recipient 0: "250 2.0.0 delivered", want no 2yz`, Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				return take(context.WithoutCancel(ctx), tx)
+			}},
+		{"begins when the context is over", `context over at the start: recipient 0: "250 2.0.0 delivered", want no 2yz`, Options{IgnoresMessage: true},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				tx.SetAll(backends.Delivered)
+				return nil
+			}},
+		{"reads on", "the message was read after the transaction had ended", Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				go func() {
+					for readable := true; readable; {
+						_, err := tx.Body.Read(make([]byte, 1))
+						readable = err == nil || err == io.EOF
+					}
+				}()
+				return nil
+			}},
+
+		// Edits.
+		{"changes the envelope", "one recipient: the envelope was changed", Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				tx.Envelope.Recipients[0].Address = "changed@example.org"
+				return take(ctx, tx)
+			}},
+		{"removes a field that is not there", "one recipient: edit: there is no header field 3, only 3", Options{},
+			func(ctx context.Context, tx *backends.DataContext) error { return tx.RemoveField(3) }},
+		{"makes a bad sender", `one recipient: edit: sender: "no address"`, Options{},
+			func(ctx context.Context, tx *backends.DataContext) error { tx.SetSender("no address"); return nil }},
+		{"redirects nowhere", `one recipient: edit: redirect of recipient 0: "<one@example.org>"`, Options{},
+			func(ctx context.Context, tx *backends.DataContext) error { return tx.Redirect(0, "<one@example.org>") }},
+		{"replaces by bare newlines", "one recipient: edit: new message: bare CR or LF", Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				return tx.ReplaceMessage(strings.NewReader("Subject: unix\n\n"))
+			}},
+	}
+	for _, tt := range tests {
+		err := Test(tt.backend, tt.options)
+		if err == nil || !strings.Contains(err.Error(), tt.fault) {
+			t.Errorf("%s: got %v\nwant %s", tt.name, err, tt.fault)
+		}
+	}
+}
+
+// oneAtATime returns a backend that fails while it is busy.
+func oneAtATime() backends.Func {
+	var busy atomic.Bool
+	return func(ctx context.Context, tx *backends.DataContext) error {
+		if !busy.CompareAndSwap(false, true) {
+			return errors.New("busy")
+		}
+		defer busy.Store(false)
+		return take(ctx, tx)
+	}
+}
+
+// All faults come at once, each of them once.
+func TestFaultsAreGathered(t *testing.T) {
+	err := Test(backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		tx.SetStatus(99, backends.Delivered)
+		return backends.NoSuchUser
+	}), Options{})
+	if err == nil {
+		t.Fatal("no fault found")
+	}
+	for _, want := range []string{
+		"\none recipient: recipient 99: ", "\none recipient: recipient 0: ",
+		"\nnull sender: recipient 99: ", "\nmessage that breaks off: recipient 1: ",
+	} {
+		if got := strings.Count("\n"+err.Error(), want); got != 1 {
+			t.Errorf("%d faults %q, want 1, in:\n%v", got, want, err)
+		}
+	}
+}
