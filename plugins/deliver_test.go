@@ -1,0 +1,468 @@
+package plugins
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"github.com/mailgw/mailgw/backends"
+)
+
+// testBackends are the backends that run behind Serve in the tests.
+var testBackends = map[string]backends.Func{
+	// Each recipient gets the status that its address names.
+	"answers": func(_ context.Context, tx *backends.DataContext) error {
+		for i, r := range tx.Envelope.Recipients {
+			switch r.Address {
+			case "delivered":
+				tx.SetStatus(i, backends.Delivered)
+			case "nobody":
+				tx.SetStatus(i, backends.NoSuchUser)
+			case "latin1":
+				tx.SetStatus(i, backends.NewStatus(450, "4.2.0", "na\xefve"))
+			}
+		}
+		return nil
+	},
+
+	// The first recipient is answered, and the plugin waits for its end.
+	"hangs": func(ctx context.Context, tx *backends.DataContext) error {
+		tx.SetStatus(0, backends.Delivered)
+		<-ctx.Done()
+		return ctx.Err()
+	},
+
+	// The status tells what has come over the border.
+	"echo": func(_ context.Context, tx *backends.DataContext) error {
+		body, err := io.ReadAll(tx.Body)
+		if err != nil {
+			return err
+		}
+		tx.SetStatus(0, backends.NewStatus(250, "2.0.0", fmt.Sprintf("%d %x", len(body), hash(body))))
+		return nil
+	},
+
+	// It never reads the message.
+	"discard": func(_ context.Context, tx *backends.DataContext) error {
+		tx.SetAll(backends.Delivered)
+		return nil
+	},
+
+	"edits": func(_ context.Context, tx *backends.DataContext) error {
+		tx.SetSender("new@example.org")
+		return errors.Join(
+			tx.AddField(0, "X-First: one"),
+			tx.ReplaceField(2, "Subject: gr\xfc\xdfe,\r\n folded"),
+			tx.RemoveField(3),
+			tx.Redirect(1, "a@example.org", "b@example.org"))
+	},
+
+	"replaces": replaceMessage,
+
+	"fails":  func(context.Context, *backends.DataContext) error { return errors.New("disk on fire at /secret") },
+	"panics": func(context.Context, *backends.DataContext) error { panic("a bug") },
+	"refuses": func(context.Context, *backends.DataContext) error {
+		return fmt.Errorf("wrapped: %w", backends.NoSuchUser)
+	},
+
+	// Recipients are delivered beyond the return, as they say.
+	"late": func(_ context.Context, tx *backends.DataContext) error {
+		tx.SetSMTPResponse(backends.NewStatus(250, "2.0.0", "taken"))
+		for i, r := range tx.Envelope.Recipients {
+			if r.Address == "undecided" {
+				continue
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			tx.StartDelivery(ctx, i)
+			go func() {
+				defer cancel()
+				switch r.Address {
+				case "reads":
+					n, err := io.Copy(io.Discard, tx.Body)
+					tx.SetStatus(i, backends.NewStatus(250, "2.0.0", fmt.Sprint(n, err)))
+				case "crash":
+					io.Copy(io.Discard, tx.Body)
+					os.Exit(3)
+				case "done":
+					tx.SetStatus(i, backends.Delivered)
+				case "never":
+					<-ctx.Done()
+				}
+			}()
+		}
+		return nil
+	},
+
+	"logs": func(ctx context.Context, tx *backends.DataContext) error {
+		slog.InfoContext(ctx, "stored", "path", "/var/mail", "event", "forged")
+		slog.Default().WithGroup("g").DebugContext(ctx, "grouped", "k", 1)
+		fmt.Fprintln(os.Stdout, "to stdout")
+		fmt.Fprintln(os.Stderr, "to stderr\x1b[31m")
+		tx.SetAll(backends.Delivered)
+		return nil
+	},
+
+	"twice": func(_ context.Context, tx *backends.DataContext) error {
+		tx.SetStatus(0, backends.Delivered)
+		tx.SetStatus(0, backends.NoSuchUser)
+		return nil
+	},
+
+	// The status is the deadline.
+	"deadline": func(ctx context.Context, tx *backends.DataContext) error {
+		deadline, _ := ctx.Deadline()
+		tx.SetStatus(0, backends.NewStatus(250, "2.0.0", fmt.Sprint(time.Until(deadline).Round(time.Minute))))
+		return nil
+	},
+
+	"environment": func(_ context.Context, tx *backends.DataContext) error {
+		tx.SetStatus(0, backends.NewStatus(250, "2.0.0", strings.Join(os.Environ(), "\n")))
+		return nil
+	},
+}
+
+func TestStatusForEachRecipient(t *testing.T) {
+	h, _ := run(t, "answers")
+	o := deliver(t.Context(), h, message("hello", "nobody", "delivered", "undecided", "delivered", "latin1"))
+	want := map[int]backends.Status{
+		0: backends.NoSuchUser,
+		1: backends.Delivered,
+		3: backends.Delivered,
+		4: backends.NewStatus(450, "4.2.0", "na?ve"),
+	}
+	if o.err != nil || !maps.Equal(o.statuses, want) {
+		t.Errorf("got %v and the error %v, want %v", o.statuses, o.err, want)
+	}
+	if !slices.Equal(o.order, []int{0, 1, 3, 4}) {
+		t.Errorf("got the statuses in the order %v", o.order)
+	}
+	o.wantUndecided(t, 2)
+}
+
+func TestErrorOfBackend(t *testing.T) {
+	for _, test := range []struct {
+		plugin, text string
+		want         backends.Status
+	}{
+		{"fails", "disk on fire at /secret", backends.TryLater},
+		{"panics", "panic: a bug", backends.TryLater},
+		{"refuses", "no such user", backends.NoSuchUser},
+	} {
+		t.Run(test.plugin, func(t *testing.T) {
+			h, log := run(t, test.plugin)
+			for range 2 { // a panic harms one transaction only
+				o := deliver(t.Context(), h, message("hello", "one", "two"))
+				if o.err == nil || !strings.Contains(o.err.Error(), test.text) || backends.StatusOf(o.err) != test.want {
+					t.Errorf("got the error %v, want %q, which means %v", o.err, test.text, test.want)
+				}
+				o.wantUndecided(t, 0, 1)
+			}
+			if test.plugin == "panics" {
+				record := log.wait(t, 2, "log", "panic")[1]
+				if record["tx"] != "T1" || !strings.Contains(fmt.Sprint(record["stack"]), "deliver_test.go") {
+					t.Errorf("got the record %v, want the stack", record)
+				}
+			}
+		})
+	}
+}
+
+// replaceMessage does what the first recipient says.
+func replaceMessage(_ context.Context, tx *backends.DataContext) error {
+	broken := io.MultiReader(strings.NewReader(long), iotest.ErrReader(io.ErrUnexpectedEOF))
+	switch tx.Envelope.Recipients[0].Address {
+	case "while reading":
+		return tx.ReplaceMessage(io.MultiReader(strings.NewReader("new "), tx.Body))
+	case "empty":
+		return tx.ReplaceMessage(strings.NewReader(""))
+	case "twice":
+		return errors.Join(tx.ReplaceMessage(strings.NewReader(long)), tx.ReplaceMessage(strings.NewReader("second")))
+	case "broken":
+		tx.ReplaceMessage(broken)
+	case "broken, then whole":
+		tx.ReplaceMessage(broken)
+		return tx.ReplaceMessage(strings.NewReader("second"))
+	case "whole, then broken":
+		tx.ReplaceMessage(strings.NewReader("first"))
+		tx.ReplaceMessage(broken)
+	case "broken, then an error":
+		return tx.ReplaceMessage(broken)
+	}
+	return nil
+}
+
+// long is a message of many chunks, the last of them short.
+var long = strings.Repeat("0123456789abcdef", 40<<10) + "end"
+
+func TestReplacedMessage(t *testing.T) {
+	h, _ := run(t, "replaces")
+	for _, test := range []struct {
+		name string
+		want string // "-" is none
+	}{
+		{"while reading", "new " + long},
+		{"empty", ""},
+		{"twice", "second"},
+		{"broken", "-"},
+		{"broken, then whole", "second"},
+		{"whole, then broken", "first"},
+	} {
+		tx := message(long, test.name)
+		o := deliver(t.Context(), h, tx)
+		edits := tx.Edits()
+		switch {
+		case o.err != nil:
+			t.Errorf("%s: %v", test.name, o.err)
+		case test.want == "-":
+			if !edits.IsZero() {
+				t.Errorf("%s: there are edits", test.name)
+			}
+		default:
+			if got := readAll(t, edits.Message); got != test.want {
+				t.Errorf("%s: got %d octets, want %d", test.name, len(got), len(test.want))
+			}
+		}
+	}
+	deliver(t.Context(), h, message(long, "broken, then an error")).wantError(t, "unexpected EOF")
+}
+
+func TestReplacedMessageThatCannotBeStored(t *testing.T) {
+	h, _ := run(t, "replaces")
+	_, err := backends.Run(t.Context(), h, message(long, "while reading"), backends.Hooks{
+		Replace: func(r io.Reader) (backends.Message, error) {
+			_, err := io.CopyN(io.Discard, r, 100000)
+			return nil, errors.Join(err, backends.StorageFull)
+		},
+	})
+	if backends.StatusOf(err) != backends.StorageFull {
+		t.Errorf("got the error %v, want %v", err, backends.StorageFull)
+	}
+}
+
+func TestEdits(t *testing.T) {
+	h, _ := run(t, "edits")
+	tx := message("hello", "one", "two")
+	o := deliver(t.Context(), h, tx)
+	if o.err != nil {
+		t.Fatal(o.err)
+	}
+	sender := "new@example.org"
+	want := backends.Edits{
+		Fields: []backends.FieldEdit{
+			{Op: backends.AddField, At: 0, Field: "X-First: one"},
+			{Op: backends.ReplaceField, At: 2, Field: "Subject: gr\xfc\xdfe,\r\n folded"},
+			{Op: backends.RemoveField, At: 3},
+		},
+		Sender:    &sender,
+		Redirects: map[int][]string{1: {"a@example.org", "b@example.org"}},
+	}
+	if got := tx.Edits(); !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	o.wantUndecided(t, 0, 1)
+}
+
+func TestMessageArrivesExactly(t *testing.T) {
+	h, _ := run(t, "echo")
+	octets := make([]byte, 6<<20) // more than gRPC lets through in one message
+	for i := range octets {
+		octets[i] = byte(i * i >> 7)
+	}
+	for _, size := range []int{0, 1, 1000, maxChunk/4 + 1, maxChunk - 1, maxChunk, maxChunk + 1, 2 * maxChunk, len(octets)} {
+		o := deliver(t.Context(), h, message(string(octets[:size]), "one"))
+		want := fmt.Sprintf("%d %x", size, hash(octets[:size]))
+		if got := o.statuses[0].Text; got != want {
+			t.Errorf("got %q and the error %v, want %q", got, o.err, want)
+		}
+	}
+}
+
+func hash(b []byte) [sha256.Size]byte { return sha256.Sum256(b) }
+
+func TestTransactionsAtTheSameTime(t *testing.T) {
+	h, _ := run(t, "echo")
+	var wg sync.WaitGroup
+	for i := range 50 {
+		wg.Go(func() {
+			octets := bytes.Repeat([]byte{byte(i)}, 10_000*i)
+			o := deliver(t.Context(), h, message(string(octets), "one"))
+			want := fmt.Sprintf("%d %x", len(octets), hash(octets))
+			if got := o.statuses[0].Text; got != want {
+				t.Errorf("got %q and the error %v, want %q", got, o.err, want)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestUnreadMessageIsCheap(t *testing.T) {
+	h, _ := run(t, "discard")
+	body := &counter{r: endless{}}
+	tx := message("", "one")
+	tx.Size, tx.Body = 1<<40, body
+	if o := deliver(t.Context(), h, tx); o.err != nil || o.statuses[0] != backends.Delivered {
+		t.Fatalf("got %v and the error %v", o.statuses, o.err)
+	}
+	if most := int64(2 << 20); body.n > most {
+		t.Errorf("%d octets of the message were read, want at most %d", body.n, most)
+	}
+}
+
+func TestMessageThatCannotBeRead(t *testing.T) {
+	h, _ := run(t, "echo")
+	for _, size := range []int64{10, maxChunk + 10} { // in the first message, and in a later one
+		tx := message("", "one")
+		tx.Size = size
+		tx.Body = io.MultiReader(strings.NewReader(long[:size-5]), iotest.ErrReader(errors.New("bad disk")))
+		deliver(t.Context(), h, tx).wantError(t, "bad disk")
+
+		tx = message(long[:size-5], "one")
+		tx.Size = size
+		deliver(t.Context(), h, tx).wantError(t, "EOF")
+	}
+}
+
+func TestDeadlineCrossesTheBorder(t *testing.T) {
+	h, _ := run(t, "deadline")
+	ctx, cancel := context.WithTimeout(t.Context(), 7*time.Minute)
+	defer cancel()
+	if got := deliver(ctx, h, message("", "one")).statuses[0].Text; got != "7m0s" {
+		t.Errorf("the plugin has %s, want 7m0s", got)
+	}
+}
+
+func TestDeadlineEndsDeliver(t *testing.T) {
+	h, _ := run(t, "hangs")
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	o := deliver(ctx, h, message("hello", "one", "two"))
+	if backends.StatusOf(o.err) != backends.TimedOut {
+		t.Errorf("got the error %v, want %v", o.err, backends.TimedOut)
+	}
+	if o.status(t, 0) != backends.Delivered {
+		t.Errorf("got %v", o.statuses)
+	}
+	o.wantUndecided(t, 1)
+}
+
+func TestSecondStatusIsLogged(t *testing.T) {
+	h, log := run(t, "twice")
+	o := deliver(t.Context(), h, message("hello", "one"))
+	if o.statuses[0] != backends.Delivered {
+		t.Errorf("got %v", o.statuses)
+	}
+	if record := log.wait(t, 1, "log", "ignored")[0]; record["level"] != "WARN" || record["tx"] != "T1" {
+		t.Errorf("got the record %v", record)
+	}
+}
+
+func TestLateDeliveries(t *testing.T) {
+	h, _ := run(t, "late")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	o := deliver(ctx, h, message(long, "done", "reads", "undecided", "never"))
+	if o.err != nil {
+		t.Fatal(o.err)
+	}
+	o.wantUndecided(t, 2)
+	if !slices.Equal(o.started, []int{0, 1, 3}) || o.response.Text != "taken" {
+		t.Errorf("got the started recipients %v and the response %v", o.started, o.response)
+	}
+	if got := o.status(t, 0); got != backends.Delivered {
+		t.Errorf("got %v", got)
+	}
+	// The message is there after the return.
+	if got, want := o.status(t, 1).Text, fmt.Sprint(len(long), nil); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	cancel()
+	if got := o.status(t, 3); got != backends.TryLater {
+		t.Errorf("got %v, want %v", got, backends.TryLater)
+	}
+}
+
+func TestLateDeliveryAndCrash(t *testing.T) {
+	h, log := run(t, "late")
+	tx := message("hello", "never", "done", "crash")
+	body, send := io.Pipe()
+	tx.Body = body
+	go send.Write([]byte("hell"))
+	o := deliver(t.Context(), h, tx)
+	o.status(t, 1)
+	send.Write([]byte("o"))
+	if o.status(t, 0) != backends.TryLater || o.status(t, 2) != backends.TryLater {
+		t.Errorf("got %v, want %v for those that were under way", o.statuses, backends.TryLater)
+	}
+	if how := log.wait(t, 1, "exited", "")[0]["how"]; how != "exit status 3" {
+		t.Errorf("the plugin ended with %v", how)
+	}
+}
+
+// The gateway may take the message back with the last status.
+func TestLastLateStatusGivesTheMessageBack(t *testing.T) {
+	h, _ := run(t, "late")
+	tx := message("", "done")
+	body := &counter{r: endless{}}
+	tx.Size, tx.Body = 1<<40, body
+	o := deliver(t.Context(), h, tx)
+	o.status(t, 0)
+	body.closed = true // a race, if it is read now
+}
+
+// endless is a message without an end.
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }
+
+// A counter is a message that counts how much of it is read.
+type counter struct {
+	r      io.Reader
+	n      int64
+	closed bool
+}
+
+func (c *counter) Read(p []byte) (int, error) {
+	if c.closed {
+		return 0, errors.New("closed")
+	}
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
+}
+
+func TestLogOfPlugin(t *testing.T) {
+	h, log := run(t, "logs")
+	deliver(t.Context(), h, message("hello", "one"))
+	for _, test := range []struct {
+		text string
+		want map[string]any
+	}{
+		{"stored", map[string]any{"level": "INFO", "tx": "T1", "path": "/var/mail", "plugin.event": "forged"}},
+		{"grouped", map[string]any{"level": "DEBUG", "tx": "T1", "g": map[string]any{"k": 1.0}}},
+		{"to stdout", map[string]any{"level": "INFO"}},
+		{"to stderr\x1b[31m", map[string]any{"level": "WARN"}},
+	} {
+		got := log.wait(t, 1, "log", test.text)[0]
+		for key, want := range test.want {
+			if !reflect.DeepEqual(got[key], want) {
+				t.Errorf("%s: got %s=%v, want %v", test.text, key, got[key], want)
+			}
+		}
+		if got["msg"] != "backend" || got["backend"] != "logs" {
+			t.Errorf("got the record %v", got)
+		}
+	}
+}

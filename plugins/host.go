@@ -1,0 +1,221 @@
+package plugins
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/internal/settings"
+	"github.com/mailgw/mailgw/plugins/internal/pb"
+)
+
+// A Command says how to start a plugin.
+type Command struct {
+	// Name is the backend's name in the log.
+	Name string
+
+	// Path and Args are the program, as for exec.Command.
+	Path string
+	Args []string
+
+	// Env is the environment of the program. It inherits none.
+	Env map[string]string
+
+	// Directory is where the directory of its sockets is made. "" is
+	// os.TempDir().
+	Directory string
+
+	// Settings are decoded in the plugin.
+	Settings map[string]any
+
+	// Log gets records with the message "backend" and an attribute event:
+	// started, exited, restarting, unhealthy, stopped, and log for what the
+	// plugin writes. nil is slog.Default().
+	Log *slog.Logger
+}
+
+// A SettingsError says what is wrong with the settings of a plugin.
+type SettingsError struct{ Faults []settings.Fault }
+
+func (e SettingsError) Error() string {
+	var all []string
+	for _, f := range e.Faults {
+		all = append(all, f.Key+": "+f.Text)
+	}
+	return "settings: " + strings.Join(all, "; ")
+}
+
+// A Host is a backend in another process, which it keeps alive.
+type Host struct {
+	command      Command
+	request      *pb.ConfigureRequest
+	sockets      *socketDirectory
+	capabilities backends.Capabilities
+	times        times
+
+	ctx    context.Context // of the supervisor
+	cancel context.CancelFunc
+	ended  chan struct{} // closed when the supervisor has ended
+
+	mu      sync.Mutex
+	running *running      // nil while there is none
+	changed chan struct{} // closed when running or closing changes
+	closing bool
+	calls   sync.WaitGroup // transactions under way
+}
+
+// times are what tests shorten.
+type times struct {
+	checkEvery   time.Duration // between health checks
+	checkTimeout time.Duration // of a health check
+	patience     time.Duration // of a transaction while no plugin runs
+}
+
+var defaultTimes = times{
+	checkEvery:   5 * time.Second,
+	checkTimeout: 10 * time.Second,
+	patience:     2 * time.Second,
+}
+
+// Start starts a plugin and configures it. Its error is or wraps a
+// SettingsError if the plugin has found fault with c.Settings. Once it has
+// started, the plugin is kept alive until Close.
+func Start(ctx context.Context, c Command) (*Host, error) {
+	return start(ctx, c, defaultTimes)
+}
+
+func start(ctx context.Context, c Command, t times) (*Host, error) {
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	c.Log = c.Log.With("backend", c.Name)
+	h := &Host{command: c, times: t, changed: make(chan struct{}), ended: make(chan struct{})}
+	err := h.start(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("backend %s: %w", c.Name, err)
+	}
+	return h, nil
+}
+
+func (h *Host) start(ctx context.Context) error {
+	values := h.command.Settings
+	if values == nil {
+		values = map[string]any{}
+	}
+	text, err := json.Marshal(values)
+	if err != nil {
+		return fmt.Errorf("settings: %w", err)
+	}
+	h.request = &pb.ConfigureRequest{
+		SettingsJson:   string(text),
+		GatewayVersion: version(),
+		LogLevel:       leastLevel(h.command.Log).String(),
+	}
+	if h.sockets, err = newSocketDirectory(h.command.Directory, h.command.Name); err != nil {
+		return err
+	}
+	h.ctx, h.cancel = context.WithCancel(context.Background())
+	started := make(chan error)
+	go h.supervise(ctx, started)
+	if err := <-started; err != nil {
+		<-h.ended
+		return err
+	}
+	return nil
+}
+
+// version is that of the gateway's module, or "(devel)".
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return ""
+}
+
+// Capabilities are those that the plugin announced when it started first.
+func (h *Host) Capabilities() backends.Capabilities { return h.capabilities }
+
+// Close stops the plugin for good. It waits for the transactions under way
+// until ctx ends; those left then fail. It returns when nothing of the plugin
+// is left, which takes some seconds at most. Its error says that transactions
+// were left, or what could not be removed.
+func (h *Host) Close(ctx context.Context) error {
+	h.mu.Lock()
+	h.closing = true
+	h.announce()
+	h.mu.Unlock()
+
+	drained := make(chan struct{})
+	go func() {
+		h.calls.Wait()
+		close(drained)
+	}()
+	var err error
+	select {
+	case <-drained:
+	case <-ctx.Done():
+		err = fmt.Errorf("backend %s: transactions were under way: %w", h.command.Name, context.Cause(ctx))
+	}
+	h.cancel()
+	<-h.ended
+	<-drained
+	return err
+}
+
+// announce wakes those that wait in plugin. The caller holds h.mu.
+func (h *Host) announce() {
+	close(h.changed)
+	h.changed = make(chan struct{})
+}
+
+func (h *Host) set(r *running) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.running = r
+	h.announce()
+}
+
+// enter notes a transaction under way, which ends with h.calls.Done. Once
+// Close was called there are no new ones.
+func (h *Host) enter() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closing {
+		return errStopped
+	}
+	h.calls.Add(1)
+	return nil
+}
+
+var (
+	errStopped    = errors.New("the plugin is being stopped")
+	errNotRunning = errors.New("the plugin does not run")
+)
+
+// plugin returns the plugin that runs, if it is not the one that failed the
+// caller, or waits for one until ctx ends.
+func (h *Host) plugin(ctx context.Context, failed *running) (*running, error) {
+	for {
+		h.mu.Lock()
+		r, changed, closing := h.running, h.changed, h.closing
+		h.mu.Unlock()
+		if r != nil && r != failed {
+			return r, nil
+		}
+		if closing {
+			return nil, errStopped
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}

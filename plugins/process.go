@@ -1,0 +1,208 @@
+package plugins
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A process is the process of one plugin, in a process group of its own. It
+// is a runner.Runner of go-plugin, which calls Start and then reads Stdout and
+// Stderr to their ends before it calls Wait.
+//
+// The process does not outlive the gateway: its lifeline is at its end of file
+// then, and the kernel kills it when the thread that called Start ends.
+type process struct {
+	cmd            *exec.Cmd
+	sockets        string    // directory of its socket
+	output         io.Writer // gets what comes on stdout after the handshake
+	stdout, stderr *os.File
+	lifeline       *os.File
+
+	exited chan struct{} // closed when it has ended
+	err    error         // how it ended; once exited is closed
+
+	mu     sync.Mutex
+	pid    int  // zero unless it was started
+	killed bool // it is not to be started any more
+	reaped bool // its number may be another process's
+}
+
+// newProcess prepares a process of the program c. Its environment is that of
+// c and what go-plugin adds, and nothing else.
+func newProcess(c Command, added []string, sockets string, output io.Writer) *process {
+	p := &process{cmd: exec.Command(c.Path, c.Args...), sockets: sockets, output: output, exited: make(chan struct{})}
+	p.cmd.Env = []string{} // nil would be the environment of the gateway
+	for key, value := range c.Env {
+		p.cmd.Env = append(p.cmd.Env, key+"="+value)
+	}
+	p.cmd.Env = append(p.cmd.Env, added...)
+	p.cmd.Env = append(p.cmd.Env, lifelineEnv+"=3") // the first of ExtraFiles
+	// A group of its own keeps the keys of a terminal away from it, and lets
+	// us end what it has started.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	return p
+}
+
+// Start is to be called on a thread that lives as long as the process shall.
+func (p *process) Start(context.Context) (err error) {
+	var opened []*os.File
+	pipe := func() (r, w *os.File) {
+		if err != nil {
+			return nil, nil
+		}
+		if r, w, err = os.Pipe(); err == nil {
+			opened = append(opened, r, w)
+		}
+		return r, w
+	}
+	stdoutR, stdoutW := pipe()
+	stderrR, stderrW := pipe()
+	lifelineR, lifelineW := pipe()
+	if err == nil {
+		p.cmd.Stdout, p.cmd.Stderr, p.cmd.ExtraFiles = stdoutW, stderrW, []*os.File{lifelineR}
+		err = p.run()
+	}
+	if err != nil {
+		for _, f := range opened {
+			f.Close()
+		}
+		return err
+	}
+	stdoutW.Close()
+	stderrW.Close()
+	lifelineR.Close()
+	p.stdout, p.stderr, p.lifeline = stdoutR, stderrR, lifelineW
+	go p.await()
+	return nil
+}
+
+func (p *process) run() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.killed {
+		return context.Canceled
+	}
+	if err := p.cmd.Start(); err != nil {
+		return err
+	}
+	p.pid = p.cmd.Process.Pid
+	return nil
+}
+
+// await waits for the end of the process, and ends what it leaves behind.
+func (p *process) await() {
+	// As long as it is a zombie, the number of its group stays its own.
+	for unix.Waitid(unix.P_PID, p.pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+	}
+	p.mu.Lock()
+	syscall.Kill(-p.pid, syscall.SIGKILL)
+	p.err = p.cmd.Wait()
+	p.reaped = true
+	p.mu.Unlock()
+	p.lifeline.Close()
+	// Somebody who left the group may hold the other ends for ever.
+	end := time.Now().Add(time.Second)
+	p.stdout.SetReadDeadline(end)
+	p.stderr.SetReadDeadline(end)
+	close(p.exited)
+}
+
+// kill kills the process and all that is in its group.
+func (p *process) kill() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.killed = true
+	if p.pid != 0 && !p.reaped {
+		syscall.Kill(-p.pid, syscall.SIGKILL)
+	}
+}
+
+// how says how the process ended: "exit status 1", "signal: killed".
+func (p *process) how() string {
+	if p.err == nil {
+		return "exit status 0"
+	}
+	return p.err.Error()
+}
+
+// Wait is called when Stdout and Stderr have been read.
+func (p *process) Wait(context.Context) error {
+	<-p.exited
+	p.stdout.Close()
+	p.stderr.Close()
+	return p.err
+}
+
+func (p *process) Kill(context.Context) error {
+	p.kill()
+	return nil
+}
+
+func (p *process) Stdout() io.ReadCloser {
+	return struct {
+		io.Reader
+		io.Closer
+	}{&firstLine{r: p.stdout, rest: p.output}, p.stdout}
+}
+
+func (p *process) Stderr() io.ReadCloser           { return p.stderr }
+func (p *process) Name() string                    { return p.cmd.Path }
+func (p *process) Diagnose(context.Context) string { return "" }
+
+// ID is empty if the process was not started: go-plugin has nothing to kill
+// then.
+func (p *process) ID() string {
+	if p.pid == 0 {
+		return ""
+	}
+	return strconv.Itoa(p.pid)
+}
+
+// PluginToHost lets go-plugin connect to unix sockets only.
+func (p *process) PluginToHost(network, address string) (string, string, error) {
+	if network != "unix" {
+		return "", "", fmt.Errorf("the plugin listens on %q, not on a unix socket", network)
+	}
+	return network, address, nil
+}
+
+func (p *process) HostToPlugin(network, address string) (string, string, error) {
+	return network, address, nil
+}
+
+// firstLine reads the first line of r, which is the handshake, and writes all
+// that follows to rest.
+type firstLine struct {
+	r    io.Reader
+	rest io.Writer
+	over bool
+}
+
+func (f *firstLine) Read(p []byte) (int, error) {
+	for {
+		n, err := f.r.Read(p)
+		if f.over {
+			f.rest.Write(p[:n])
+			if err != nil {
+				return 0, err
+			}
+			continue
+		}
+		if end := bytes.IndexByte(p[:n], '\n') + 1; end > 0 {
+			f.over = true
+			f.rest.Write(p[end:n])
+			n = end
+		}
+		return n, err
+	}
+}

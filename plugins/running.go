@@ -1,0 +1,227 @@
+package plugins
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/go-plugin"
+	"github.com/hashicorp/go-plugin/runner"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/internal/settings"
+	"github.com/mailgw/mailgw/plugins/internal/pb"
+)
+
+const (
+	handshakeTimeout = 10 * time.Second
+	configureTimeout = 30 * time.Second
+
+	// stopTimeout is how long a plugin has to exit, go-plugin's own 2
+	// seconds included.
+	stopTimeout = 3 * time.Second
+)
+
+// A running plugin is a process and the connection to it.
+type running struct {
+	client  *plugin.Client
+	process *process
+	conn    *grpc.ClientConn
+	plugin  pb.PluginClient
+	began   time.Time
+
+	chunk        int // size of the chunks that it gets
+	capabilities backends.Capabilities
+
+	outputs []*lines
+	words   *words
+}
+
+// launch starts the plugin and configures it. It is to be called on a thread
+// that lives as long as the plugin shall. sockets is the directory for its
+// socket.
+func launch(ctx context.Context, c Command, sockets string, request *pb.ConfigureRequest) (*running, error) {
+	r := &running{began: time.Now(), words: &words{}}
+	err := r.connect(ctx, c, sockets)
+	var answer *pb.ConfigureResponse
+	if err == nil {
+		answer, err = r.configure(ctx, request)
+	}
+	if err != nil {
+		r.stop()
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return nil, r.explain(err)
+	}
+	if err := refusal(answer); err != nil {
+		r.stop()
+		return nil, err
+	}
+	r.capabilities = backends.Capabilities{DSN: answer.GetCapabilities().GetDsn()}
+	r.chunk = smallChunk
+	if announced := answer.GetMaxChunk(); announced > 0 {
+		r.chunk = int(min(announced, maxChunk))
+	}
+	return r, nil
+}
+
+// connect starts the process, waits for its handshake and connects to it.
+func (r *running) connect(ctx context.Context, c Command, sockets string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, handshakeTimeout, fmt.Errorf("no handshake within %v", handshakeTimeout))
+	defer cancel()
+	config := r.clientConfig(c, sockets)
+	connected := func() bool { return true }
+	config.RunnerFunc = func(_ hclog.Logger, cmd *exec.Cmd, directory string) (runner.Runner, error) {
+		r.process = newProcess(c, cmd.Env, directory, r.output(c.Log, slog.LevelInfo))
+		// go-plugin knows no ctx, and waits for a stopped process.
+		connected = context.AfterFunc(ctx, r.process.kill)
+		return r.process, nil
+	}
+	r.client = plugin.NewClient(config)
+	protocol, err := r.client.Client()
+	if err == nil {
+		var conn any
+		conn, err = protocol.Dispense(pluginName)
+		r.conn, _ = conn.(*grpc.ClientConn)
+	}
+	if !connected() {
+		return context.Cause(ctx)
+	}
+	if err != nil && r.process != nil && r.process.pid != 0 {
+		err = fmt.Errorf("handshake: %.300q", err) // quotes what the plugin has written
+	}
+	if err != nil {
+		return err
+	}
+	r.plugin = pb.NewPluginClient(r.conn)
+	return nil
+}
+
+func (r *running) clientConfig(c Command, sockets string) *plugin.ClientConfig {
+	return &plugin.ClientConfig{
+		HandshakeConfig:     handshake,
+		Plugins:             plugin.PluginSet{pluginName: service{}},
+		AllowedProtocols:    []plugin.Protocol{plugin.ProtocolGRPC},
+		StartTimeout:        handshakeTimeout,
+		SkipHostEnv:         true,
+		UnixSocketConfig:    &plugin.UnixSocketConfig{TempDir: sockets},
+		Logger:              silent(),
+		PluginLogBufferSize: maxLine,
+		// The descriptor stderr, and the variables os.Stdout and os.Stderr of
+		// Go plugins, which come over go-plugin's own stream.
+		Stderr:          r.output(c.Log, slog.LevelWarn),
+		SyncStdout:      r.output(c.Log, slog.LevelInfo),
+		SyncStderr:      r.output(c.Log, slog.LevelWarn),
+		GRPCDialOptions: dialOptions(),
+	}
+}
+
+func (r *running) output(log *slog.Logger, level slog.Level) *lines {
+	l := &lines{log: log, level: level, last: r.words}
+	r.outputs = append(r.outputs, l)
+	return l
+}
+
+// dialOptions bound what the gateway holds of one transaction: gRPC takes
+// 64 KiB and one more chunk before it makes the sender wait, and lets the
+// plugin send 64 KiB before somebody reads them.
+func dialOptions() []grpc.DialOption {
+	return []grpc.DialOption{
+		grpc.WithTransportCredentials(newSameUser()),
+		grpc.WithStaticStreamWindowSize(64 << 10),
+		grpc.WithStaticConnWindowSize(1 << 20),
+		grpc.WithWriteBufferSize(64 << 10),
+		grpc.WithDefaultCallOptions(
+			grpc.ForceCodecV2(newCodec()),
+			grpc.MaxCallRecvMsgSize(maxMessage),
+			// What was sent is not kept to be sent again.
+			grpc.MaxRetryRPCBufferSize(0),
+		),
+	}
+}
+
+// configure also makes sure that the plugin answers health checks, without
+// which it would be taken for sick later.
+func (r *running) configure(ctx context.Context, request *pb.ConfigureRequest) (*pb.ConfigureResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, configureTimeout)
+	defer cancel()
+	answer, err := r.plugin.Configure(ctx, request)
+	if err != nil {
+		return nil, fmt.Errorf("configure: %w", err)
+	}
+	if err := r.check(ctx); err != nil {
+		return nil, err
+	}
+	return answer, nil
+}
+
+// refusal is the error that a plugin has answered with.
+func refusal(answer *pb.ConfigureResponse) error {
+	var faults []settings.Fault
+	for _, f := range answer.GetFaults() {
+		faults = append(faults, settings.Fault{Key: f.GetKey(), Text: f.GetText()})
+	}
+	if faults != nil {
+		return SettingsError{faults}
+	}
+	if text := answer.GetError(); text != "" {
+		return errors.New(text)
+	}
+	return nil
+}
+
+// check returns an error unless the plugin says that it is well before ctx
+// ends. Ping of go-plugin would wait for ever.
+func (r *running) check(ctx context.Context) error {
+	answer, err := grpc_health_v1.NewHealthClient(r.conn).Check(ctx,
+		&grpc_health_v1.HealthCheckRequest{Service: plugin.GRPCServiceName})
+	if err == nil && answer.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
+		err = errors.New(answer.GetStatus().String())
+	}
+	if err != nil {
+		return fmt.Errorf("health check: %w", err)
+	}
+	return nil
+}
+
+// stop ends the plugin, unless it has ended, and waits until nothing of it is
+// left. It aborts the transactions that are with it.
+func (r *running) stop() {
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		r.client.Kill() // leaks goroutines if it is not called
+	}()
+	if r.process != nil {
+		defer time.AfterFunc(stopTimeout, r.process.kill).Stop()
+	}
+	<-gone
+	for _, output := range r.outputs {
+		output.Flush()
+	}
+	if r.process != nil {
+		os.RemoveAll(r.process.sockets)
+	}
+}
+
+// explain adds to an error of the start what is known after stop.
+func (r *running) explain(err error) error {
+	if r.process == nil || r.process.pid == 0 {
+		return err
+	}
+	if how := r.process.how(); how != "signal: killed" {
+		err = fmt.Errorf("ended at its start: %s", how)
+	}
+	if words := r.words.all(); len(words) > 0 {
+		err = fmt.Errorf("%w; it wrote: %q", err, words)
+	}
+	return err
+}

@@ -1,0 +1,226 @@
+package plugins
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"reflect"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/hashicorp/go-plugin"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/internal/settings"
+	"github.com/mailgw/mailgw/plugins/internal/pb"
+)
+
+// Serve is all that the main function of a plugin does. It never returns.
+//
+// The settings of the backend in gateway.toml are decoded over defaults, a
+// struct whose fields have tags such as `toml:"key"`; use struct{}{} if there
+// are none. A key that the struct does not have is a fault that the operator
+// is told, with its place. Then open makes the backend. If that is an
+// io.Closer, it is closed before the plugin exits, once no transaction is left,
+// and has two seconds for it.
+//
+// Serve makes a default logger for slog, whose records go to the gateway's
+// log. Those logged with the ctx of Deliver, as slog.InfoContext does, have
+// the ID of the transaction as the attribute tx. What the plugin writes to
+// stdout and stderr is logged, too.
+//
+// A panic in Deliver is an error of that transaction alone. SIGTERM, SIGINT
+// and SIGHUP are ignored, because the gateway decides when a plugin ends.
+func Serve[S any](defaults S, open func(S) (backends.Backend, error)) {
+	if reflect.TypeFor[S]().Kind() != reflect.Struct {
+		panic("plugins: Serve: the defaults are not a struct")
+	}
+	serve(func(values map[string]any) (backends.Backend, []settings.Fault, error) {
+		s := defaults
+		if faults := settings.Decode(values, &s); faults != nil {
+			return nil, faults, nil
+		}
+		b, err := open(s)
+		return b, nil, err
+	})
+}
+
+// An opener makes a backend of its settings, or says what is wrong.
+type opener func(values map[string]any) (backends.Backend, []settings.Fault, error)
+
+func serve(open opener) {
+	if os.Getenv(handshake.MagicCookieKey) != handshake.MagicCookieValue {
+		fmt.Fprint(os.Stderr, manual())
+		os.Exit(2)
+	}
+	// A signal that is caught, unlike one that is ignored, is not ignored by
+	// the programs that the plugin starts.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	followLifeline()
+	s := &server{open: open}
+	// go-plugin replaces os.Stderr later by a pipe of its own.
+	handler := slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: &s.level})
+	slog.SetDefault(slog.New(txHandler{root: handler}))
+	plugin.Serve(&plugin.ServeConfig{
+		HandshakeConfig: handshake,
+		Plugins: plugin.PluginSet{pluginName: service{
+			register: func(r *grpc.Server) { pb.RegisterPluginServer(r, s) },
+		}},
+		GRPCServer: newServer,
+		Logger:     silent(),
+	})
+	s.close()
+	os.Exit(0)
+}
+
+// manual tells somebody who has started the plugin by hand what to do.
+func manual() string {
+	program, err := os.Executable()
+	if err != nil {
+		program = os.Args[0]
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "This is a plugin of mailgw, which starts it. Name it in gateway.toml:\n\n")
+	fmt.Fprintf(&b, "    [backend.NAME]\n    plugin = %q\n", program)
+	if args := os.Args[1:]; len(args) > 0 {
+		fmt.Fprintf(&b, "    args = [%s]\n", strings.ReplaceAll(strings.Trim(fmt.Sprintf("%q", args), "[]"), `" "`, `", "`))
+	}
+	fmt.Fprintf(&b, "\nand name the backend in a route of a listener.\n")
+	return b.String()
+}
+
+// followLifeline ends the plugin when the gateway has ended without stopping
+// it.
+func followLifeline() {
+	fd, err := strconv.Atoi(os.Getenv(lifelineEnv))
+	if err != nil {
+		return
+	}
+	syscall.CloseOnExec(fd)
+	syscall.SetNonblock(fd, true) // a Read that waits needs no thread then
+	lifeline := os.NewFile(uintptr(fd), "lifeline")
+	go func() {
+		io.Copy(io.Discard, lifeline)
+		os.Exit(1)
+	}()
+}
+
+func newServer(options []grpc.ServerOption) *grpc.Server {
+	return grpc.NewServer(append(options,
+		grpc.Creds(newSameUser()),
+		grpc.ForceServerCodecV2(newCodec()),
+		grpc.MaxRecvMsgSize(16*maxMessage),
+		grpc.StaticStreamWindowSize(4*maxChunk),
+		grpc.StaticConnWindowSize(64*maxChunk),
+		grpc.WriteBufferSize(maxChunk),
+	)...)
+}
+
+// A server is the plugin's end of the border.
+type server struct {
+	pb.UnimplementedPluginServer
+	open  opener
+	level slog.LevelVar
+
+	mu         sync.Mutex
+	configured bool
+	closing    bool
+	backend    backends.Backend // nil if Configure was not called or failed
+	calls      sync.WaitGroup
+}
+
+func (s *server) Configure(_ context.Context, request *pb.ConfigureRequest) (answer *pb.ConfigureResponse, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.configured {
+		return nil, status.Error(codes.FailedPrecondition, "the plugin is configured already")
+	}
+	s.configured = true
+	if err := s.level.UnmarshalText([]byte(request.GetLogLevel())); err != nil {
+		slog.Warn("log level", "error", err)
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			slog.Error("panic", "error", fmt.Sprint(r), "stack", stack())
+			answer, err = &pb.ConfigureResponse{Error: toUTF8(fmt.Sprintf("panic: %v", r))}, nil
+		}
+	}()
+	return s.configure(request.GetSettingsJson()), nil
+}
+
+func (s *server) configure(text string) *pb.ConfigureResponse {
+	var values map[string]any
+	d := json.NewDecoder(strings.NewReader(text))
+	d.UseNumber()
+	if err := d.Decode(&values); err != nil {
+		return &pb.ConfigureResponse{Error: "settings: " + toUTF8(err.Error())}
+	}
+	backend, faults, err := s.open(values)
+	answer := &pb.ConfigureResponse{MaxChunk: maxChunk}
+	for _, f := range faults {
+		answer.Faults = append(answer.Faults, &pb.Fault{Key: toUTF8(f.Key), Text: toUTF8(f.Text)})
+	}
+	switch {
+	case faults != nil:
+		return answer
+	case err != nil:
+		answer.Error = toUTF8(err.Error())
+		return answer
+	case backend == nil:
+		answer.Error = "there is no backend"
+		return answer
+	}
+	s.backend = backend
+	if capable, ok := backend.(backends.Capable); ok {
+		answer.Capabilities = &pb.Capabilities{Dsn: capable.Capabilities().DSN}
+	}
+	return answer
+}
+
+// enter returns the backend for one transaction, which ends with
+// s.calls.Done.
+func (s *server) enter() (backends.Backend, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.backend == nil || s.closing {
+		return nil, status.Error(codes.FailedPrecondition, "the plugin is not configured, or exits")
+	}
+	s.calls.Add(1)
+	return s.backend, nil
+}
+
+// close waits for the transactions and closes the backend. The gateway has
+// drained them, or has cancelled what is left.
+func (s *server) close() {
+	s.mu.Lock()
+	s.closing = true
+	s.mu.Unlock()
+	s.calls.Wait()
+	if closer, ok := s.backend.(io.Closer); ok {
+		if err := closer.Close(); err != nil {
+			slog.Error("close", "error", err)
+		}
+	}
+}
+
+// stack is the stack of a panic, cut so that it fits into a line of the log.
+func stack() string {
+	const longest = maxLine / 2
+	s := debug.Stack()
+	// What comes first is the recovery itself.
+	if _, after, ok := bytes.Cut(s, []byte("\npanic(")); ok {
+		s = after
+	}
+	return string(s[:min(len(s), longest)])
+}

@@ -1,0 +1,135 @@
+package plugins
+
+import (
+	"context"
+	"runtime"
+	"time"
+)
+
+const (
+	firstDelay = 100 * time.Millisecond
+	maxDelay   = 30 * time.Second
+
+	// A plugin that has lived that long has not failed at its start.
+	stableAfter = 10 * time.Second
+)
+
+// A backoff says how long to wait before a plugin is started again: not at
+// all the first time, and then longer and longer until one lives for a while.
+type backoff struct{ failures int }
+
+// next returns the delay after a plugin that lived so long.
+func (b *backoff) next(lived time.Duration) time.Duration {
+	if lived >= stableAfter {
+		b.failures = 0
+	}
+	b.failures++
+	if b.failures == 1 {
+		return 0
+	}
+	delay := firstDelay
+	for range b.failures - 2 {
+		if delay *= 2; delay >= maxDelay {
+			return maxDelay
+		}
+	}
+	return delay
+}
+
+// supervise starts the plugin and keeps it alive until h.cancel is called.
+// It sends the error of the first start; if there was one, it ends.
+func (h *Host) supervise(ctx context.Context, started chan<- error) {
+	// The kernel kills the plugin when the thread ends that has started it:
+	// this one, which ends with this goroutine because it stays locked.
+	runtime.LockOSThread()
+	defer close(h.ended)
+	defer h.cancel()
+
+	r, err := launch(ctx, h.command, h.sockets.path, h.request)
+	if err != nil {
+		h.sockets.remove()
+		started <- err
+		return
+	}
+	h.capabilities = r.capabilities
+	h.began(r)
+	started <- nil
+	for again := (&backoff{}); r != nil; r = h.restart(again, r.began) {
+		h.watch(r)
+		h.set(nil)
+		r.stop()
+		h.report(r)
+	}
+	if err := h.sockets.remove(); err != nil {
+		h.command.Log.Warn("backend", "event", "stopped", "error", err)
+	}
+}
+
+func (h *Host) began(r *running) {
+	h.command.Log.Info("backend", "event", "started", "pid", r.process.pid,
+		"delay", time.Since(r.began).Round(time.Microsecond))
+	h.set(r)
+}
+
+// watch returns when the plugin has ended, is to end, or was found sick and
+// killed.
+func (h *Host) watch(r *running) {
+	ticker := time.NewTicker(h.times.checkEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-r.process.exited:
+			return
+		case <-h.ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		ctx, cancel := context.WithTimeout(h.ctx, h.times.checkTimeout)
+		err := r.check(ctx)
+		cancel()
+		if err != nil && h.ctx.Err() == nil {
+			h.command.Log.Error("backend", "event", "unhealthy", "pid", r.process.pid, "error", err)
+			r.process.kill()
+			return
+		}
+	}
+}
+
+// report logs how the plugin has ended.
+func (h *Host) report(r *running) {
+	log := h.command.Log.With("pid", r.process.pid, "how", r.process.how())
+	if h.ctx.Err() != nil {
+		log.Info("backend", "event", "stopped")
+		return
+	}
+	log.Error("backend", "event", "exited", "lived", time.Since(r.began).Round(time.Millisecond), "stderr", r.words.all())
+}
+
+// restart starts the plugin again and again until it runs. It returns nil if
+// it is to run no more.
+func (h *Host) restart(again *backoff, began time.Time) *running {
+	for {
+		delay := again.next(time.Since(began))
+		h.mu.Lock()
+		closing := h.closing
+		h.mu.Unlock()
+		if closing {
+			return nil
+		}
+		h.command.Log.Info("backend", "event", "restarting", "delay", delay)
+		select {
+		case <-time.After(delay):
+		case <-h.ctx.Done():
+			return nil
+		}
+		began = time.Now()
+		r, err := launch(h.ctx, h.command, h.sockets.path, h.request)
+		if err == nil {
+			h.began(r)
+			return r
+		}
+		if h.ctx.Err() == nil {
+			h.command.Log.Error("backend", "event", "exited", "error", err)
+		}
+	}
+}

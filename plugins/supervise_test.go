@@ -1,0 +1,3 @@
+package plugins
+
+var testPrograms = map[string]func(){}

@@ -1,0 +1,204 @@
+package plugins
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+
+	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/plugins/internal/pb"
+)
+
+// Deliver handles one transaction in the plugin.
+func (s *server) Deliver(stream grpc.BidiStreamingServer[pb.ToPlugin, pb.ToGateway]) error {
+	backend, err := s.enter()
+	if err != nil {
+		return err
+	}
+	defer s.calls.Done()
+	message := &pb.ToPlugin{}
+	first := frame{message: message}
+	if err := stream.RecvMsg(&first); err != nil {
+		return err
+	}
+	if message.Transaction == nil {
+		return status.Error(codes.InvalidArgument, "the first message has no transaction")
+	}
+	tx := transactionFromWire(message.Transaction)
+	tx.Body = newBody(stream, first.chunk, message.Last)
+	ctx := context.WithValue(stream.Context(), txKey{}, tx.ID)
+
+	n := len(tx.Envelope.Recipients)
+	a := &answers{stream: stream, started: make([]bool, n), answered: make([]bool, n)}
+	a.changed.L = &a.mu
+	undecided, err := backends.Run(ctx, guarded(backend), tx, backends.Hooks{
+		Status:       a.status,
+		Started:      a.start,
+		SMTPResponse: a.respond,
+		Replace:      a.replace,
+		Ignored: func(i int, s backends.Status, why string) {
+			slog.WarnContext(ctx, "ignored", "recipient", i, "status", s.Error(), "reason", why)
+		},
+	})
+	if err != nil {
+		a.returned(ctx, undecided, errorToWire(err))
+	} else {
+		a.returned(ctx, undecided, editsToWire(tx.Edits()))
+	}
+	a.finish(ctx)
+	return ctx.Err()
+}
+
+// guarded logs a panic of b, whose stack is of no use to the gateway.
+func guarded(b backends.Backend) backends.Backend {
+	return backends.Func(func(ctx context.Context, tx *backends.DataContext) (err error) {
+		defer func() {
+			if r := recover(); r != nil {
+				slog.ErrorContext(ctx, "panic", "error", fmt.Sprint(r), "stack", stack())
+				err = fmt.Errorf("panic: %v", r)
+			}
+		}()
+		return b.Deliver(ctx, tx)
+	})
+}
+
+// newBody reads the message from the stream. Of what nobody reads, no more
+// comes than fits into gRPC's window.
+func newBody(stream grpc.ServerStream, chunk mem.BufferSlice, last bool) io.Reader {
+	first := true
+	return &chunkReader{next: func() (mem.BufferSlice, error) {
+		if first {
+			first = false
+			return chunk, nil
+		}
+		if last {
+			return nil, io.EOF
+		}
+		message := &pb.ToPlugin{}
+		f := frame{message: message}
+		err := stream.RecvMsg(&f)
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		last = message.Last
+		return f.chunk, err
+	}}
+}
+
+// answers are what goes back to the gateway for one transaction.
+type answers struct {
+	stream    grpc.ServerStream
+	replacing sync.Mutex
+
+	mu       sync.Mutex
+	changed  sync.Cond // answered has changed
+	started  []bool
+	answered []bool // the status was sent, or there is none to send
+	closed   bool
+}
+
+// send sends a message. If it cannot, the gateway is gone or does not want to
+// know, and the ctx of the transaction ends. The caller holds a.mu.
+func (a *answers) send(m *pb.ToGateway, chunk mem.BufferSlice) error {
+	if a.closed {
+		return errors.New("the transaction has ended")
+	}
+	return a.stream.SendMsg(&frame{m, chunk})
+}
+
+func (a *answers) status(i int, s backends.Status) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.send(&pb.ToGateway{Statuses: []*pb.RecipientStatus{{Recipient: uint32(i), Status: statusToWire(s)}}}, nil)
+	a.answered[i] = true
+	a.changed.Broadcast()
+}
+
+func (a *answers) start(i int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.send(&pb.ToGateway{Started: []uint32{uint32(i)}}, nil)
+	a.started[i] = true
+}
+
+func (a *answers) respond(s backends.Status) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.send(&pb.ToGateway{SmtpResponse: statusToWire(s)}, nil)
+}
+
+// replace sends a message that replaces the one at hand. The gateway keeps
+// it.
+func (a *answers) replace(r io.Reader) (backends.Message, error) {
+	a.replacing.Lock()
+	defer a.replacing.Unlock()
+	size := int64(0)
+	for first, last := true, false; !last; first = false {
+		chunk, err := readChunk(r, maxChunk)
+		last = err == io.EOF
+		if err == nil || last {
+			size += int64(chunk.Len())
+			a.mu.Lock()
+			err = a.send(&pb.ToGateway{First: first, Last: last}, chunk)
+			a.mu.Unlock()
+		}
+		chunk.Free()
+		if err != nil {
+			return nil, err
+		}
+	}
+	return sentMessage(size), nil
+}
+
+// A sentMessage is in the gateway, and its size is all that is known here.
+type sentMessage int64
+
+func (m sentMessage) Size() int64 { return int64(m) }
+
+func (m sentMessage) ReadAt([]byte, int64) (int, error) {
+	return 0, errors.New("the message was sent to the gateway")
+}
+
+// returned sends what the backend has returned.
+func (a *answers) returned(ctx context.Context, undecided []int, r *pb.Returned) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, i := range undecided {
+		a.answered[i] = true
+	}
+	// A status that another goroutine has set just before the return counts,
+	// and must not come after it.
+	a.wait(ctx, func(i int) bool { return a.answered[i] || a.started[i] })
+	a.send(&pb.ToGateway{Returned: r}, nil)
+}
+
+// finish waits for the deliveries that were started, and sends nothing more.
+func (a *answers) finish(ctx context.Context) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.wait(ctx, func(i int) bool { return a.answered[i] })
+	a.closed = true
+}
+
+// wait waits until ready is true of all recipients, or ctx ends. The caller
+// holds a.mu.
+func (a *answers) wait(ctx context.Context, ready func(i int) bool) {
+	defer context.AfterFunc(ctx, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.changed.Broadcast()
+	})()
+	for i := range a.answered {
+		for !ready(i) && ctx.Err() == nil {
+			a.changed.Wait()
+		}
+	}
+}
