@@ -33,7 +33,7 @@ type DataContext struct {
 
 	mu         sync.Mutex
 	hooks      Hooks
-	recipients []fate // grown when first needed
+	recipients []fate // made when first needed
 	ended      bool   // Deliver returned
 	edits      Edits
 }
@@ -263,19 +263,24 @@ func (tx *DataContext) SetSMTPResponse(s Status) {
 
 // fate returns recipient i, or why there is none. Callers hold tx.mu.
 func (tx *DataContext) fate(i int) (*fate, string) {
-	if tx.recipients == nil {
-		tx.recipients = make([]fate, len(tx.Envelope.Recipients))
-	}
+	tx.makeFates()
 	if i < 0 || i >= len(tx.recipients) {
 		return nil, "there is no such recipient"
 	}
 	return &tx.recipients[i], ""
 }
 
+func (tx *DataContext) makeFates() {
+	if tx.recipients == nil {
+		tx.recipients = make([]fate, len(tx.Envelope.Recipients))
+	}
+}
+
 func (tx *DataContext) begin(hooks Hooks) {
 	tx.mu.Lock()
 	defer tx.mu.Unlock()
 	tx.hooks = hooks
+	tx.makeFates()
 }
 
 // end closes the recipients that are neither decided nor started.
@@ -283,8 +288,9 @@ func (tx *DataContext) end() (undecided []int) {
 	tx.mu.Lock()
 	defer tx.mu.Unlock()
 	tx.ended = true
-	for i := range tx.Envelope.Recipients {
-		if f, _ := tx.fate(i); f.status.IsZero() && !f.started {
+	// Those of the beginning, whatever the backend did to the envelope.
+	for i := range tx.recipients {
+		if f := &tx.recipients[i]; f.status.IsZero() && !f.started {
 			f.closed = true
 			undecided = append(undecided, i)
 		}

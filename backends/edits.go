@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 )
 
@@ -135,6 +137,9 @@ func (tx *DataContext) ReplaceMessage(r io.Reader) error {
 	}
 	tx.mu.Lock()
 	defer tx.mu.Unlock()
+	if tx.edits.Fields != nil { // meanwhile
+		return errReplaced
+	}
 	tx.edits.Message = m
 	return nil
 }
@@ -167,13 +172,16 @@ func (tx *DataContext) Redirect(i int, addresses ...string) error {
 	if tx.edits.Redirects == nil {
 		tx.edits.Redirects = map[int][]string{}
 	}
-	tx.edits.Redirects[i] = addresses
+	tx.edits.Redirects[i] = slices.Clone(addresses)
 	return nil
 }
 
-// Edits returns what was edited so far.
+// Edits returns what was edited so far. Later edits do not change it.
 func (tx *DataContext) Edits() Edits {
 	tx.mu.Lock()
 	defer tx.mu.Unlock()
-	return tx.edits
+	e := tx.edits
+	e.Fields = slices.Clone(e.Fields)
+	e.Redirects = maps.Clone(e.Redirects)
+	return e
 }

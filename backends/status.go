@@ -117,7 +117,7 @@ func enhancedOfClass(e string, class int) bool {
 }
 
 func sanitizedText(text string) string {
-	lines := strings.Split(strings.TrimRight(strings.ReplaceAll(text, "\r\n", "\n"), "\n"), "\n")
+	lines := strings.Split(strings.ReplaceAll(text, "\r\n", "\n"), "\n")
 	lines = lines[:min(len(lines), maxStatusLines)]
 	for i, line := range lines {
 		line = strings.Map(func(r rune) rune {
@@ -131,5 +131,5 @@ func sanitizedText(text string) string {
 		}, line)
 		lines[i] = line[:min(len(line), maxStatusText)]
 	}
-	return strings.Join(lines, "\n")
+	return strings.TrimRight(strings.Join(lines, "\n"), "\n")
 }

@@ -1,0 +1,155 @@
+package backends_test
+
+import (
+	"errors"
+	"io"
+	"reflect"
+	"strings"
+	"testing"
+	"testing/iotest"
+
+	"github.com/mailgw/mailgw/backends"
+)
+
+func TestFieldsThatWouldDamageAHeaderAreRefused(t *testing.T) {
+	tests := []struct {
+		field string
+		want  string // part of the error; empty if the field is good
+	}{
+		{"X-Spam: yes", ""},
+		{"X-Empty:", ""},
+		{"X-Folded: one\r\n two\r\n\tthree", ""},
+		{"X-8bit: gr\u00fc\u00dfe", ""},
+		{"X-Long: " + strings.Repeat("x", 990), ""},
+
+		{"", "field name"},
+		{"no colon", "field name"},
+		{": no name", "field name"},
+		{"two words: x", "field name"},
+		{"gr\u00fc\u00dfe: x", "field name"},
+		{"X-Long: " + strings.Repeat("x", 991), "998"},
+		{"X: one\ntwo", "bare"},
+		{"X: one\rtwo", "bare"},
+		{"X: one\x00", "bare"},
+		{"X: one\r\nY: two", "folded"},
+		{"X: one\r\n", "folded"},
+		{"X: one\r\n\r\nbody", "folded"},
+		{"X: one\r\n \r\n two", "folded"},
+	}
+	for _, tt := range tests {
+		tx := transaction(1)
+		for _, edit := range []func(int, string) error{tx.AddField, tx.ReplaceField} {
+			err := edit(0, tt.field)
+			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%q: got %v, want an error with %q", tt.field, err, tt.want)
+			}
+		}
+		if edits := tx.Edits(); edits.IsZero() != (tt.want != "") {
+			t.Errorf("%q: got edits %+v", tt.field, edits)
+		}
+	}
+	if err := transaction(1).RemoveField(-1); err == nil {
+		t.Error("a negative position was taken")
+	}
+}
+
+func TestEditsAreKeptInOrder(t *testing.T) {
+	tx := transaction(2)
+	if edits := tx.Edits(); !edits.IsZero() {
+		t.Errorf("edits of nothing: %+v", edits)
+	}
+	err := errors.Join(
+		tx.AddField(7, "X: last"),
+		tx.RemoveField(1),
+		tx.ReplaceField(0, "Y: first"),
+		tx.Redirect(1, "a@example.org", "b@example.org"),
+		tx.Redirect(1, "c@example.org"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx.SetSender("")
+
+	null := ""
+	want := backends.Edits{
+		Fields: []backends.FieldEdit{
+			{Op: backends.AddField, At: 7, Field: "X: last"},
+			{Op: backends.RemoveField, At: 1},
+			{Op: backends.ReplaceField, At: 0, Field: "Y: first"},
+		},
+		Sender:    &null,
+		Redirects: map[int][]string{1: {"c@example.org"}},
+	}
+	if got := tx.Edits(); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+func TestImpossibleRedirectsAreRefused(t *testing.T) {
+	tx := transaction(1)
+	for _, err := range []error{tx.Redirect(1, "a@example.org"), tx.Redirect(-1, "a@example.org"), tx.Redirect(0)} {
+		if err == nil {
+			t.Error("a redirect of nobody, or to nobody, was taken")
+		}
+	}
+	if edits := tx.Edits(); !edits.IsZero() {
+		t.Errorf("got edits %+v, want none", edits)
+	}
+}
+
+func TestReplaceMessage(t *testing.T) {
+	tx := transaction(1)
+	if err := tx.ReplaceMessage(strings.NewReader("Subject: new\r\n\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	m := tx.Edits().Message
+	got, err := io.ReadAll(io.NewSectionReader(m, 0, m.Size()))
+	if err != nil || string(got) != "Subject: new\r\n\r\n" {
+		t.Errorf("got %q and %v", got, err)
+	}
+}
+
+// Which of the two comes first must not matter, so both cannot be.
+func TestMessageAndHeaderAreNotBothEdited(t *testing.T) {
+	tx := transaction(1)
+	if err := tx.ReplaceMessage(strings.NewReader("")); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.AddField(0, "X: y"); err == nil {
+		t.Error("a field was added to a replaced message")
+	}
+	tx = transaction(1)
+	if err := tx.AddField(0, "X: y"); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.ReplaceMessage(strings.NewReader("")); err == nil {
+		t.Error("a message with an added field was replaced")
+	}
+}
+
+func TestMessageThatBreaksOffReplacesNothing(t *testing.T) {
+	tx := transaction(1)
+	broken := io.MultiReader(strings.NewReader("Subject: ne"), iotest.ErrReader(errors.New("broken")))
+	if err := tx.ReplaceMessage(broken); err == nil || !strings.Contains(err.Error(), "broken") {
+		t.Errorf("got %v, want the error of the read", err)
+	}
+	if edits := tx.Edits(); !edits.IsZero() {
+		t.Errorf("got edits %+v, want none", edits)
+	}
+}
+
+// The gateway reads edits while a delivery that was started may make more.
+func TestEditsDoNotChangeLater(t *testing.T) {
+	tx := transaction(2)
+	addresses := []string{"a@example.org"}
+	if err := errors.Join(tx.AddField(0, "X: 1"), tx.Redirect(0, addresses...)); err != nil {
+		t.Fatal(err)
+	}
+	edits := tx.Edits()
+	addresses[0] = "changed@example.org"
+	if err := errors.Join(tx.AddField(0, "X: 2"), tx.Redirect(1, "b@example.org")); err != nil {
+		t.Fatal(err)
+	}
+	if len(edits.Fields) != 1 || !reflect.DeepEqual(edits.Redirects, map[int][]string{0: {"a@example.org"}}) {
+		t.Errorf("got %+v, want the edits of before", edits)
+	}
+}
