@@ -147,7 +147,11 @@ plugin = "discard"
 }
 
 func startSink(dir string) (*server, error) {
-	return start(dir, "smtp-sink", "sink.sock", "smtp-sink", "-L", "unix:sink.sock", "1000")
+	args := []string{"-L", "unix:sink.sock", "1000"}
+	if os.Getuid() == 0 {
+		args = append([]string{"-u", "nobody"}, args...) // it insists
+	}
+	return start(dir, "smtp-sink", "sink.sock", "smtp-sink", args...)
 }
 
 func start(dir, name, socket, program string, args ...string) (*server, error) {
