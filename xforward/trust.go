@@ -1,6 +1,7 @@
 package xforward
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os/user"
@@ -17,55 +18,50 @@ type Trust struct {
 }
 
 // ParseTrust reads a set of peers: "192.0.2.0/24", "2001:db8::1",
-// "unix" (every peer on a unix socket), "uid:postfix", "gid:115".
+// "unix" (every peer on a unix socket), "uid:postfix", "gid:115". An error
+// names the first entry that is none of them.
 func ParseTrust(entries []string) (Trust, error) {
 	t := Trust{uids: map[uint32]bool{}, gids: map[uint32]bool{}}
 	for _, e := range entries {
-		var err error
-		kind, name, _ := strings.Cut(e, ":")
-		switch kind {
-		case "unix":
-			t.unix = true
-			if e != kind {
-				err = fmt.Errorf("unix stands alone")
-			}
-		case "uid":
-			err = addID(t.uids, name, func(n string) (string, error) {
-				u, err := user.Lookup(n)
-				if err != nil {
-					return "", err
-				}
-				return u.Uid, nil
-			})
-		case "gid":
-			err = addID(t.gids, name, func(n string) (string, error) {
-				g, err := user.LookupGroup(n)
-				if err != nil {
-					return "", err
-				}
-				return g.Gid, nil
-			})
-		default:
-			var p netip.Prefix
-			if p, err = parsePrefix(e); err == nil {
-				t.prefixes = append(t.prefixes, p)
-			}
-		}
-		if err != nil {
+		if err := t.add(e); err != nil {
 			return Trust{}, fmt.Errorf("%q: %w", e, err)
 		}
 	}
 	return t, nil
 }
 
-func addID(set map[uint32]bool, name string, lookup func(string) (string, error)) error {
-	id, err := strconv.ParseUint(name, 10, 32)
-	if err != nil {
-		var s string
-		if s, err = lookup(name); err != nil {
+func (t *Trust) add(entry string) error {
+	switch kind, name, _ := strings.Cut(entry, ":"); kind {
+	case "unix":
+		if entry != kind {
+			return errors.New("unix stands alone")
+		}
+		t.unix = true
+	case "uid":
+		return addID(t.uids, name, userID)
+	case "gid":
+		return addID(t.gids, name, groupID)
+	default:
+		p, err := parsePrefix(entry)
+		if err != nil {
 			return err
 		}
-		if id, err = strconv.ParseUint(s, 10, 32); err != nil {
+		t.prefixes = append(t.prefixes, p)
+	}
+	return nil
+}
+
+// addID adds a number, or the one that lookup finds for a name.
+func addID(set map[uint32]bool, name string, lookup func(string) (string, error)) error {
+	if name == "" {
+		return errors.New("a number or a name is missing")
+	}
+	id, err := strconv.ParseUint(name, 10, 32)
+	if err != nil {
+		if name, err = lookup(name); err != nil {
+			return err
+		}
+		if id, err = strconv.ParseUint(name, 10, 32); err != nil {
 			return err
 		}
 	}
@@ -73,17 +69,38 @@ func addID(set map[uint32]bool, name string, lookup func(string) (string, error)
 	return nil
 }
 
+func userID(name string) (string, error) {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return "", err
+	}
+	return u.Uid, nil
+}
+
+func groupID(name string) (string, error) {
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return "", err
+	}
+	return g.Gid, nil
+}
+
+// parsePrefix reads an address or a network. What is IPv4 mapped into IPv6
+// becomes IPv4, as the addresses of peers do.
 func parsePrefix(s string) (netip.Prefix, error) {
 	if addr, err := netip.ParseAddr(s); err == nil {
 		if addr.Zone() != "" {
-			return netip.Prefix{}, fmt.Errorf("an address with a zone")
+			return netip.Prefix{}, errors.New("an address with a zone")
 		}
 		addr = addr.Unmap()
 		return netip.PrefixFrom(addr, addr.BitLen()), nil
 	}
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
-		return netip.Prefix{}, fmt.Errorf("neither an address, a network, unix, uid: nor gid:")
+		return netip.Prefix{}, errors.New("neither an address, a network, unix, uid:NAME nor gid:NAME")
+	}
+	if p.Addr().Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 	}
 	if p != p.Masked() {
 		return netip.Prefix{}, fmt.Errorf("bits set beyond the prefix length; did you mean %s?", p.Masked())
