@@ -6,6 +6,7 @@
 package xforward
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -45,8 +46,8 @@ const (
 type attribute struct {
 	name   string
 	field  func(*Attrs) *string
-	client bool                                   // one of the five that tell the client
-	check  func(value string) (kept, fault string) // fault is the text of a 501
+	client bool                                      // one of the five that tell the client
+	check  func(value string) (kept string, ok bool) // of what is printable US-ASCII
 }
 
 var attributes = []attribute{
@@ -59,13 +60,15 @@ var attributes = []attribute{
 	{"SOURCE", func(a *Attrs) *string { return &a.Source }, false, checkSource},
 }
 
+var errNoValue = errors.New("attribute=value expected")
+
 // Parse adds the attributes of one XFORWARD command, whose arguments are
 // args, to a. The caller presents an empty Attrs to the first command of a
 // transaction. An error is the text of a 501 reply; a is not changed then.
 func (a *Attrs) Parse(args string) error {
-	fields := strings.Fields(args)
+	fields := strings.FieldsFunc(args, func(r rune) bool { return r == ' ' || r == '\t' })
 	if len(fields) == 0 {
-		return fmt.Errorf("syntax: XFORWARD attribute=value...")
+		return errNoValue
 	}
 	next := *a
 	for _, field := range fields {
@@ -79,48 +82,45 @@ func (a *Attrs) Parse(args string) error {
 
 func (a *Attrs) set(field string) error {
 	name, raw, _ := strings.Cut(field, "=")
-	if raw == "" {
-		return fmt.Errorf("attribute=value expected")
+	name = printable(name)
+	i := slices.IndexFunc(attributes, func(attr attribute) bool { return strings.EqualFold(attr.name, name) })
+	switch {
+	case raw == "":
+		return errNoValue
+	case len(raw) > maxValue:
+		return errors.New("attribute value too long")
+	case i < 0:
+		return fmt.Errorf("bad XFORWARD attribute name: %.64s", name)
 	}
-	if len(raw) > maxValue {
-		return fmt.Errorf("attribute value too long")
-	}
-	for _, attr := range attributes {
-		if !strings.EqualFold(name, attr.name) {
-			continue
+	attr, value := attributes[i], printable(decode(raw))
+	if strings.EqualFold(value, unavailable) {
+		value = ""
+	} else {
+		kept, ok := attr.check(value)
+		if !ok {
+			return fmt.Errorf("bad %s syntax: %s", attr.name, value)
 		}
-		value := decode(raw)
-		if strings.EqualFold(value, unavailable) {
-			value = ""
-		} else {
-			kept, fault := attr.check(printable(value))
-			if fault != "" {
-				return fmt.Errorf("bad %s %s: %s", attr.name, fault, printable(value))
-			}
-			value = kept
-		}
-		*attr.field(a) = value
-		a.Forwarded = a.Forwarded || attr.client
-		return nil
+		value = kept
 	}
-	return fmt.Errorf("bad XFORWARD attribute name: %s", printable(name))
+	*attr.field(a) = value
+	a.Forwarded = a.Forwarded || attr.client
+	return nil
 }
 
 // Commands returns the commands, without their CRLF, that tell a to a server
-// that announced the attributes named in announced. Unknown attributes are
-// left out. No command is longer than 512 octets with its CRLF.
+// that announced the attributes named in announced. No command is longer
+// than 512 octets with its CRLF. What is not known is left out, or told as
+// unavailable where the server must not take it from this connection; the
+// same goes for a value that would be too long for the server.
 func (a *Attrs) Commands(announced []string) []string {
 	const maxCommand = 512 - len("\r\n")
 	var commands []string
 	for _, attr := range attributes {
-		value := *attr.field(a)
+		value := attr.encoded(a)
 		if value == "" || !slices.ContainsFunc(announced, func(n string) bool { return strings.EqualFold(n, attr.name) }) {
 			continue
 		}
-		if attr.name == "ADDR" && strings.Contains(value, ":") {
-			value = "IPV6:" + value
-		}
-		pair := " " + attr.name + "=" + encode(value)
+		pair := " " + attr.name + "=" + value
 		if last := len(commands) - 1; last >= 0 && len(commands[last])+len(pair) <= maxCommand {
 			commands[last] += pair
 		} else {
@@ -130,48 +130,51 @@ func (a *Attrs) Commands(announced []string) []string {
 	return commands
 }
 
-func checkText(v string) (string, string) { return neuter(v), "" }
-
-func checkName(v string) (string, string) {
-	if !validHostname(v) {
-		return "", "syntax"
+// encoded returns the value of the attribute as it is sent; empty if it is
+// left out.
+func (attr attribute) encoded(a *Attrs) string {
+	value := *attr.field(a)
+	if attr.name == "ADDR" && strings.Contains(value, ":") {
+		value = "IPV6:" + value
 	}
-	return v, ""
+	value = encode(value)
+	switch {
+	case value != "" && len(value) <= maxValue:
+		return value
+	case attr.client && a.Forwarded:
+		return unavailable
+	}
+	return ""
 }
+
+func checkText(v string) (string, bool) { return neuter(v), true }
+
+func checkName(v string) (string, bool) { return v, validHostname(v) }
 
 // checkAddr takes an IPv4 address, or IPV6: and an IPv6 address. One that
 // is IPv4 mapped into IPv6 is kept as IPv4.
-func checkAddr(v string) (string, string) {
-	six := len(v) > 5 && strings.EqualFold(v[:5], "IPV6:")
+func checkAddr(v string) (string, bool) {
+	const prefix = "IPV6:"
+	six := len(v) > len(prefix) && strings.EqualFold(v[:len(prefix)], prefix)
 	if six {
-		v = v[5:]
+		v = v[len(prefix):]
 	}
 	addr, err := netip.ParseAddr(v)
-	if err != nil || addr.Zone() != "" || addr.Is4() == six {
-		return "", "syntax"
+	if err != nil || addr.Zone() != "" || addr.Is6() != six {
+		return "", false
 	}
-	return addr.Unmap().String(), ""
+	return addr.Unmap().String(), true
 }
 
-func checkPort(v string) (string, string) {
-	if len(v) > maxPort || strings.Trim(v, "0123456789") != "" {
-		return "", "syntax"
-	}
-	return v, ""
+func checkPort(v string) (string, bool) {
+	return v, len(v) <= maxPort && strings.Trim(v, "0123456789") == ""
 }
 
-func checkProto(v string) (string, string) {
-	if len(v) > maxProto {
-		return "", "length"
-	}
-	return neuter(v), ""
-}
+func checkProto(v string) (string, bool) { return neuter(v), len(v) <= maxProto }
 
-func checkSource(v string) (string, string) {
-	if u := strings.ToUpper(v); u == "LOCAL" || u == "REMOTE" {
-		return u, ""
-	}
-	return "", "value"
+func checkSource(v string) (string, bool) {
+	v = strings.ToUpper(v)
+	return v, v == "LOCAL" || v == "REMOTE"
 }
 
 // validHostname follows valid_hostname() of Postfix: labels of letters,
