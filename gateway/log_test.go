@@ -1,0 +1,80 @@
+package gateway
+
+import (
+	"bytes"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// lockedBuffer is a log that is written from several goroutines.
+type lockedBuffer struct {
+	mu sync.Mutex
+	bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.Buffer.Write(p)
+}
+
+// One grep for the transaction's ID tells the story of each recipient; what
+// strangers send cannot forge a line; nothing of the message is logged.
+func TestLogTellsEachRecipient(t *testing.T) {
+	var log lockedBuffer
+	s := testServer(t, testBackends, "protocol = 'lmtp'\nxforward = ['127.0.0.1']\n")
+	s.log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	c := dialServer(t, s)
+	c.hear(t)
+	c.ask(t, "LHLO x", "XFORWARD ADDR=192.0.2.9 HELO=h+0Ad IDENT=4F3A2C", "MAIL FROM:<sender@example.net>",
+		"RCPT TO:<ok@example.org>", "RCPT TO:<perm@example.org>", "RCPT TO:<error@example.org>")
+	c.ask(t, "NOOP \x1b[31m\x00 level=ERROR", "DATA")
+	io.WriteString(c, "Secret: 42\r\n\r\nsecret body\r\n.\r\n")
+	for range 3 {
+		c.hear(t)
+	}
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	text := log.String()
+	var id string
+	for line := range strings.Lines(text) {
+		if _, rest, ok := strings.Cut(line, "msg=received"); ok {
+			_, rest, _ = strings.Cut(rest, "tx=")
+			id, _, _ = strings.Cut(rest, " ")
+		}
+	}
+	for _, want := range []string{
+		"msg=received session=* listener=test peer=* tx=ID ident=4F3A2C from=sender@example.net size=27 recipients=3 protocol=LMTP helo=x client_name=\"\" client_addr=192.0.2.9 client_helo=h?d",
+		"msg=status session=* listener=test peer=* tx=ID ident=4F3A2C from=sender@example.net to=ok@example.org backend=verdict code=250 enhanced=2.0.0 text=delivered delay=* wait=*",
+		"to=perm@example.org backend=verdict code=550 enhanced=5.1.1 text=\"no such user\"",
+		"to=error@example.org backend=verdict code=451 enhanced=4.3.0 text=\"try again later\"",
+		"msg=backend session=* listener=test peer=* tx=ID ident=4F3A2C from=sender@example.net backend=verdict event=failure error=\"open /etc/secret: permission denied\"",
+	} {
+		found := false
+		for line := range strings.Lines(text) {
+			found = found || matches(line, strings.ReplaceAll(want, "tx=ID", "tx="+id))
+		}
+		if !found {
+			t.Errorf("no line with %s in\n%s", want, text)
+		}
+	}
+	if strings.Contains(text, "secret body") || strings.Contains(text, "Secret: 42") || strings.ContainsAny(text, "\x1b\x00") {
+		t.Errorf("the log has what it must not have:\n%s", text)
+	}
+}
+
+// matches reports whether line has want in it, where * stands for a value.
+func matches(line, want string) bool {
+	for part := range strings.SplitSeq(want, "*") {
+		_, rest, ok := strings.Cut(line, part)
+		if !ok {
+			return false
+		}
+		line = rest
+	}
+	return true
+}
