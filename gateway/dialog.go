@@ -211,7 +211,7 @@ func (d *dialog) rcpt(args string) smtp.Reply {
 		return r
 	}
 	address := path
-	if !strings.EqualFold(path, "postmaster") { // RFC 5321, section 4.5.1
+	if !strings.EqualFold(path, "postmaster") || !smtp.IsASCII(path) { // RFC 5321, section 4.5.1
 		if address, err = smtp.CheckMailbox(path, d.tx.utf8); err != nil {
 			return pathReply("5.1.3", err)
 		}

@@ -91,7 +91,7 @@ var transactionID = regexp.MustCompile(`\([0-9a-z]{16}\)`)
 func masked(line string) string { return transactionID.ReplaceAllString(line, "(ID)") }
 
 // testConfig is a whole configuration around the keys of one listener.
-func testConfig(t *testing.T, all map[string]backends.Backend, listener string) *Config {
+func testConfig(t testing.TB, all map[string]backends.Backend, listener string) *Config {
 	t.Helper()
 	text := "hostname = 'mx.example.org'\n[spool]\ndirectory = '" + t.TempDir() + "'\n"
 	for name := range all {
@@ -208,7 +208,7 @@ func redirect(_ context.Context, tx *backends.DataContext) error {
 }
 
 // testServer makes a server of the keys of one listener. It is not started.
-func testServer(t *testing.T, all map[string]backends.Backend, listener string) *Server {
+func testServer(t testing.TB, all map[string]backends.Backend, listener string) *Server {
 	t.Helper()
 	c := testConfig(t, all, listener)
 	if few, ok := c.Backends["few"]; ok {
@@ -339,7 +339,7 @@ type client struct {
 func (c client) Read(p []byte) (int, error) { return c.Reader.Read(p) }
 
 // serve runs a server until the test ends.
-func serve(t *testing.T, s *Server) {
+func serve(t testing.TB, s *Server) {
 	t.Helper()
 	if err := s.Listen(); err != nil {
 		t.Fatal(err)
@@ -360,13 +360,13 @@ func serve(t *testing.T, s *Server) {
 }
 
 // dialServer starts a server and connects to its first listener.
-func dialServer(t *testing.T, s *Server) client {
+func dialServer(t testing.TB, s *Server) client {
 	t.Helper()
 	serve(t, s)
 	return dial(t, s)
 }
 
-func dial(t *testing.T, s *Server) client {
+func dial(t testing.TB, s *Server) client {
 	t.Helper()
 	l := s.listeners[0]
 	network, address := l.socket.Addr().Network(), l.socket.Addr().String()

@@ -14,7 +14,7 @@ import (
 )
 
 // ask sends lines and returns the last line of the reply to each.
-func (c client) ask(t *testing.T, lines ...string) (last string) {
+func (c client) ask(t testing.TB, lines ...string) (last string) {
 	t.Helper()
 	for _, line := range lines {
 		if _, err := io.WriteString(c, line+"\r\n"); err != nil {
@@ -26,7 +26,7 @@ func (c client) ask(t *testing.T, lines ...string) (last string) {
 }
 
 // hear returns the last line of one reply.
-func (c client) hear(t *testing.T) string {
+func (c client) hear(t testing.TB) string {
 	t.Helper()
 	for {
 		line, err := c.ReadString('\n')
@@ -40,7 +40,7 @@ func (c client) hear(t *testing.T) string {
 }
 
 // hearEnd checks that the server says want and hangs up.
-func (c client) hearEnd(t *testing.T, want string) {
+func (c client) hearEnd(t testing.TB, want string) {
 	t.Helper()
 	rest, err := io.ReadAll(c)
 	if masked(string(rest)) != want || err != nil {
