@@ -285,7 +285,7 @@ func checkSocketPath(path string) error {
 		return err
 	}
 	if info, err := os.Stat(filepath.Dir(path)); err != nil {
-		return err
+		return fmt.Errorf("directory of the socket: %w", err)
 	} else if !info.IsDir() {
 		return fmt.Errorf("%s is no directory", filepath.Dir(path))
 	}
