@@ -10,10 +10,13 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"os/exec"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -98,6 +101,8 @@ var testBackends = map[string]backends.Func{
 					os.Exit(3)
 				case "done":
 					tx.SetStatus(i, backends.Delivered)
+				case "panic":
+					panic("a bug elsewhere")
 				case "never":
 					<-ctx.Done()
 				}
@@ -125,6 +130,25 @@ var testBackends = map[string]backends.Func{
 	"deadline": func(ctx context.Context, tx *backends.DataContext) error {
 		deadline, _ := ctx.Deadline()
 		tx.SetStatus(0, backends.NewStatus(250, "2.0.0", fmt.Sprint(time.Until(deadline).Round(time.Minute))))
+		return nil
+	},
+
+	"garbage": func(_ context.Context, tx *backends.DataContext) error {
+		writeGarbage(os.Stdout, "stdout")
+		writeGarbage(os.Stderr, "stderr")
+		tx.SetAll(backends.Delivered)
+		return nil
+	},
+
+	// It starts a process that does not end, and tells its pid.
+	"parent": func(_ context.Context, tx *backends.DataContext) error {
+		child := exec.Command("/bin/sleep", "600")
+		child.Stdout, child.Stderr = os.Stdout, os.Stderr
+		child.SysProcAttr = &syscall.SysProcAttr{Setsid: tx.Envelope.Recipients[0].Address == "leaves"}
+		if err := child.Start(); err != nil {
+			return err
+		}
+		tx.SetStatus(0, backends.NewStatus(250, "2.0.0", strconv.Itoa(child.Process.Pid)))
 		return nil
 	},
 
@@ -396,13 +420,12 @@ func TestLateDeliveries(t *testing.T) {
 
 func TestLateDeliveryAndCrash(t *testing.T) {
 	h, log := run(t, "late")
-	tx := message("hello", "never", "done", "crash")
-	body, send := io.Pipe()
-	tx.Body = body
-	go send.Write([]byte("hell"))
+	tx := message("", "never", "done", "crash")
+	body, end := io.Pipe()
+	tx.Size, tx.Body = maxChunk+3, io.MultiReader(strings.NewReader(long[:maxChunk]), body)
 	o := deliver(t.Context(), h, tx)
 	o.status(t, 1)
-	send.Write([]byte("o"))
+	end.Write([]byte("end"))
 	if o.status(t, 0) != backends.TryLater || o.status(t, 2) != backends.TryLater {
 		t.Errorf("got %v, want %v for those that were under way", o.statuses, backends.TryLater)
 	}

@@ -73,12 +73,14 @@ type Host struct {
 
 // times are what tests shorten.
 type times struct {
+	handshake    time.Duration // of a plugin that starts
 	checkEvery   time.Duration // between health checks
 	checkTimeout time.Duration // of a health check
 	patience     time.Duration // of a transaction while no plugin runs
 }
 
 var defaultTimes = times{
+	handshake:    10 * time.Second,
 	checkEvery:   5 * time.Second,
 	checkTimeout: 10 * time.Second,
 	patience:     2 * time.Second,

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 )
 
@@ -119,17 +120,24 @@ func parseRecord(line []byte) (r record, ok bool) {
 	return r, true
 }
 
-// words keeps the last lines that were not made for a log: the trace of a
-// panic, say.
+// words keeps the last lines that were not made for a log, or the first ones
+// of the trace of a Go program.
 type words struct {
 	mu    sync.Mutex
 	lines []string
+	trace bool
 }
 
 func (w *words) add(line string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: ") {
+		w.lines, w.trace = nil, true
+	}
 	if len(w.lines) == lastWords {
+		if w.trace {
+			return
+		}
 		w.lines = slices.Delete(w.lines, 0, 1)
 	}
 	w.lines = append(w.lines, line[:min(len(line), lastWordsLine)])

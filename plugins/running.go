@@ -21,7 +21,6 @@ import (
 )
 
 const (
-	handshakeTimeout = 10 * time.Second
 	configureTimeout = 30 * time.Second
 
 	// stopTimeout is how long a plugin has to exit, go-plugin's own 2
@@ -47,9 +46,9 @@ type running struct {
 // launch starts the plugin and configures it. It is to be called on a thread
 // that lives as long as the plugin shall. sockets is the directory for its
 // socket.
-func launch(ctx context.Context, c Command, sockets string, request *pb.ConfigureRequest) (*running, error) {
+func launch(ctx context.Context, c Command, t times, sockets string, request *pb.ConfigureRequest) (*running, error) {
 	r := &running{began: time.Now(), words: &words{}}
-	err := r.connect(ctx, c, sockets)
+	err := r.connect(ctx, c, t.handshake, sockets)
 	var answer *pb.ConfigureResponse
 	if err == nil {
 		answer, err = r.configure(ctx, request)
@@ -74,10 +73,11 @@ func launch(ctx context.Context, c Command, sockets string, request *pb.Configur
 }
 
 // connect starts the process, waits for its handshake and connects to it.
-func (r *running) connect(ctx context.Context, c Command, sockets string) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, handshakeTimeout, fmt.Errorf("no handshake within %v", handshakeTimeout))
+func (r *running) connect(ctx context.Context, c Command, timeout time.Duration, sockets string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no handshake within %v", timeout))
 	defer cancel()
 	config := r.clientConfig(c, sockets)
+	config.StartTimeout = timeout + time.Second // ctx ends before
 	connected := func() bool { return true }
 	config.RunnerFunc = func(_ hclog.Logger, cmd *exec.Cmd, directory string) (runner.Runner, error) {
 		r.process = newProcess(c, cmd.Env, directory, r.output(c.Log, slog.LevelInfo))
@@ -110,7 +110,6 @@ func (r *running) clientConfig(c Command, sockets string) *plugin.ClientConfig {
 		HandshakeConfig:     handshake,
 		Plugins:             plugin.PluginSet{pluginName: service{}},
 		AllowedProtocols:    []plugin.Protocol{plugin.ProtocolGRPC},
-		StartTimeout:        handshakeTimeout,
 		SkipHostEnv:         true,
 		UnixSocketConfig:    &plugin.UnixSocketConfig{TempDir: sockets},
 		Logger:              silent(),

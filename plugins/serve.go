@@ -68,8 +68,7 @@ func serve(open opener) {
 	// the programs that the plugin starts.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	followLifeline()
-	s := &server{open: open}
-	// go-plugin replaces os.Stderr later by a pipe of its own.
+	s := &server{open: open, stdout: os.Stdout, stderr: os.Stderr}
 	handler := slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: &s.level})
 	slog.SetDefault(slog.New(txHandler{root: handler}))
 	plugin.Serve(&plugin.ServeConfig{
@@ -130,8 +129,9 @@ func newServer(options []grpc.ServerOption) *grpc.Server {
 // A server is the plugin's end of the border.
 type server struct {
 	pb.UnimplementedPluginServer
-	open  opener
-	level slog.LevelVar
+	open           opener
+	level          slog.LevelVar
+	stdout, stderr *os.File // as they were before go-plugin
 
 	mu         sync.Mutex
 	configured bool
@@ -147,6 +147,8 @@ func (s *server) Configure(_ context.Context, request *pb.ConfigureRequest) (ans
 		return nil, status.Error(codes.FailedPrecondition, "the plugin is configured already")
 	}
 	s.configured = true
+	// Out of go-plugin's pipes the last words before an exit would be lost.
+	os.Stdout, os.Stderr = s.stdout, s.stderr
 	if err := s.level.UnmarshalText([]byte(request.GetLogLevel())); err != nil {
 		slog.Warn("log level", "error", err)
 	}

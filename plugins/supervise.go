@@ -45,7 +45,7 @@ func (h *Host) supervise(ctx context.Context, started chan<- error) {
 	defer close(h.ended)
 	defer h.cancel()
 
-	r, err := launch(ctx, h.command, h.sockets.path, h.request)
+	r, err := launch(ctx, h.command, h.times, h.sockets.path, h.request)
 	if err != nil {
 		h.sockets.remove()
 		started <- err
@@ -123,7 +123,7 @@ func (h *Host) restart(again *backoff, began time.Time) *running {
 			return nil
 		}
 		began = time.Now()
-		r, err := launch(h.ctx, h.command, h.sockets.path, h.request)
+		r, err := launch(h.ctx, h.command, h.times, h.sockets.path, h.request)
 		if err == nil {
 			h.began(r)
 			return r
