@@ -58,6 +58,14 @@ var testBackends = map[string]backends.Func{
 		return nil
 	},
 
+	"drain": func(_ context.Context, tx *backends.DataContext) error {
+		if _, err := io.Copy(io.Discard, tx.Body); err != nil {
+			return err
+		}
+		tx.SetAll(backends.Delivered)
+		return nil
+	},
+
 	// It never reads the message.
 	"discard": func(_ context.Context, tx *backends.DataContext) error {
 		tx.SetAll(backends.Delivered)
