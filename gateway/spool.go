@@ -151,7 +151,7 @@ func (m *message) fillFile(r io.Reader, limit int64) error {
 	buf := m.copyBuffer()
 	defer m.giveChunks()
 	for {
-		n, err := r.Read(buf)
+		n, err := readFull(r, buf)
 		m.size += int64(n)
 		if limit > 0 && m.size > limit {
 			return errTooLarge
@@ -166,6 +166,17 @@ func (m *message) fillFile(r io.Reader, limit int64) error {
 			return err
 		}
 	}
+}
+
+// readFull fills buf unless r ends or fails before. Unlike io.ReadFull, it
+// leaves the error as it is.
+func readFull(r io.Reader, buf []byte) (n int, err error) {
+	for n < len(buf) && err == nil {
+		var more int
+		more, err = r.Read(buf[n:])
+		n += more
+	}
+	return n, err
 }
 
 // copyBuffer takes a chunk if the budget has one. Without, a buffer as small
