@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/mailgw/mailgw/internal/smtp"
 )
@@ -21,8 +22,7 @@ const (
 	// section 3.1).
 	pipelined = 50
 
-	maxReplyLine = 2048     // octets
-	maxReply     = 64 << 10 // octets of all lines of one reply
+	maxReplyLine = 2048 // octets
 )
 
 // A client speaks SMTP or LMTP to one server.
@@ -49,8 +49,18 @@ func (a answer) String() string {
 	if a.err != nil {
 		return "no answer: " + a.err.Error()
 	}
-	words := []string{fmt.Sprint(a.reply.Code), a.reply.Enhanced, a.reply.Text}
-	return strings.Join(strings.Fields(strings.Join(words, " ")), " ")
+	words := strings.Fields(fmt.Sprint(a.reply.Code, " ", a.reply.Enhanced, " ", a.reply.Text))
+	return printable(strings.Join(words, " "))
+}
+
+// printable keeps a server from telling the terminal what to do.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return '?'
+		}
+		return r
+	}, s)
 }
 
 // refused returns a as the answer to a recipient that is not served any
@@ -284,12 +294,8 @@ func (c *client) readLine(reply *smtp.Reply) (more bool, err error) {
 	if err != nil {
 		return false, lost(err)
 	}
-	fmt.Fprintf(c.trace, "S: %s\n", line)
-	more, err = reply.Add(string(line))
-	if err == nil && len(reply.Text) > maxReply {
-		err = fmt.Errorf("a reply of more than %d octets", maxReply)
-	}
-	return more, err
+	fmt.Fprintf(c.trace, "S: %s\n", printable(string(line)))
+	return reply.Add(string(line))
 }
 
 // lost tells in plain words why a connection is of no more use.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 
+	"github.com/mailgw/mailgw/gateway"
 	"github.com/spf13/cobra"
 )
 
@@ -56,7 +57,7 @@ of their own, and tells the client what became of it, for each recipient.
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(sendCommand(), versionCommand())
+	root.AddCommand(serveCommand(), checkCommand(), pluginCommand(), sendCommand(), versionCommand())
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
@@ -66,13 +67,18 @@ of their own, and tells the client what became of it, for each recipient.
 	if err == nil {
 		return 0
 	}
-	if exit, ok := errors.AsType[exitError](err); ok {
-		if exit.error != nil {
-			fmt.Fprintf(stderr, "%s: %v\n", cmd.CommandPath(), exit.error)
-		}
-		return exit.code
+	exit, ok := errors.AsType[exitError](err)
+	if !ok {
+		// Commands return an exitError unless the command line is wrong.
+		fmt.Fprintf(stderr, "%s: %v\nSee '%[1]s --help'.\n", cmd.CommandPath(), err)
+		return exitUsage
 	}
-	// Commands return an exitError; other errors are cobra's of the command line.
-	fmt.Fprintf(stderr, "%s: %v\nSee '%[1]s --help'.\n", cmd.CommandPath(), err)
-	return exitUsage
+	switch _, places := errors.AsType[gateway.Problems](exit.error); {
+	case exit.error == nil: // all is said
+	case places: // each line tells its own
+		fmt.Fprintln(stderr, exit.error)
+	default:
+		fmt.Fprintf(stderr, "%s: %v\n", cmd.CommandPath(), exit.error)
+	}
+	return exit.code
 }

@@ -54,7 +54,7 @@ func play(conn net.Conn, script string) error {
 		side, text, _ := strings.Cut(line, ":")
 		text = strings.TrimPrefix(text, " ")
 		if side == "S" {
-			if _, err := fmt.Fprintf(conn, "%s\r\n", text); err != nil {
+			if _, err := fmt.Fprintf(conn, "%s\r\n", strings.ReplaceAll(text, `\e`, "\x1b")); err != nil {
 				return fmt.Errorf("%s: %w", line, err)
 			}
 			continue
@@ -102,7 +102,7 @@ var sendTests = []struct {
 			S: 250 2.1.5 ok
 			C: RCPT TO:<bb@x.example>
 			S: 550-5.1.1 no such user,
-			S: 550 5.1.1 at all
+			S: 550 5.1.1 at \e[5mall
 			C: RCPT TO:<c@x.example>
 			S: 251 2.1.5 will forward
 			C: DATA
@@ -117,7 +117,7 @@ var sendTests = []struct {
 			S: 221 2.0.0 bye`,
 		want: `
 			a@x.example   250 2.0.0 taken
-			bb@x.example  550 5.1.1 no such user, at all
+			bb@x.example  550 5.1.1 no such user, at ?[5mall
 			c@x.example   250 2.0.0 taken`,
 		code: exitRefused,
 	},

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/gateway"
+	"github.com/spf13/cobra"
+)
+
+func checkCommand() *cobra.Command {
+	var config string
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Check the configuration and print what it amounts to",
+		Long: `Check reads the configuration, starts the plugin of each backend once, and prints
+the listeners, with the limits that hold, their routes, the pattern that decides
+first at the top, and the backends. It opens no socket and may run beside the
+gateway.
+
+All problems are printed at once on standard error, each with its file, line and
+key, those too that a plugin finds in its settings. Warnings change nothing in
+the exit code.
+
+Exit codes:
+  0   the configuration is good
+  64  wrong usage
+  78  the configuration has a problem, or a backend does not start`,
+		Example: `  mailgw check
+  mailgw check --config /etc/mailgw/gateway.toml && systemctl restart mailgw`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return check(cmd.Context(), config, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	configFlag(cmd, &config)
+	return cmd
+}
+
+func check(ctx context.Context, config string, stdout, stderr io.Writer) error {
+	c, err := loadConfig(config, stderr)
+	if err != nil {
+		return err
+	}
+	log := newLogger(gateway.LogConfig{Level: "warn"}, stderr)
+	hosts, err := startBackends(ctx, c, slices.Collect(maps.Keys(c.Backends)), log)
+	if err != nil {
+		return exitError{exitConfig, err}
+	}
+	defer hosts.close()
+	if _, err := gateway.New(c, hosts.backends(), log); err != nil {
+		return exitError{exitConfig, err}
+	}
+	fmt.Fprintf(stdout, "hostname %s, shutdown_timeout %v\n", c.Hostname, c.ShutdownTimeout)
+	fmt.Fprintf(stdout, "spool: memory %v, threshold %v, directory %s\n", c.Spool.Memory, c.Spool.Threshold, c.Spool.Directory)
+	for i := range c.Listeners {
+		printListener(stdout, &c.Listeners[i])
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Backends)) {
+		printBackend(stdout, name, c.Backends[name], hosts[name].Capabilities())
+	}
+	return nil
+}
+
+func printListener(w io.Writer, l *gateway.ListenerConfig) {
+	fmt.Fprintf(w, "listener %s: %s on %s\n", l.Name, l.Protocol, l.Address)
+	if path, ok := strings.CutPrefix(l.Address, "unix:"); ok && path[0] != '@' {
+		fmt.Fprintf(w, "  mode %04o, owner %s, group %s\n", l.Mode, cmp.Or(l.Owner, "unchanged"), cmp.Or(l.Group, "unchanged"))
+	}
+	fmt.Fprintf(w, "  xforward from %s\n", cmp.Or(strings.Join(l.XForward, ", "), "nobody"))
+	fmt.Fprintf(w, "  dsn %t, one_route %t, unknown_parameters %s, bare_newlines %s\n",
+		l.DSN, l.OneRoute, l.UnknownParameters, l.BareNewlines)
+	printAccess(w, "senders", l.Senders)
+	printAccess(w, "recipients", l.Recipients)
+	fmt.Fprintln(w, "  limits")
+	for field, value := range reflect.ValueOf(l.Limits).Fields() {
+		fmt.Fprintf(w, "    %-20s  %s\n", field.Tag.Get("toml"), limit(value.Interface()))
+	}
+	fmt.Fprintln(w, "  routes")
+	width := 0
+	for pattern := range l.Routes {
+		width = max(width, len(pattern))
+	}
+	for _, pattern := range l.RoutePatterns() {
+		fmt.Fprintf(w, "    %-*s  -> %s\n", width, pattern, strings.Join(l.Routes[pattern], ", "))
+	}
+}
+
+// printAccess prints who is allowed and who is denied, if that is restricted.
+func printAccess(w io.Writer, who string, a gateway.AccessConfig) {
+	restricted := false
+	for _, list := range []struct {
+		name    string
+		entries []string
+	}{
+		{"allow", a.Allow},
+		{"allow_file", []string{a.AllowFile}},
+		{"deny", a.Deny},
+		{"deny_file", []string{a.DenyFile}},
+	} {
+		if entries := strings.Join(list.entries, ", "); entries != "" {
+			fmt.Fprintf(w, "  %s.%s %s\n", who, list.name, entries)
+			restricted = true
+		}
+	}
+	if restricted {
+		fmt.Fprintf(w, "  %s.reply %s\n", who, a.Reply)
+	}
+}
+
+func printBackend(w io.Writer, name string, b gateway.BackendConfig, can backends.Capabilities) {
+	fmt.Fprintf(w, "backend %s: %s\n", name, describe(b))
+	fmt.Fprintf(w, "  starts, settings accepted, dsn %t, timeout %v, recipients_per_transaction %s\n",
+		can.DSN, b.Timeout, limit(b.RecipientsPerTransaction))
+}
+
+// limit prints a limit. Zero means that there is none.
+func limit(v any) string {
+	if reflect.ValueOf(v).IsZero() {
+		return "none"
+	}
+	return fmt.Sprint(v)
+}

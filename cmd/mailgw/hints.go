@@ -1,0 +1,75 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/mailgw/mailgw/gateway"
+)
+
+// printHints tells what to type next: a message to each listener, and where
+// its mail ends up.
+func printHints(w io.Writer, c *gateway.Config, addrs map[string]net.Addr) {
+	fmt.Fprintln(w, "mailgw is ready. Send it a message from another terminal:")
+	fmt.Fprintln(w)
+	for i := range c.Listeners {
+		l := &c.Listeners[i]
+		server := boundTo(l, addrs)
+		flag := ""
+		if (l.Protocol == "lmtp") != strings.HasPrefix(server, "unix:") {
+			flag = "--" + l.Protocol + " "
+		}
+		pattern := l.RoutePatterns()[len(l.Routes)-1] // the one for most addresses
+		fmt.Fprintf(w, "  %s send %s--to %s %s\n", os.Args[0], flag, exampleOf(pattern), server)
+		fmt.Fprintf(w, "      goes through %s\n", strings.Join(l.Routes[pattern], ", "))
+	}
+	fmt.Fprintln(w, "\nBackends:")
+	fmt.Fprintln(w)
+	for _, name := range slices.Sorted(maps.Keys(c.Backends)) {
+		fmt.Fprintf(w, "  %s: %s\n", name, describe(c.Backends[name]))
+	}
+	fmt.Fprintln(w, "\nCtrl-C ends it.")
+}
+
+// boundTo returns the address of a listener, with the port that port 0 became.
+func boundTo(l *gateway.ListenerConfig, addrs map[string]net.Addr) string {
+	if tcp, ok := addrs[l.Name].(*net.TCPAddr); ok {
+		return "tcp:" + tcp.String()
+	}
+	return l.Address
+}
+
+// exampleOf returns an address that a pattern matches.
+func exampleOf(pattern string) string {
+	local, domain := "you", "example.org"
+	if at := strings.LastIndexByte(pattern, '@'); at >= 0 {
+		if l := pattern[:at]; l != "" && l != "*" {
+			local = l
+		}
+		if d := pattern[at+1:]; d != "*" {
+			domain = d
+		}
+	} else if pattern != "*" {
+		return pattern // postmaster
+	}
+	return local + "@" + domain
+}
+
+// describe names the plugin of a backend and its settings.
+func describe(b gateway.BackendConfig) string {
+	words := []string{b.Plugin}
+	for _, key := range slices.Sorted(maps.Keys(b.Settings)) {
+		value, err := json.Marshal(b.Settings[key])
+		if err != nil {
+			value = []byte("?") // inf and nan, which TOML has and JSON has not
+		}
+		words = append(words, fmt.Sprintf("%s = %s", key, value))
+	}
+	return strings.Join(words, ", ")
+}

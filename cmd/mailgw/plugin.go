@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/backends/discard"
+	"github.com/mailgw/mailgw/backends/maildir"
+	"github.com/mailgw/mailgw/backends/static"
+	"github.com/mailgw/mailgw/gateway"
+	"github.com/mailgw/mailgw/plugins"
+	"github.com/spf13/cobra"
+)
+
+// shipped are the plugins that come with the program, in alphabetical order.
+var shipped = []struct {
+	name, about string
+	serve       func()
+}{
+	{"discard", "take every message and throw it away", func() { plugins.Serve(discard.Defaults, discard.New) }},
+	{"maildir", "deliver into Maildirs", func() { plugins.Serve(maildir.Defaults, maildir.New) }},
+	{"static", "answer by recipient pattern, for tests and demonstrations", func() { plugins.Serve(static.Defaults, static.New) }},
+}
+
+func shippedNames() (names []string) {
+	for _, p := range shipped {
+		names = append(names, p.name)
+	}
+	return names
+}
+
+func pluginCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "plugin [NAME]",
+		Short: "Run a plugin that ships with mailgw, or list them",
+		Long: `Plugin runs one of the plugins that ship with mailgw. The gateway starts them that
+way itself: nobody else needs to. Without NAME it lists them.
+
+In gateway.toml a plugin is named by a backend:
+
+  [backend.inbox]
+  plugin = "maildir"`,
+		Example:   "  mailgw plugin",
+		Args:      cobra.MaximumNArgs(1),
+		ValidArgs: shippedNames(),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			for _, p := range shipped {
+				if len(args) == 0 {
+					fmt.Fprintf(cmd.OutOrStdout(), "%-8s  %s\n", p.name, p.about)
+				} else if p.name == args[0] {
+					p.serve()
+					return nil
+				}
+			}
+			if len(args) > 0 {
+				return fmt.Errorf("no plugin %q ships with mailgw", args[0])
+			}
+			return nil
+		},
+	}
+}
+
+// hosts are the running plugins of a configuration, by the name of the
+// backend.
+type hosts map[string]*plugins.Host
+
+// startBackends starts the plugins of the named backends, side by side. If one
+// of them does not start, it stops the others and returns all Problems.
+func startBackends(ctx context.Context, c *gateway.Config, names []string, log *slog.Logger) (hosts, error) {
+	var (
+		mu       sync.Mutex
+		started  = hosts{}
+		problems gateway.Problems
+		starting sync.WaitGroup
+	)
+	for _, name := range names {
+		starting.Go(func() {
+			host, err := plugins.Start(ctx, pluginOf(c, name, log))
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				problems = append(problems, startProblems(c, name, err)...)
+				return
+			}
+			started[name] = host
+		})
+	}
+	starting.Wait()
+	if len(problems) > 0 {
+		started.close()
+		slices.SortFunc(problems, func(a, b gateway.Problem) int { return a.Line - b.Line })
+		return nil, problems
+	}
+	return started, nil
+}
+
+// pluginOf says how the plugin of a backend is run. One that ships is this very
+// program, even if its file was replaced since it started.
+func pluginOf(c *gateway.Config, name string, log *slog.Logger) plugins.Command {
+	b := c.Backends[name]
+	path, args := b.Plugin, b.Args
+	if slices.Contains(shippedNames(), b.Plugin) {
+		path, args = "/proc/self/exe", append([]string{"plugin", b.Plugin}, b.Args...)
+	}
+	return plugins.Command{
+		Name: name, Path: path, Args: args, Env: b.Env,
+		Directory: c.PluginDirectory, Settings: b.Settings, Log: log,
+	}
+}
+
+// startProblems gives the faults that a plugin found in its settings their
+// places in the file.
+func startProblems(c *gateway.Config, name string, err error) (problems gateway.Problems) {
+	key := "backend." + name
+	if faults, ok := errors.AsType[plugins.SettingsError](err); ok {
+		for _, f := range faults.Faults {
+			problems = append(problems, c.Problem(key+".settings."+f.Key, f.Text))
+		}
+		return problems
+	}
+	return gateway.Problems{c.Problem(key, strings.TrimPrefix(err.Error(), "backend "+name+": "))}
+}
+
+func (h hosts) backends() map[string]backends.Backend {
+	all := map[string]backends.Backend{}
+	for name, host := range h {
+		all[name] = host
+	}
+	return all
+}
+
+// close stops all plugins, side by side. By then no transaction waits for
+// them.
+func (h hosts) close() {
+	const patience = 5 * time.Second
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var closing sync.WaitGroup
+	for _, host := range h {
+		closing.Go(func() { host.Close(ctx) })
+	}
+	closing.Wait()
+}
