@@ -9,8 +9,19 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/mailgw/mailgw/backends/discard"
+	"github.com/mailgw/mailgw/backends/maildir"
+	"github.com/mailgw/mailgw/backends/static"
 	"github.com/mailgw/mailgw/internal/settings"
 )
+
+// The settings of the plugins that ship. gateway.toml has a backend of the
+// name of each.
+var shippedDefaults = map[string]any{
+	"discard": discard.Defaults,
+	"maildir": maildir.Defaults,
+	"static":  static.Defaults,
+}
 
 // reference is gateway.toml as it is, and with the keys that are commented out,
 // each with its default.
@@ -23,46 +34,43 @@ func reference(t *testing.T) (asItIs, full string) {
 	return string(text), regexp.MustCompile(`(?m)^#(\S)`).ReplaceAllString(string(text), "$1")
 }
 
-func parseReference(t *testing.T, dir, text string) *Config {
-	t.Helper()
-	c, err := parseConfig(filepath.Join(dir, "gateway.toml"), text, []string{"discard", "maildir", "static"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
 func TestReferenceHasEveryKey(t *testing.T) {
 	_, full := reference(t)
 	documented := map[string]bool{}
-	index, backend := regexp.MustCompile(`\[\d+\]`), regexp.MustCompile(`^backend\.[^.]+`)
 	for path := range settings.FindLines(full) {
-		documented[backend.ReplaceAllString(index.ReplaceAllString(path, ""), "backend")] = true
+		documented[regexp.MustCompile(`\[\d+\]`).ReplaceAllString(path, "")] = true
 	}
-	for _, key := range keysOf(reflect.TypeFor[Config]()) {
+	want := keysOf("", reflect.TypeFor[Config]())
+	for name, defaults := range shippedDefaults {
+		want = append(want, keysOf("backend."+name+".settings", reflect.TypeOf(defaults))...)
+	}
+	for _, key := range want {
 		if !documented[key] {
 			t.Errorf("%s is not in gateway.toml", key)
 		}
 	}
 }
 
-// keysOf returns the keys of a struct, with those of the structs in it.
-func keysOf(t reflect.Type) (keys []string) {
+// keysOf returns the keys of a struct at path, and of the structs in it.
+// The keys of all backends are told once, for the backend maildir.
+func keysOf(path string, t reflect.Type) (keys []string) {
 	for i := range t.NumField() {
 		field := t.Field(i)
 		key, ok := field.Tag.Lookup("toml")
 		if !ok {
 			continue
 		}
+		key = settings.Join(path, key)
 		keys = append(keys, key)
 		inner := field.Type
-		if inner.Kind() == reflect.Slice || inner.Kind() == reflect.Map {
+		switch inner.Kind() {
+		case reflect.Slice:
 			inner = inner.Elem()
+		case reflect.Map:
+			key, inner = settings.Join(key, "maildir"), inner.Elem()
 		}
 		if inner.Kind() == reflect.Struct {
-			for _, k := range keysOf(inner) {
-				keys = append(keys, key+"."+k)
-			}
+			keys = append(keys, keysOf(key, inner)...)
 		}
 	}
 	return keys
@@ -76,46 +84,51 @@ func TestReferenceHasTheDefaults(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "var"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	implicit, explicit := parseReference(t, dir, asItIs), parseReference(t, dir, full)
-	if len(implicit.Listeners) != len(explicit.Listeners) {
-		t.Fatal("a listener is commented out")
-	}
-	compare := func(key string, one, other any) {
-		got, want := values(key, one), values(key, other)
-		for key, value := range want {
-			if got[key] != value {
-				t.Errorf("%s: gateway.toml tells the default %s, the code has %s", key, got[key], value)
-			}
+	implicit, explicit := valuesOfReference(t, dir, asItIs), valuesOfReference(t, dir, full)
+	for key, want := range implicit {
+		if got := explicit[key]; got != want {
+			t.Errorf("%s: gateway.toml tells the default %q, the code has %q", key, got, want)
 		}
 	}
-	for i := range implicit.Listeners {
-		compare("listener", explicit.Listeners[i], implicit.Listeners[i])
-	}
-	for name := range implicit.Backends {
-		compare("backend", explicit.Backends[name], implicit.Backends[name])
-	}
-	implicit.Listeners, implicit.Backends = nil, nil
-	explicit.Listeners, explicit.Backends = nil, nil
-	compare("", *explicit, *implicit)
 }
 
-// values returns the values of a struct by their keys, as text, in which an
-// empty list is the same as none.
-func values(path string, in any) map[string]string {
+// valuesOfReference returns the values that gateway.toml gives to all keys.
+func valuesOfReference(t *testing.T, dir, text string) map[string]string {
+	t.Helper()
+	c, err := parseConfig(filepath.Join(dir, "gateway.toml"), text, []string{"discard", "maildir", "static"})
+	if err != nil {
+		t.Fatal(err)
+	}
 	all := map[string]string{}
+	addValues(all, "", *c)
+	for i, l := range c.Listeners {
+		addValues(all, fmt.Sprintf("listener[%d]", i), l)
+	}
+	for name, b := range c.Backends {
+		key := "backend." + name
+		addValues(all, key, b)
+		into := reflect.New(reflect.TypeOf(shippedDefaults[name]))
+		into.Elem().Set(reflect.ValueOf(shippedDefaults[name]))
+		for _, f := range settings.Decode(b.Settings, into.Interface()) {
+			t.Errorf("%s.settings.%s: %s", key, f.Key, f.Text)
+		}
+		addValues(all, key+".settings", into.Elem().Interface())
+	}
+	return all
+}
+
+// addValues adds the values of a struct at path, as text, in which an empty
+// list is the same as none.
+func addValues(all map[string]string, path string, in any) {
 	for field, value := range reflect.ValueOf(in).Fields() {
 		key, ok := field.Tag.Lookup("toml")
-		if !ok {
-			continue
-		}
-		key = strings.TrimPrefix(path+"."+key, ".")
-		if value.Kind() == reflect.Struct {
-			for k, v := range values(key, value.Interface()) {
-				all[k] = v
-			}
-		} else {
+		switch key = settings.Join(path, key); {
+		case !ok || key == "listener" || key == "backend":
+		case strings.HasSuffix(key, ".settings"): // decoded by the plugin
+		case value.Kind() == reflect.Struct:
+			addValues(all, key, value.Interface())
+		default:
 			all[key] = fmt.Sprint(value.Interface())
 		}
 	}
-	return all
 }
