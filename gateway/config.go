@@ -67,7 +67,8 @@ type ListenerConfig struct {
 	routes     patterns[*route]
 }
 
-// LimitsConfig are the limits of one listener. Zero means no limit.
+// LimitsConfig are the limits of one listener. For sizes and counts zero means
+// no limit, but for CommandLine.
 type LimitsConfig struct {
 	MessageSize        Size          `toml:"message_size"`
 	Recipients         int           `toml:"recipients"`
