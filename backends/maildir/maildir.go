@@ -141,6 +141,9 @@ func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 
 // deliver stores m in one mailbox. When it returns nil, it is there to stay.
 func (b *backend) deliver(tx *backends.DataContext, m *message, address string) error {
+	if err := m.over(); err != nil {
+		return err
+	}
 	path, err := b.path(address)
 	if err != nil {
 		return err

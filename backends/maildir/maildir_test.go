@@ -169,6 +169,18 @@ type readerFunc func(p []byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
+func TestNothingIsMadeWhenTheContextIsOver(t *testing.T) {
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	dir, b := newBackend(t)
+	if _, err := backends.Run(over, b, transaction("", "ann@example.org"), backends.Hooks{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want %v", err, context.Canceled)
+	}
+	if names := mustList(t, dir); len(names) > 0 {
+		t.Errorf("made %q", names)
+	}
+}
+
 func TestMissingMailboxes(t *testing.T) {
 	dir, b := newBackend(t, func(s *Settings) { s.Create = false })
 	if err := os.MkdirAll(filepath.Join(dir, "example.org/ann"), 0o700); err != nil {
