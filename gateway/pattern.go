@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"unicode"
 
 	"github.com/mailgw/mailgw/internal/smtp"
 )
@@ -69,7 +68,7 @@ func parsePattern(text string) (pattern, error) {
 	if err != nil {
 		return pattern{}, err
 	}
-	local, domain = smtp.SplitMailbox(lower(address))
+	local, domain = smtp.FoldMailbox(address)
 	switch {
 	case allLocals && allDomains:
 		return pattern{everything, "", ""}, nil
@@ -79,17 +78,6 @@ func parsePattern(text string) (pattern, error) {
 		return pattern{oneUser, local, ""}, nil
 	}
 	return pattern{oneAddress, local, domain}, nil
-}
-
-// lower is s in lower case, but makes no letter of US-ASCII of another one:
-// the Kelvin sign would become a k, and so one address of two.
-func lower(s string) string {
-	return strings.Map(func(r rune) rune {
-		if l := unicode.ToLower(r); r < unicode.MaxASCII || l > unicode.MaxASCII {
-			return l
-		}
-		return r
-	}, s)
 }
 
 // patterns are patterns, each with a value.
@@ -118,7 +106,7 @@ func (p patterns[T]) add(text, place string, value T) error {
 // lookup returns the value of the pattern that decides an address, or the
 // zero T if none matches. The null sender is the empty address.
 func (p patterns[T]) lookup(address string) T {
-	local, domain := smtp.SplitMailbox(lower(address))
+	local, domain := smtp.FoldMailbox(address)
 	for _, key := range [...]pattern{
 		{oneAddress, local, domain},
 		{oneDomain, "", domain},

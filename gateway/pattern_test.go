@@ -184,11 +184,3 @@ func FuzzPattern(f *testing.F) {
 		}
 	})
 }
-
-func TestNoLetterBecomesAnotherInLowerCase(t *testing.T) {
-	for address, want := range map[string]string{"User@É.example": "user@é.example", "\u212Aim@x.example": "\u212Aim@x.example", "\u0130@x.example": "\u0130@x.example"} {
-		if got := lower(address); got != want {
-			t.Errorf("%q: got %q, want %q", address, got, want)
-		}
-	}
-}

@@ -68,7 +68,7 @@ type mailboxName struct{ user, detail, domain string }
 // splitAddress parts a checked address. Addresses that differ in nothing but
 // case or quotes have one mailbox, as they have one route.
 func splitAddress(address, delimiters string) mailboxName {
-	local, domain := smtp.SplitMailbox(strings.ToLower(address))
+	local, domain := smtp.FoldMailbox(address)
 	n := mailboxName{user: local, domain: domain}
 	if len(local) > 0 {
 		if i := strings.IndexAny(local[1:], delimiters); i >= 0 {

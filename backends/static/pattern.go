@@ -33,11 +33,11 @@ func parsePattern(text string) (pattern, error) {
 	if err != nil {
 		return pattern{}, err
 	}
-	p.local, p.domain = smtp.SplitMailbox(strings.ToLower(address))
+	p.local, p.domain = smtp.FoldMailbox(address)
 	return p, nil
 }
 
 func (p pattern) matches(address string) bool {
-	local, domain := smtp.SplitMailbox(strings.ToLower(address))
+	local, domain := smtp.FoldMailbox(address)
 	return (p.anyLocal || p.local == local) && (p.anyDomain || p.domain == domain)
 }

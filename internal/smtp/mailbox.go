@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -178,4 +179,17 @@ func SplitMailbox(address string) (local, domain string) {
 		b = append(b, local[i])
 	}
 	return string(b), domain
+}
+
+// FoldMailbox is SplitMailbox in lower case: addresses with the same result
+// are one mailbox to us, in routes and on the disk. No letter becomes one of
+// US-ASCII that was none: the Kelvin sign would be a k, and its owner somebody
+// else.
+func FoldMailbox(address string) (local, domain string) {
+	return SplitMailbox(strings.Map(func(r rune) rune {
+		if l := unicode.ToLower(r); r < utf8.RuneSelf || l >= utf8.RuneSelf {
+			return l
+		}
+		return r
+	}, address))
 }

@@ -213,3 +213,19 @@ func FuzzCheckMailbox(f *testing.F) {
 		}
 	})
 }
+
+// Case is folded as a reader expects, but no letter becomes an ASCII one.
+func TestFoldMailbox(t *testing.T) {
+	for address, want := range map[string][2]string{
+		"User@Example.ORG":           {"user", "example.org"},
+		"PostMaster":                 {"postmaster", ""},
+		`"A\ B"@x.example`:           {"a b", "x.example"},
+		"J\u00dcRGEN@\u00c9.example": {"j\u00fcrgen", "\u00e9.example"},
+		"\u212Aim@x.example":         {"\u212Aim", "x.example"},
+		"\u0130@x.example":           {"\u0130", "x.example"},
+	} {
+		if local, domain := FoldMailbox(address); [2]string{local, domain} != want {
+			t.Errorf("%q: got %q and %q, want %q", address, local, domain, want)
+		}
+	}
+}
