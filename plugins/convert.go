@@ -90,12 +90,14 @@ func statusToWire(s backends.Status) *pb.Status {
 	return &pb.Status{Code: uint32(s.Code), Enhanced: toUTF8(s.Enhanced), Text: toUTF8(s.Text)}
 }
 
-// statusFromWire returns an error for a status that is no answer at all.
-func statusFromWire(s *pb.Status) (backends.Status, error) {
-	if c := s.GetCode(); c < 200 || c > 599 {
-		return backends.Status{}, fmt.Errorf("status with the code %d", c)
+// statusFromWire returns an error for a status that is no answer at all. What
+// else is wrong with one, is for the gateway to mend.
+func statusFromWire(wire *pb.Status) (backends.Status, error) {
+	s := backends.NewStatus(int(wire.GetCode()), wire.GetEnhanced(), wire.GetText())
+	if s.IsZero() {
+		return s, errors.New("protocol: an empty status")
 	}
-	return backends.NewStatus(int(s.Code), s.Enhanced, s.Text), nil
+	return s, nil
 }
 
 // errorToWire says what an error of Deliver means. The gateway need not know
@@ -109,19 +111,18 @@ func errorToWire(err error) *pb.Returned {
 	return &pb.Returned{Result: &pb.Returned_Failure{Failure: toUTF8(text[:min(len(text), longest)])}}
 }
 
-// errorFromWire returns nil if the recipients go on.
-func errorFromWire(r *pb.Returned) error {
-	switch result := r.GetResult().(type) {
+// returnedFromWire returns the error that the backend has returned, or makes
+// its edits on tx. The message that replaces the one at hand is there already.
+// The other error says that the plugin has broken the protocol.
+func returnedFromWire(r *pb.Returned, tx *backends.DataContext) (result, err error) {
+	switch r := r.GetResult().(type) {
 	case *pb.Returned_Failure:
-		return errors.New(result.Failure)
+		return errors.New(r.Failure), nil
 	case *pb.Returned_Status:
-		s, err := statusFromWire(result.Status)
-		if err != nil {
-			return err
-		}
-		return s
+		s, err := statusFromWire(r.Status)
+		return s, err
 	}
-	return nil
+	return nil, editsFromWire(r.GetEdits(), tx)
 }
 
 func editsToWire(e backends.Edits) *pb.Returned {
@@ -148,16 +149,14 @@ var opsToWire = map[backends.FieldOp]pb.FieldEdit_Op{
 	backends.RemoveField:  pb.FieldEdit_REMOVE,
 }
 
-// editFromWire makes the edits on tx. The message that replaces the one at
-// hand is there already.
-func editFromWire(e *pb.Edits, tx *backends.DataContext) error {
+func editsFromWire(e *pb.Edits, tx *backends.DataContext) error {
 	for _, f := range e.GetFields() {
 		if err := editFieldFromWire(f, tx); err != nil {
 			return err
 		}
 	}
 	if e.GetMessage() != (tx.Edits().Message != nil) {
-		return errors.New("edit: a message was sent and is not wanted, or the other way round")
+		return errors.New("protocol: a message was sent and is not wanted, or the other way round")
 	}
 	if e.GetSender() != nil {
 		tx.SetSender(string(e.Sender))
@@ -180,7 +179,7 @@ func editFieldFromWire(f *pb.FieldEdit, tx *backends.DataContext) error {
 	case pb.FieldEdit_REMOVE:
 		return tx.RemoveField(at)
 	}
-	return fmt.Errorf("edit: unknown operation %d", f.GetOp())
+	return fmt.Errorf("protocol: unknown edit %d", f.GetOp())
 }
 
 // toUTF8 makes text that protobuf takes for a string.

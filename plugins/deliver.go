@@ -29,28 +29,24 @@ func (h *Host) Deliver(ctx context.Context, tx *backends.DataContext) error {
 		h.calls.Done()
 		return err
 	}
-	returned, err := c.receive()
-	if err == nil && returned.GetEdits() != nil {
-		err = editFromWire(returned.GetEdits(), tx)
-	}
-	if err != nil {
+	result, err := c.receive()
+	switch {
+	case err != nil:
 		c.fail(err)
-		h.calls.Done()
-		return err
-	}
-	c.returned = true
-	if len(c.pending) == 0 {
+		result = err
+	case len(c.pending) == 0:
 		c.end()
-		h.calls.Done()
-	} else {
+	default:
 		go func() {
 			defer h.calls.Done()
 			if err := c.receiveLate(); err != nil {
 				h.command.Log.Error("backend", "event", "failure", "tx", tx.ID, "error", err)
 			}
 		}()
+		return result
 	}
-	return errorFromWire(returned)
+	h.calls.Done()
+	return result
 }
 
 // A call is a transaction on its way through the plugin. One goroutine sends
@@ -155,8 +151,9 @@ func (c *call) send(rest int64, chunk int) {
 	c.stream.CloseSend()
 }
 
-// receive handles answers until the backend has returned.
-func (c *call) receive() (*pb.Returned, error) {
+// receive handles answers until the backend has returned, and returns what it
+// has returned. The other error is of the plugin or the protocol.
+func (c *call) receive() (result, err error) {
 	for {
 		a, err := c.next()
 		switch {
@@ -169,7 +166,8 @@ func (c *call) receive() (*pb.Returned, error) {
 		case a.hasMessage():
 			return nil, errors.New("protocol: a chunk without a first one")
 		case a.Returned != nil:
-			return a.Returned, nil
+			c.returned = true
+			return returnedFromWire(a.Returned, c.tx)
 		}
 	}
 }

@@ -158,10 +158,6 @@ func checkLeaks(t testing.TB) {
 		if _, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); err != syscall.ECHILD {
 			t.Errorf("a child process is left: %v", err)
 		}
-		if t.Failed() {
-			stacks := make([]byte, 1<<20)
-			t.Logf("goroutines:\n%s", stacks[:runtime.Stack(stacks, true)])
-		}
 	})
 }
 

@@ -137,7 +137,6 @@ func dialOptions() []grpc.DialOption {
 		grpc.WithTransportCredentials(newSameUser()),
 		grpc.WithStaticStreamWindowSize(64 << 10),
 		grpc.WithStaticConnWindowSize(1 << 20),
-		grpc.WithWriteBufferSize(64 << 10),
 		grpc.WithDefaultCallOptions(
 			grpc.ForceCodecV2(newCodec()),
 			grpc.MaxCallRecvMsgSize(maxMessage),

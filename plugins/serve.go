@@ -122,7 +122,6 @@ func newServer(options []grpc.ServerOption) *grpc.Server {
 		grpc.MaxRecvMsgSize(16*maxMessage),
 		grpc.StaticStreamWindowSize(4*maxChunk),
 		grpc.StaticConnWindowSize(64*maxChunk),
-		grpc.WriteBufferSize(maxChunk),
 	)...)
 }
 
@@ -221,8 +220,6 @@ func stack() string {
 	const longest = maxLine / 2
 	s := debug.Stack()
 	// What comes first is the recovery itself.
-	if _, after, ok := bytes.Cut(s, []byte("\npanic(")); ok {
-		s = after
-	}
+	s = s[bytes.Index(s, []byte("\npanic("))+1:]
 	return string(s[:min(len(s), longest)])
 }

@@ -1,0 +1,184 @@
+package plugins
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing/iotest"
+	"time"
+
+	"github.com/mailgw/mailgw/backends"
+)
+
+// testBackends are the backends that run behind Serve in the tests.
+var testBackends = map[string]backends.Func{
+	// Each recipient gets the status that its address names.
+	"answers": func(_ context.Context, tx *backends.DataContext) error {
+		for i, r := range tx.Envelope.Recipients {
+			switch r.Address {
+			case "delivered":
+				tx.SetStatus(i, backends.Delivered)
+			case "nobody":
+				tx.SetStatus(i, backends.NoSuchUser)
+			case "latin1":
+				tx.SetStatus(i, backends.NewStatus(450, "4.2.0", "na\xefve"))
+			}
+		}
+		return nil
+	},
+
+	// The first recipient is answered, and the plugin waits for its end.
+	"hangs": func(ctx context.Context, tx *backends.DataContext) error {
+		tx.SetStatus(0, backends.Delivered)
+		<-ctx.Done()
+		return ctx.Err()
+	},
+
+	// The status tells what has come over the border.
+	"echo": func(_ context.Context, tx *backends.DataContext) error {
+		body, err := io.ReadAll(tx.Body)
+		if err != nil {
+			return err
+		}
+		tx.SetStatus(0, backends.NewStatus(250, "2.0.0", fmt.Sprintf("%d %x", len(body), hash(body))))
+		return nil
+	},
+
+	"drain": func(_ context.Context, tx *backends.DataContext) error {
+		if _, err := io.Copy(io.Discard, tx.Body); err != nil {
+			return err
+		}
+		tx.SetAll(backends.Delivered)
+		return nil
+	},
+
+	// It never reads the message.
+	"discard": func(_ context.Context, tx *backends.DataContext) error {
+		tx.SetAll(backends.Delivered)
+		return nil
+	},
+
+	"edits": func(_ context.Context, tx *backends.DataContext) error {
+		tx.SetSender("new@example.org")
+		return errors.Join(
+			tx.AddField(0, "X-First: one"),
+			tx.ReplaceField(2, "Subject: gr\xfc\xdfe,\r\n folded"),
+			tx.RemoveField(3),
+			tx.Redirect(1, "a@example.org", "b@example.org"))
+	},
+
+	"replaces": replaceMessage,
+
+	"fails":  func(context.Context, *backends.DataContext) error { return errors.New("disk on fire at /secret") },
+	"panics": func(context.Context, *backends.DataContext) error { panic("a bug") },
+	"refuses": func(context.Context, *backends.DataContext) error {
+		return fmt.Errorf("wrapped: %w", backends.NoSuchUser)
+	},
+
+	// Recipients are delivered beyond the return, as they say.
+	"late": func(_ context.Context, tx *backends.DataContext) error {
+		tx.SetSMTPResponse(backends.NewStatus(250, "2.0.0", "taken"))
+		for i, r := range tx.Envelope.Recipients {
+			if r.Address == "undecided" {
+				continue
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			tx.StartDelivery(ctx, i)
+			go func() {
+				defer cancel()
+				switch r.Address {
+				case "reads":
+					n, err := io.Copy(io.Discard, tx.Body)
+					tx.SetStatus(i, backends.NewStatus(250, "2.0.0", fmt.Sprint(n, err)))
+				case "crash":
+					io.Copy(io.Discard, tx.Body)
+					os.Exit(3)
+				case "done":
+					tx.SetStatus(i, backends.Delivered)
+				case "panic":
+					panic("a bug elsewhere")
+				case "never":
+					<-ctx.Done()
+				}
+			}()
+		}
+		return nil
+	},
+
+	"logs": func(ctx context.Context, tx *backends.DataContext) error {
+		slog.InfoContext(ctx, "stored", "path", "/var/mail", "event", "forged")
+		slog.Default().WithGroup("g").DebugContext(ctx, "grouped", "k", 1)
+		fmt.Fprintln(os.Stdout, "to stdout")
+		fmt.Fprintln(os.Stderr, "to stderr\x1b[31m")
+		tx.SetAll(backends.Delivered)
+		return nil
+	},
+
+	"twice": func(_ context.Context, tx *backends.DataContext) error {
+		tx.SetStatus(0, backends.Delivered)
+		tx.SetStatus(0, backends.NoSuchUser)
+		return nil
+	},
+
+	// The status is the deadline.
+	"deadline": func(ctx context.Context, tx *backends.DataContext) error {
+		deadline, _ := ctx.Deadline()
+		tx.SetStatus(0, backends.NewStatus(250, "2.0.0", fmt.Sprint(time.Until(deadline).Round(time.Minute))))
+		return nil
+	},
+
+	"garbage": func(_ context.Context, tx *backends.DataContext) error {
+		writeGarbage(os.Stdout, "stdout")
+		writeGarbage(os.Stderr, "stderr")
+		tx.SetAll(backends.Delivered)
+		return nil
+	},
+
+	// It starts a process that does not end, and tells its pid.
+	"parent": func(_ context.Context, tx *backends.DataContext) error {
+		child := exec.Command("/bin/sleep", "600")
+		child.Stdout, child.Stderr = os.Stdout, os.Stderr
+		child.SysProcAttr = &syscall.SysProcAttr{Setsid: tx.Envelope.Recipients[0].Address == "leaves"}
+		if err := child.Start(); err != nil {
+			return err
+		}
+		tx.SetStatus(0, backends.NewStatus(250, "2.0.0", strconv.Itoa(child.Process.Pid)))
+		return nil
+	},
+
+	"environment": func(_ context.Context, tx *backends.DataContext) error {
+		tx.SetStatus(0, backends.NewStatus(250, "2.0.0", strings.Join(os.Environ(), "\n")))
+		return nil
+	},
+}
+
+// replaceMessage does what the first recipient says.
+func replaceMessage(_ context.Context, tx *backends.DataContext) error {
+	broken := io.MultiReader(strings.NewReader(long), iotest.ErrReader(io.ErrUnexpectedEOF))
+	switch tx.Envelope.Recipients[0].Address {
+	case "while reading":
+		return tx.ReplaceMessage(io.MultiReader(strings.NewReader("new "), tx.Body))
+	case "empty":
+		return tx.ReplaceMessage(strings.NewReader(""))
+	case "twice":
+		return errors.Join(tx.ReplaceMessage(strings.NewReader(long)), tx.ReplaceMessage(strings.NewReader("second")))
+	case "broken":
+		tx.ReplaceMessage(broken)
+	case "broken, then whole":
+		tx.ReplaceMessage(broken)
+		return tx.ReplaceMessage(strings.NewReader("second"))
+	case "whole, then broken":
+		tx.ReplaceMessage(strings.NewReader("first"))
+		tx.ReplaceMessage(broken)
+	case "broken, then an error":
+		return tx.ReplaceMessage(broken)
+	}
+	return nil
+}

@@ -1,0 +1,207 @@
+package plugins
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/mailgw/mailgw/backends"
+)
+
+func TestGarbageOnStdoutAndStderr(t *testing.T) {
+	for name, address := range map[string]string{
+		"garbage": "one",
+		"raw":     "garbage", // over go-plugin's own stream
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, log := run(t, name)
+			for range 3 {
+				o := deliver(t.Context(), h, message("hello", address))
+				if o.status(t, 0) != backends.Delivered {
+					t.Fatalf("got %v and the error %v", o.statuses, o.err)
+				}
+			}
+			for _, text := range []string{`{"@message":5}`, "last of stdout", "last of stderr"} {
+				log.wait(t, 3, "log", text)
+			}
+			if pid := log.pid(t, 1); gone(pid) {
+				t.Errorf("process %d has ended", pid)
+			}
+		})
+	}
+}
+
+// writeGarbage writes what parsers of log lines choke on.
+func writeGarbage(w io.Writer, name string) {
+	for _, text := range []string{
+		`{"@message":5}`, `{"@level":5}`, `{"@message":"x","@timestamp":5}`, `{"level":5,"msg":"x"}`, `{"level":"INFO"}`,
+		`{"level":"INFO","msg":"x"} trailing`, "null", "[[[[", "{", "\x00\xff\xfe", "1|1|unix|/tmp|grpc", "",
+		"panic: no", strings.Repeat("x", 1<<20), "last of " + name,
+	} {
+		io.WriteString(w, text+"\n")
+	}
+}
+
+func TestSignalsDoNotEndPlugin(t *testing.T) {
+	h, log := run(t, "late")
+	tx := message("", "reads")
+	body, end := io.Pipe()
+	tx.Size, tx.Body = maxChunk+3, io.MultiReader(strings.NewReader(long[:maxChunk]), body)
+	o := deliver(t.Context(), h, tx)
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGTERM} {
+		syscall.Kill(log.pid(t, 1), signal)
+	}
+	end.Write([]byte("end"))
+	if got, want := o.status(t, 0).Text, fmt.Sprint(maxChunk+3, nil); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestEnvironmentIsNotInherited(t *testing.T) {
+	t.Setenv("SECRET", "password")
+	log := newGatewayLog()
+	c := command(t, "environment", log)
+	c.Env["GIVEN"] = "yes"
+	h := runCommand(t, c, defaultTimes)
+	got := strings.Split(deliver(t.Context(), h, message("", "one")).statuses[0].Text, "\n")
+	if !slices.Contains(got, "GIVEN=yes") {
+		t.Errorf("got the environment %q, want GIVEN=yes in it", got)
+	}
+	for _, pair := range got {
+		name, _, _ := strings.Cut(pair, "=")
+		if !strings.HasPrefix(name, "PLUGIN_") && !strings.HasPrefix(name, "MAILGW_") && name != "GIVEN" && name != "GORACE" {
+			t.Errorf("%s is in the environment", name)
+		}
+	}
+}
+
+// gateway starts a plugin, prints its pid and its sockets' directory, and
+// waits to be killed.
+func gateway() {
+	log := newGatewayLog()
+	h, err := Start(context.Background(), Command{
+		Name: "answers", Path: "/proc/self/exe", Args: []string{"plugin", "answers"}, Directory: os.Getenv("PARENT"), Log: log.logger(),
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(log.records[0]["pid"], h.sockets.path)
+	select {}
+}
+
+func TestKilledGatewayLeavesNoPlugin(t *testing.T) {
+	for _, name := range []string{"running", "stopped"} { // only the kernel can end the second
+		t.Run(name, func(t *testing.T) {
+			self := command(t, "gateway", newGatewayLog())
+			g := exec.Command(self.Path, self.Args...)
+			g.Env = append(os.Environ(), "PARENT="+self.Directory)
+			stdout, err := g.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := g.Start(); err != nil {
+				t.Fatal(err)
+			}
+			var pid int
+			var sockets string
+			_, err = fmt.Fscan(stdout, &pid, &sockets)
+			if err == nil && name == "stopped" {
+				err = syscall.Kill(pid, syscall.SIGSTOP)
+			}
+			g.Process.Kill()
+			g.Wait()
+			if err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the plugin has ended", func() bool { return dead(pid) })
+
+			// The next gateway removes what this one has left.
+			if _, err := os.Stat(sockets); err != nil {
+				t.Fatal(err)
+			}
+			runCommand(t, Command{Name: "answers", Path: self.Path, Args: []string{"plugin", "answers"},
+				Env: self.Env, Directory: self.Directory, Log: self.Log}, defaultTimes)
+			if _, err := os.Stat(sockets); err == nil {
+				t.Errorf("%s is still there", sockets)
+			}
+		})
+	}
+}
+
+// dead reports whether a process that is not our child has ended, even if
+// nobody has waited for it.
+func dead(pid int) bool {
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	return err != nil || strings.Contains(string(stat), ") Z ")
+}
+
+// Where the kernel does not kill it, the plugin sees that its lifeline ends.
+func TestLifeline(t *testing.T) {
+	self := command(t, "answers", newGatewayLog())
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := exec.Command(self.Path, self.Args...)
+	p.Env = []string{"MAILGW_PLUGIN=mailgw.plugin.v1", "MAILGW_LIFELINE=3", "PLUGIN_PROTOCOL_VERSIONS=1",
+		"PLUGIN_UNIX_SOCKET_DIR=" + t.TempDir(), "GORACE=atexit_sleep_ms=0"}
+	p.ExtraFiles = []*os.File{r}
+	stdout, err := p.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	var line string
+	if _, err := fmt.Fscanln(stdout, &line); err != nil || !strings.HasPrefix(line, "1|1|unix|") {
+		t.Errorf("got the handshake %q and %v", line, err)
+	}
+	w.Close()
+	p.Wait()
+	if code := p.ProcessState.ExitCode(); code != 1 {
+		t.Errorf("the plugin ended with %v, want exit status 1", p.ProcessState)
+	}
+}
+
+func TestProcessesOfPluginEndWithIt(t *testing.T) {
+	for _, how := range []string{"crash", "close"} {
+		t.Run(how, func(t *testing.T) {
+			h, log := run(t, "parent")
+			o := deliver(t.Context(), h, message("", "one"))
+			child, err := strconv.Atoi(o.statuses[0].Text)
+			if err != nil {
+				t.Fatal(o.err)
+			}
+			if how == "crash" {
+				syscall.Kill(log.pid(t, 1), syscall.SIGKILL)
+				log.wait(t, 2, "started", "")
+			} else if err := h.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+			eventually(t, "the child has ended", func() bool { return dead(child) })
+		})
+	}
+}
+
+// A process that has left the plugin's group holds its stdout and stderr.
+func TestProcessThatOutlivesPlugin(t *testing.T) {
+	h, log := run(t, "parent")
+	o := deliver(t.Context(), h, message("", "leaves"))
+	child, err := strconv.Atoi(o.statuses[0].Text)
+	if err != nil {
+		t.Fatal(o.err)
+	}
+	defer syscall.Kill(child, syscall.SIGKILL)
+	syscall.Kill(log.pid(t, 1), syscall.SIGKILL)
+	log.wait(t, 2, "started", "")
+}
