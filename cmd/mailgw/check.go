@@ -22,7 +22,7 @@ func checkCommand() *cobra.Command {
 		Short: "Check the configuration and print what it amounts to",
 		Long: `Check reads the configuration, starts the plugin of each backend once, and prints
 the listeners, with the limits that hold, their routes, the pattern that decides
-first at the top, and the backends. It opens no socket and may run beside the
+first at the top, and the backends. It opens no listener, and may run beside the
 gateway.
 
 All problems are printed at once on standard error, each with its file, line and
@@ -54,7 +54,7 @@ func check(ctx context.Context, config string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return exitError{exitConfig, err}
 	}
-	defer hosts.close()
+	defer hosts.close(log)
 	if _, err := gateway.New(c, hosts.backends(), log); err != nil {
 		return exitError{exitConfig, err}
 	}

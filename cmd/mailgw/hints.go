@@ -31,7 +31,7 @@ func printHints(w io.Writer, c *gateway.Config, addrs map[string]net.Addr) {
 	}
 	fmt.Fprintln(w, "\nBackends:")
 	fmt.Fprintln(w)
-	for _, name := range slices.Sorted(maps.Keys(c.Backends)) {
+	for _, name := range routed(c) {
 		fmt.Fprintf(w, "  %s: %s\n", name, describe(c.Backends[name]))
 	}
 	fmt.Fprintln(w, "\nCtrl-C ends it.")
@@ -61,13 +61,14 @@ func exampleOf(pattern string) string {
 	return local + "@" + domain
 }
 
-// describe names the plugin of a backend and its settings.
+// describe names the plugin of a backend and, if it is one that ships, its
+// settings. Those of others may hold secrets.
 func describe(b gateway.BackendConfig) string {
 	words := []string{b.Plugin}
 	for _, key := range slices.Sorted(maps.Keys(b.Settings)) {
-		value, err := json.Marshal(b.Settings[key])
-		if err != nil {
-			value = []byte("?") // inf and nan, which TOML has and JSON has not
+		value := []byte("...")
+		if slices.Contains(shippedNames(), b.Plugin) {
+			value, _ = json.Marshal(b.Settings[key]) // it went to the plugin as JSON
 		}
 		words = append(words, fmt.Sprintf("%s = %s", key, value))
 	}

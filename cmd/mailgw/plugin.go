@@ -94,7 +94,7 @@ func startBackends(ctx context.Context, c *gateway.Config, names []string, log *
 	}
 	starting.Wait()
 	if len(problems) > 0 {
-		started.close()
+		started.close(log)
 		slices.SortFunc(problems, func(a, b gateway.Problem) int { return a.Line - b.Line })
 		return nil, problems
 	}
@@ -136,15 +136,19 @@ func (h hosts) backends() map[string]backends.Backend {
 	return all
 }
 
-// close stops all plugins, side by side. By then no transaction waits for
-// them.
-func (h hosts) close() {
+// close stops all plugins, side by side. No session is left by then, so that
+// few of them have anything to finish.
+func (h hosts) close(log *slog.Logger) {
 	const patience = 5 * time.Second
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var closing sync.WaitGroup
-	for _, host := range h {
-		closing.Go(func() { host.Close(ctx) })
+	for name, host := range h {
+		closing.Go(func() {
+			if err := host.Close(ctx); err != nil {
+				log.Warn("backend", "backend", name, "event", "stopped", "error", err)
+			}
+		})
 	}
 	closing.Wait()
 }

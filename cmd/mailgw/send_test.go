@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -77,435 +79,55 @@ func command(t *testing.T, stdin string, args ...string) (stdout, stderr string,
 	return out.String(), err.String(), code
 }
 
-const message = "Subject: hi\n\n.dot\nend\n"
-
-var sendTests = []struct {
-	name    string
-	network string
-	args    string
-	stdin   string // message, "-" for the usual one
-	script  string
-	want    string // on standard output
-	code    int
-}{
-	// Whose answer is whose.
-	{
-		name: "smtp, one reply for all that were accepted", network: "tcp", args: "--to a@x.example --to bb@x.example --to c@x.example",
-		script: `
-			S: 220 mx ready
-			C: EHLO me
-			S: 250-mx
-			S: 250 ENHANCEDSTATUSCODES
-			C: MAIL FROM:<s@x.example>
-			S: 250 2.1.0 ok
-			C: RCPT TO:<a@x.example>
-			S: 250 2.1.5 ok
-			C: RCPT TO:<bb@x.example>
-			S: 550-5.1.1 no such user,
-			S: 550 5.1.1 at \e[5mall
-			C: RCPT TO:<c@x.example>
-			S: 251 2.1.5 will forward
-			C: DATA
-			S: 354 go on
-			C: Subject: hi
-			C:
-			C: ..dot
-			C: end
-			C: .
-			S: 250 2.0.0 taken
-			C: QUIT
-			S: 221 2.0.0 bye`,
-		want: `
-			a@x.example   250 2.0.0 taken
-			bb@x.example  550 5.1.1 no such user, at ?[5mall
-			c@x.example   250 2.0.0 taken`,
-		code: exitRefused,
-	},
-	{
-		name: "lmtp, pipelined, a reply for each, duplicates too", network: "unix", args: "--to a@x --to b@x --to c@x --to a@x",
-		script: `
-			S: 220 mx LMTP
-			C: LHLO me
-			S: 250-mx
-			S: 250 pipelining
-			C: MAIL FROM:<s@x.example>
-			C: RCPT TO:<a@x>
-			C: RCPT TO:<b@x>
-			C: RCPT TO:<c@x>
-			C: RCPT TO:<a@x>
-			S: 250 2.1.0 ok
-			S: 250 2.1.5 ok
-			S: 452 4.5.3 too many
-			S: 250 2.1.5 ok
-			S: 250 2.1.5 ok
-			C: DATA
-			S: 354 go on
-			C: Subject: hi
-			C:
-			C: ..dot
-			C: end
-			C: .
-			S: 250 2.0.0 first
-			S: 550 5.2.2 full
-			S: 250 2.0.0 second
-			C: QUIT
-			S: 221 2.0.0 bye`,
-		want: `
-			a@x  250 2.0.0 first
-			b@x  452 4.5.3 too many
-			c@x  550 5.2.2 full
-			a@x  250 2.0.0 second`,
-		code: exitTemporary,
-	},
-	{
-		name: "a server without extensions", network: "tcp", args: "--to a@x",
-		script: `
-			S: 220 mx
-			C: EHLO me
-			S: 500 what
-			C: HELO me
-			S: 250 mx
-			C: MAIL FROM:<s@x.example>
-			S: 250 ok
-			C: RCPT TO:<a@x>
-			S: 250 ok
-			C: DATA
-			S: 354
-			C: Subject: hi
-			C:
-			C: ..dot
-			C: end
-			C: .
-			S: 250 ok
-			C: QUIT
-			HANGUP`,
-		want: `a@x  250 ok`,
-	},
-
-	// A refusal at each stage, and what is not said after it.
-	{
-		name: "greeting", network: "tcp", args: "--to a@x --to b@x",
-		script: `
-			S: 421 4.7.0 too many connections`,
-		want: `
-			a@x  421 4.7.0 too many connections
-			b@x  421 4.7.0 too many connections`,
-		code: exitTemporary,
-	},
-	{
-		name: "LHLO", network: "tcp", args: "--lmtp --to a@x",
-		script: `
-			S: 220 mx
-			C: LHLO me
-			S: 500 5.5.1 this is SMTP`,
-		want: `a@x  500 5.5.1 this is SMTP`,
-		code: exitRefused,
-	},
-	{
-		name: "MAIL", network: "tcp", args: "--to a@x --to b@x",
-		script: `
-			S: 220 mx
-			C: EHLO me
-			S: 250 mx
-			C: MAIL FROM:<s@x.example>
-			S: 451 4.3.0 later
-			C: QUIT
-			HANGUP`,
-		want: `
-			a@x  451 4.3.0 later
-			b@x  451 4.3.0 later`,
-		code: exitTemporary,
-	},
-	{
-		name: "MAIL, pipelined", network: "tcp", args: "--to a@x --to b@x",
-		script: `
-			S: 220 mx
-			C: EHLO me
-			S: 250-mx
-			S: 250 PIPELINING
-			C: MAIL FROM:<s@x.example>
-			C: RCPT TO:<a@x>
-			C: RCPT TO:<b@x>
-			S: 550 5.7.1 not you
-			S: 503 5.5.1 no MAIL
-			S: 503 5.5.1 no MAIL
-			C: QUIT
-			HANGUP`,
-		want: `
-			a@x  550 5.7.1 not you
-			b@x  550 5.7.1 not you`,
-		code: exitRefused,
-	},
-	{
-		name: "every RCPT", network: "tcp", args: "--to a@x --to b@x",
-		script: `
-			S: 220 mx
-			C: EHLO me
-			S: 250 mx
-			C: MAIL FROM:<s@x.example>
-			S: 250 ok
-			C: RCPT TO:<a@x>
-			S: 550 5.1.1 no such user
-			C: RCPT TO:<b@x>
-			S: 450 4.2.1 busy
-			C: QUIT
-			HANGUP`,
-		want: `
-			a@x  550 5.1.1 no such user
-			b@x  450 4.2.1 busy`,
-		code: exitTemporary,
-	},
-	{
-		name: "DATA", network: "unix", args: "--to a@x --to b@x",
-		script: `
-			S: 220 mx
-			C: LHLO me
-			S: 250 mx
-			C: MAIL FROM:<s@x.example>
-			S: 250 ok
-			C: RCPT TO:<a@x>
-			S: 250 ok
-			C: RCPT TO:<b@x>
-			S: 250 ok
-			C: DATA
-			S: 452 4.3.1 disk full
-			C: QUIT
-			HANGUP`,
-		want: `
-			a@x  452 4.3.1 disk full
-			b@x  452 4.3.1 disk full`,
-		code: exitTemporary,
-	},
-	{
-		name: "XFORWARD", network: "unix", args: "--to a@x --xforward ADDR=192.0.2.1",
-		script: `
-			S: 220 mx
-			C: LHLO me
-			S: 250-mx
-			S: 250 XFORWARD NAME ADDR
-			C: XFORWARD ADDR=192.0.2.1
-			S: 550 5.7.0 insufficient authorization
-			C: QUIT
-			HANGUP`,
-		want: `a@x  550 5.7.0 insufficient authorization`,
-		code: exitRefused,
-	},
-	{
-		name: "XFORWARD that is not announced", network: "unix", args: "--to a@x --xforward NAME=mx.example,ADDR=192.0.2.1",
-		script: `
-			S: 220 mx
-			C: LHLO me
-			S: 250-mx
-			S: 250 XFORWARD NAME
-			C: QUIT
-			HANGUP`,
-		want: `a@x  no answer: the server does not announce XFORWARD ADDR`,
-		code: exitRefused,
-	},
-
-	// Silence is never success.
-	{
-		name: "hang-up at once", network: "tcp", args: "--to a@x",
-		script: `HANGUP`,
-		want:   `a@x  no answer: connection lost`,
-		code:   exitTemporary,
-	},
-	{
-		name: "hang-up among the recipients", network: "tcp", args: "--to a@x --to b@x --to c@x",
-		script: `
-			S: 220 mx
-			C: EHLO me
-			S: 250-mx
-			S: 250 PIPELINING
-			C: MAIL FROM:<s@x.example>
-			C: RCPT TO:<a@x>
-			C: RCPT TO:<b@x>
-			C: RCPT TO:<c@x>
-			S: 250 ok
-			S: 250 ok
-			S: 421 4.3.2 shutting down
-			HANGUP`,
-		want: `
-			a@x  no answer: connection lost
-			b@x  421 4.3.2 shutting down
-			c@x  no answer: connection lost`,
-		code: exitTemporary,
-	},
-	{
-		name: "hang-up after the message", network: "tcp", args: "--to a@x",
-		script: `
-			S: 220 mx
-			C: EHLO me
-			S: 250 mx
-			C: MAIL FROM:<s@x.example>
-			S: 250 ok
-			C: RCPT TO:<a@x>
-			S: 250 ok
-			C: DATA
-			S: 354
-			C: Subject: hi
-			C:
-			C: ..dot
-			C: end
-			C: .
-			HANGUP`,
-		want: `a@x  no answer: connection lost`,
-		code: exitTemporary,
-	},
-	{
-		name: "hang-up among the answers", network: "unix", args: "--to a@x --to b@x --to c@x",
-		script: `
-			S: 220 mx
-			C: LHLO me
-			S: 250 mx
-			C: MAIL FROM:<s@x.example>
-			S: 250 ok
-			C: RCPT TO:<a@x>
-			S: 250 ok
-			C: RCPT TO:<b@x>
-			S: 250 ok
-			C: RCPT TO:<c@x>
-			S: 250 ok
-			C: DATA
-			S: 354
-			C: Subject: hi
-			C:
-			C: ..dot
-			C: end
-			C: .
-			S: 550 5.1.1 no
-			S: 250 2.0.0 ok
-			HANGUP`,
-		want: `
-			a@x  550 5.1.1 no
-			b@x  250 2.0.0 ok
-			c@x  no answer: connection lost`,
-		code: exitTemporary,
-	},
-	{
-		name: "a yes where there is nothing to say yes to", network: "tcp", args: "--to a@x",
-		script: `
-			S: 220 mx
-			C: EHLO me
-			S: 250 mx
-			C: MAIL FROM:<s@x.example>
-			S: 250 ok
-			C: RCPT TO:<a@x>
-			S: 250 ok
-			C: DATA
-			S: 250 delivered
-			C: QUIT
-			HANGUP`,
-		want: `a@x  no answer: unexpected reply 250`,
-		code: exitTemporary,
-	},
-	{
-		name: "nothing is believed after nonsense", network: "unix", args: "--to a@x --to b@x",
-		script: `
-			S: 220 mx
-			C: LHLO me
-			S: 250 mx
-			C: MAIL FROM:<s@x.example>
-			S: 250 ok
-			C: RCPT TO:<a@x>
-			S: 250 ok
-			C: RCPT TO:<b@x>
-			S: 250 ok
-			C: DATA
-			S: 354
-			C: Subject: hi
-			C:
-			C: ..dot
-			C: end
-			C: .
-			S: panic: oh no
-			S: 250 2.0.0 ok
-			S: 250 2.0.0 ok`,
-		want: `
-			a@x  no answer: not a reply: "panic: oh no"
-			b@x  no answer: not a reply: "panic: oh no"`,
-		code: exitTemporary,
-	},
-
-	// The rest of what is said.
-	{
-		name: "parameters, XFORWARD, the null sender", network: "unix",
-		args: "--smtp --from= --to a@x --xforward name=mx.example,ADDR=IPV6:2001:db8::1 --xforward HELO=[UNAVAILABLE]" +
-			" --mail-param BODY=8BITMIME --mail-param SIZE=10 --rcpt-param NOTIFY=NEVER",
-		script: `
-			S: 220 mx
-			C: EHLO me
-			S: 250-mx
-			S: 250-PIPELINING
-			S: 250 XFORWARD NAME ADDR HELO
-			C: XFORWARD name=mx.example ADDR=IPV6:2001:db8::1
-			S: 250 2.0.0 ok
-			C: XFORWARD HELO=[UNAVAILABLE]
-			S: 250 2.0.0 ok
-			C: MAIL FROM:<> BODY=8BITMIME SIZE=10
-			C: RCPT TO:<a@x> NOTIFY=NEVER
-			S: 250 ok
-			S: 250 ok
-			C: DATA
-			S: 354
-			C: Subject: hi
-			C:
-			C: ..dot
-			C: end
-			C: .
-			S: 250 2.0.0 ok
-			C: QUIT
-			HANGUP`,
-		want: `a@x  250 2.0.0 ok`,
-	},
-	{
-		name: "several messages", network: "tcp", args: "--to a@x --count 2 --file testdata/message",
-		script: `
-			S: 220 mx
-			C: EHLO me
-			S: 250 mx
-			C: MAIL FROM:<s@x.example>
-			S: 250 ok
-			C: RCPT TO:<a@x>
-			S: 250 ok
-			C: DATA
-			S: 354
-			C: Subject: from a file
-			C:
-			C: .
-			S: 250 2.0.0 first
-			C: RSET
-			S: 250 ok
-			C: MAIL FROM:<s@x.example>
-			S: 250 ok
-			C: RCPT TO:<a@x>
-			S: 250 ok
-			C: DATA
-			S: 354
-			C: Subject: from a file
-			C:
-			C: .
-			S: 250 2.0.0 second
-			C: QUIT
-			HANGUP`,
-		want: `
-			a@x  250 2.0.0 first
-			a@x  250 2.0.0 second`,
-	},
-}
-
+// TestSend runs the conversations in testdata/send. Each begins with a command
+// line, to which the flags below are added. C: and S: lines are what client
+// and server say, lines with > are what the command prints, and the last one
+// is its exit code.
 func TestSend(t *testing.T) {
-	for _, test := range sendTests {
-		t.Run(test.name, func(t *testing.T) {
-			server := serveScript(t, test.network, test.script)
-			args := append([]string{"send", "--helo", "me", "--timeout", "10s", "--file", "-", "--from", "s@x.example"}, strings.Fields(test.args)...)
-			stdout, stderr, code := command(t, message, append(args, server)...)
-			want := strings.TrimLeft(strings.ReplaceAll(test.want, "\t", ""), "\n") + "\n"
-			if stdout != want || stderr != "" || code != test.code {
-				t.Errorf("got exit code %d, printed\n%s%s\nwant %d\n%s", code, stdout, stderr, test.code, want)
+	const message = "Subject: hi\n\n.dot\nend\n"
+	files, _ := filepath.Glob("testdata/send/*.txt")
+	if len(files) == 0 {
+		t.Fatal("no conversations")
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			args, script, want, code := readConversation(t, file)
+			last := len(args) - 1
+			network, _, _ := strings.Cut(args[last], ":")
+			args[last] = serveScript(t, network, script)
+			args = append([]string{"send", "--helo", "me", "--from", "s@x.example", "--file", "-", "--timeout", "10s"}, args...)
+			stdout, stderr, got := command(t, message, args...)
+			if stdout != want || stderr != "" || got != code {
+				t.Errorf("got exit code %d, printed\n%s%s\nwant %d\n%s", got, stdout, stderr, code, want)
 			}
 		})
 	}
+}
+
+func readConversation(t *testing.T, file string) (args []string, script, printed string, code int) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		kind, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+		switch kind {
+		case "#":
+		case "$":
+			args = strings.Fields(strings.TrimPrefix(rest, "mailgw send "))
+		case ">":
+			printed += rest + "\n"
+		case "exit":
+			code, err = strconv.Atoi(rest)
+		default:
+			script += line
+		}
+	}
+	if err != nil || args == nil {
+		t.Fatalf("%s has no command line or a bad exit code", file)
+	}
+	return args, script, printed, code
 }
 
 // More recipients than go into one group.

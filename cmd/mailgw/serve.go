@@ -24,8 +24,9 @@ func serveCommand() *cobra.Command {
 sessions with 421, waits for the transactions under way as long as
 shutdown_timeout says, and stops the plugins. A second signal ends it at once.
 
-It starts the plugin of every backend that stands in a route before it listens. If one does not start,
-or the configuration has a problem, all problems are printed and nothing runs.
+Before it listens it starts the plugin of every backend that stands in a route.
+If one does not start, or the configuration has a problem, all problems are
+printed and nothing runs.
 
 The log goes to standard error. On a terminal, standard output tells what to
 type next.
@@ -77,7 +78,7 @@ func serve(config string, stdout, stderr io.Writer) error {
 	case err != nil:
 		return exitError{exitConfig, err}
 	}
-	defer hosts.close()
+	defer hosts.close(log)
 
 	server, err := gateway.New(c, hosts.backends(), log)
 	if err != nil {

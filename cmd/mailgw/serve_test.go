@@ -202,6 +202,7 @@ func (g *gatewayProcess) sendLines(t *testing.T) (commands [][]string) {
 }
 
 func TestMessagesAreDeliveredByteForByte(t *testing.T) {
+	t.Parallel() // it waits for processes
 	g := startGateway(t, mainTOML)
 	if len(g.children) != 3 {
 		t.Errorf("%d plugins, want 3", len(g.children))
@@ -235,6 +236,7 @@ func TestMessagesAreDeliveredByteForByte(t *testing.T) {
 }
 
 func TestEachRecipientItsOwnAnswer(t *testing.T) {
+	t.Parallel() // it waits for processes
 	g := startGateway(t, mainTOML)
 	stdout, _, code := command(t, "x", "send", "--file", "-", "--to", "busy@example.org", "--to", "you@example.org", "--to", "a@discard.example",
 		"unix:"+filepath.Join(g.dir, "lmtp.sock"))
@@ -262,6 +264,7 @@ func (g *gatewayProcess) sendTo(t *testing.T, to string) (answer <-chan string) 
 }
 
 func TestTransactionUnderWayIsWaitedFor(t *testing.T) {
+	t.Parallel() // it waits for processes
 	g := startGateway(t, mainTOML)
 	answer := g.sendTo(t, "slow@example.org")
 	g.cmd.Process.Signal(syscall.SIGTERM)
@@ -274,6 +277,7 @@ func TestTransactionUnderWayIsWaitedFor(t *testing.T) {
 }
 
 func TestTransactionIsCutShortAfterShutdownTimeout(t *testing.T) {
+	t.Parallel() // it waits for processes
 	g := startGateway(t, "shutdown_timeout = \"100ms\"\n"+mainTOML)
 	answer := g.sendTo(t, "stuck@example.org")
 	g.cmd.Process.Signal(syscall.SIGTERM)
@@ -286,6 +290,7 @@ func TestTransactionIsCutShortAfterShutdownTimeout(t *testing.T) {
 }
 
 func TestSecondSignalEndsAtOnce(t *testing.T) {
+	t.Parallel() // it waits for processes
 	g := startGateway(t, mainTOML)
 	answer := g.sendTo(t, "stuck@example.org")
 	g.cmd.Process.Signal(syscall.SIGTERM)
@@ -302,104 +307,8 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	}
 }
 
-// runToEnd runs a command that ends by itself.
-func runToEnd(t *testing.T, args ...string) (stdout, stderr string, code int) {
-	t.Helper()
-	cmd := program(t, args...)
-	var out, err bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &err
-	cmd.Run()
-	return out.String(), err.String(), cmd.ProcessState.ExitCode()
-}
-
-const badTOML = `
-hostname = "mx.example.org"
-[spool]
-directory = "spool"
-[[listener]]
-name = "lmtp"
-address = "unix:lmtp.sock"
-protocol = "lmtp"
-dsn = true
-[listener.routes]
-"*" = ["demo"]
-[backend.demo]
-plugin = "static"
-[backend.demo.settings]
-colour = "red"
-[[backend.demo.settings.rule]]
-to = "*"
-status = 250
-[backend.dies]
-plugin = "/bin/false"
-`
-
-// What is wrong with the file itself is told at once, and what plugins say of
-// it is told at once, with file and line.
-func TestProblemsAreToldTogether(t *testing.T) {
-	_, file := configure(t, strings.ReplaceAll(mainTOML, "plugin = ", "plug = "))
-	for _, verb := range []string{"check", "serve"} {
-		stdout, stderr, code := runToEnd(t, verb, "--config", file)
-		if stdout != "" || code != exitConfig || strings.Count(stderr, "plug") < 3 {
-			t.Errorf("%s: exit code %d, printed\n%s%s", verb, code, stdout, stderr)
-		}
-	}
-
-	_, file = configure(t, badTOML)
-	stdout, stderr, code := runToEnd(t, "check", "--config", file)
-	lines := strings.Split(strings.TrimSuffix(stderr, "\n"), "\n")
-	if stdout != "" || code != exitConfig || len(lines) != 3 {
-		t.Fatalf("exit code %d, printed\n%s%s", code, stdout, stderr)
-	}
-	for i, want := range []string{
-		":15: backend.demo.settings.colour: ",
-		":18: backend.demo.settings.rule[0].status: ",
-		":19: backend.dies: ",
-	} {
-		if !strings.HasPrefix(lines[i], file+want) {
-			t.Errorf("line %d is %q, want %q", i+1, lines[i], file+want)
-		}
-	}
-
-	// A plugin that no route names is not started.
-	stdout, stderr, code = runToEnd(t, "serve", "--config", file)
-	if stdout != "" || code != exitConfig || strings.Count(stderr, "\n") != 2 || strings.Contains(stderr, "backend.dies") {
-		t.Errorf("serve: exit code %d, printed\n%s%s", code, stdout, stderr)
-	}
-}
-
-func TestPromiseThatNoBackendKeeps(t *testing.T) {
-	_, file := configure(t, strings.Replace(mainTOML, `protocol = "lmtp"`, "protocol = \"lmtp\"\ndsn = true", 1))
-	stdout, stderr, code := runToEnd(t, "check", "--config", file)
-	if stdout != "" || code != exitConfig || !strings.Contains(stderr, "listener[0].dsn: ") {
-		t.Errorf("exit code %d, printed\n%s%s", code, stdout, stderr)
-	}
-}
-
-func TestCheckPrintsWhatHolds(t *testing.T) {
-	dir, file := configure(t, mainTOML)
-	stdout, stderr, code := runToEnd(t, "check", "--config", file)
-	if code != 0 {
-		t.Fatalf("exit code %d, printed\n%s", code, stderr)
-	}
-	for _, want := range []string{
-		"\nlistener lmtp: lmtp on unix:" + dir + "/lmtp.sock\n",
-		"\nlistener smtp: smtp on tcp:127.0.0.1:0\n",
-		"\n    message_size          50MiB\n",
-		"\n  routes\n    @discard.example  -> drop\n    *                 -> demo, inbox\n",
-		"\nbackend drop: discard\n",
-		"\nbackend inbox: maildir, ",
-	} {
-		if !strings.Contains(stdout, want) {
-			t.Errorf("%q is not in\n%s", want, stdout)
-		}
-	}
-	if left, _ := filepath.Glob(filepath.Join(dir, "plugins/*")); len(left) > 0 {
-		t.Errorf("left behind: %q", left)
-	}
-}
-
 func TestServeRefusesAddressInUse(t *testing.T) {
+	t.Parallel() // it waits for processes
 	g := startGateway(t, mainTOML)
 	second := strings.Replace(mainTOML, "unix:lmtp.sock", "unix:"+g.dir+"/lmtp.sock", 1)
 	dir, file := configure(t, second)
