@@ -1,0 +1,117 @@
+package peers
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/textproto"
+	"strings"
+	"testing"
+)
+
+// A client sends messages as they are, octet for octet. It speaks LMTP on
+// unix sockets and SMTP over TCP.
+type client struct {
+	*textproto.Conn
+	lmtp bool
+}
+
+func connect(network, address string) (*client, error) {
+	socket, err := net.Dial(network, address)
+	if err != nil {
+		return nil, err
+	}
+	c := &client{textproto.NewConn(socket), network == "unix"}
+	hello := "EHLO client.peers.example"
+	if c.lmtp {
+		hello = "LHLO client.peers.example"
+	}
+	_, _, err = c.ReadResponse(220)
+	if err == nil {
+		err = c.say(250, hello)
+	}
+	if err != nil {
+		c.Close()
+		return nil, fmt.Errorf("%s: %w", address, err)
+	}
+	return c, nil
+}
+
+// say sends a command and reads its reply.
+func (c *client) say(code int, command string) error {
+	if err := c.PrintfLine("%s", command); err != nil {
+		return err
+	}
+	if _, _, err := c.ReadResponse(code); err != nil {
+		return fmt.Errorf("%s: %w", command, err)
+	}
+	return nil
+}
+
+// begin begins a transaction, up to where the message is sent.
+func (c *client) begin(from string, to ...string) error {
+	if err := c.say(250, "MAIL FROM:<"+from+">"); err != nil {
+		return err
+	}
+	for _, r := range to {
+		if err := c.say(250, "RCPT TO:<"+r+">"); err != nil {
+			return err
+		}
+	}
+	return c.say(354, "DATA")
+}
+
+// end ends the message and reads the answers for n recipients, which are to
+// be positive.
+func (c *client) end(n int) error {
+	if err := c.PrintfLine("."); err != nil {
+		return err
+	}
+	if !c.lmtp {
+		n = 1
+	}
+	for range n {
+		if _, _, err := c.ReadResponse(250); err != nil {
+			return fmt.Errorf("message: %w", err)
+		}
+	}
+	return nil
+}
+
+// send sends a message, which ends with a line.
+func (c *client) send(message []byte, from string, to ...string) error {
+	if err := c.begin(from, to...); err != nil {
+		return err
+	}
+	stuffed := bytes.ReplaceAll(append([]byte("\r\n"), message...), []byte("\r\n."), []byte("\r\n.."))
+	if _, err := c.W.Write(stuffed[2:]); err != nil {
+		return err
+	}
+	return c.end(len(to))
+}
+
+func (c *client) quit() error {
+	defer c.Close()
+	return c.say(221, "QUIT")
+}
+
+// lines makes a message of lines.
+func lines(all ...string) []byte {
+	return []byte(strings.Join(all, "\r\n") + "\r\n")
+}
+
+// sendOne sends one message on a connection of its own.
+func sendOne(t *testing.T, network, address string, message []byte, from string, to ...string) {
+	t.Helper()
+	c, err := connect(network, address)
+	if err == nil {
+		defer c.Close()
+		err = c.send(message, from, to...)
+	}
+	if err == nil {
+		err = c.quit()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
