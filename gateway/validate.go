@@ -131,6 +131,9 @@ func (v *validation) backend(key, name string, b BackendConfig) BackendConfig {
 	case !slices.Contains(v.shipped, b.Plugin):
 		v.fault(key+".plugin", "no plugin %q ships; want %s%s", b.Plugin, v.pluginsWanted(), settings.DidYouMean(b.Plugin, v.shipped))
 	}
+	if slices.Contains(v.shipped, b.Plugin) && len(b.Args) > 0 {
+		v.fault(key+".args", "is for programs of your own; %s takes settings", b.Plugin)
+	}
 	for name := range b.Env {
 		if name == "" || strings.ContainsAny(name, "=\x00") {
 			v.fault(settings.Join(key+".env", name), "%q is no name of a variable", name)
