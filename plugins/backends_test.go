@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -118,6 +119,19 @@ var testBackends = map[string]backends.Func{
 		fmt.Fprintln(os.Stdout, "to stdout")
 		fmt.Fprintln(os.Stderr, "to stderr\x1b[31m")
 		tx.SetAll(backends.Delivered)
+		return nil
+	},
+
+	// Other goroutines set the statuses, and are not waited for.
+	"races": func(_ context.Context, tx *backends.DataContext) error {
+		for i := range tx.Envelope.Recipients {
+			go tx.SetStatus(i, backends.Delivered)
+		}
+		for i := range tx.Envelope.Recipients {
+			for tx.Status(i).IsZero() {
+				runtime.Gosched()
+			}
+		}
 		return nil
 	},
 

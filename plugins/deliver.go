@@ -24,28 +24,25 @@ func (h *Host) Deliver(ctx context.Context, tx *backends.DataContext) error {
 	if err := h.enter(); err != nil {
 		return err
 	}
+	defer h.calls.Done()
 	c, err := h.open(ctx, tx)
 	if err != nil {
-		h.calls.Done()
 		return err
 	}
 	result, err := c.receive()
 	switch {
 	case err != nil:
 		c.fail(err)
-		result = err
+		return err
 	case len(c.pending) == 0:
 		c.end()
 	default:
-		go func() {
-			defer h.calls.Done()
+		h.calls.Go(func() {
 			if err := c.receiveLate(); err != nil {
 				h.command.Log.Error("backend", "event", "failure", "tx", tx.ID, "error", err)
 			}
-		}()
-		return result
+		})
 	}
-	h.calls.Done()
 	return result
 }
 

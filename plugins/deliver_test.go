@@ -248,6 +248,18 @@ func TestDeadlineEndsDeliver(t *testing.T) {
 	o.wantUndecided(t, 1)
 }
 
+// A recipient that has a status must not go on to the next backend.
+func TestStatusSetByAnotherGoroutine(t *testing.T) {
+	h, _ := run(t, "races")
+	const n = 50
+	for range 20 {
+		o := deliver(t.Context(), h, message("", make([]string, n)...))
+		if len(o.statuses) != n || len(o.undecided) > 0 {
+			t.Fatalf("got %d statuses, the undecided recipients %v and the error %v", len(o.statuses), o.undecided, o.err)
+		}
+	}
+}
+
 func TestSecondStatusIsLogged(t *testing.T) {
 	h, log := run(t, "twice")
 	o := deliver(t.Context(), h, message("hello", "one"))

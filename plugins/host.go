@@ -36,8 +36,9 @@ type Command struct {
 	Settings map[string]any
 
 	// Log gets records with the message "backend" and an attribute event:
-	// started, exited, restarting, unhealthy, stopped, and log for what the
-	// plugin writes. nil is slog.Default().
+	// started, exited, restarting, unhealthy, stopped, failure of a delivery
+	// after Deliver returned, and log for what the plugin writes, which is
+	// the attribute text. nil is slog.Default().
 	Log *slog.Logger
 }
 
@@ -145,9 +146,8 @@ func version() string {
 func (h *Host) Capabilities() backends.Capabilities { return h.capabilities }
 
 // Close stops the plugin for good. It waits for the transactions under way
-// until ctx ends; those left then fail. It returns when nothing of the plugin
-// is left, which takes some seconds at most. Its error says that transactions
-// were left, or what could not be removed.
+// until ctx ends; those left then fail, and Close returns an error. It returns
+// when nothing of the plugin is left, which takes some seconds at most.
 func (h *Host) Close(ctx context.Context) error {
 	h.mu.Lock()
 	h.closing = true

@@ -87,7 +87,7 @@ func TestEnvironmentIsNotInherited(t *testing.T) {
 func gateway() {
 	log := newGatewayLog()
 	h, err := Start(context.Background(), Command{
-		Name: "answers", Path: "/proc/self/exe", Args: []string{"plugin", "answers"}, Directory: os.Getenv("PARENT"), Log: log.logger(),
+		Name: "b", Path: "/proc/self/exe", Args: []string{"plugin", os.Getenv("PLUGIN")}, Directory: os.Getenv("PARENT"), Log: log.logger(),
 	})
 	if err != nil {
 		fmt.Println(err)
@@ -98,11 +98,18 @@ func gateway() {
 }
 
 func TestKilledGatewayLeavesNoPlugin(t *testing.T) {
-	for _, name := range []string{"running", "stopped"} { // only the kernel can end the second
-		t.Run(name, func(t *testing.T) {
+	for _, test := range []struct {
+		name, plugin string
+		stop         bool
+	}{
+		{"running", "answers", false},
+		{"stopped", "answers", true},
+		{"without lifeline", "raw", false}, // only the kernel ends it
+	} {
+		t.Run(test.name, func(t *testing.T) {
 			self := command(t, "gateway", newGatewayLog())
 			g := exec.Command(self.Path, self.Args...)
-			g.Env = append(os.Environ(), "PARENT="+self.Directory)
+			g.Env = append(os.Environ(), "PARENT="+self.Directory, "PLUGIN="+test.plugin)
 			stdout, err := g.StdoutPipe()
 			if err != nil {
 				t.Fatal(err)
@@ -113,7 +120,7 @@ func TestKilledGatewayLeavesNoPlugin(t *testing.T) {
 			var pid int
 			var sockets string
 			_, err = fmt.Fscan(stdout, &pid, &sockets)
-			if err == nil && name == "stopped" {
+			if err == nil && test.stop {
 				err = syscall.Kill(pid, syscall.SIGSTOP)
 			}
 			g.Process.Kill()
@@ -127,7 +134,7 @@ func TestKilledGatewayLeavesNoPlugin(t *testing.T) {
 			if _, err := os.Stat(sockets); err != nil {
 				t.Fatal(err)
 			}
-			runCommand(t, Command{Name: "answers", Path: self.Path, Args: []string{"plugin", "answers"},
+			runCommand(t, Command{Name: "b", Path: self.Path, Args: []string{"plugin", "answers"},
 				Env: self.Env, Directory: self.Directory, Log: self.Log}, defaultTimes)
 			if _, err := os.Stat(sockets); err == nil {
 				t.Errorf("%s is still there", sockets)

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -136,6 +138,40 @@ func TestRestart(t *testing.T) {
 	if want := []string{"0s", "100ms", "200ms"}; !slices.Equal(delays, want) {
 		t.Errorf("got the delays %v, want %v", delays, want)
 	}
+}
+
+// Whenever the plugin dies, a transaction has its true status or an error.
+func TestTransactionsWhilePluginDies(t *testing.T) {
+	h, log := run(t, "echo")
+	var stop atomic.Bool
+	var done, failed atomic.Int64
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			text := long[:i*10_000]
+			want := fmt.Sprintf("%d %x", len(text), hash([]byte(text)))
+			for !stop.Load() {
+				o := deliver(t.Context(), h, message(text, "one"))
+				switch {
+				case o.err == nil && o.statuses[0].Text == want:
+					done.Add(1)
+				case o.err != nil && backends.StatusOf(o.err) == backends.TryLater:
+					failed.Add(1)
+				default:
+					t.Errorf("got %v and the error %v", o.statuses, o.err)
+				}
+			}
+		})
+	}
+	for n := range 4 {
+		pid, before := log.pid(t, n+1), done.Load()
+		eventually(t, "the plugin works", func() bool { return done.Load() > before+20 })
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	log.wait(t, 5, "started", "")
+	stop.Store(true)
+	wg.Wait()
+	t.Logf("%d transactions, %d failed", done.Load(), failed.Load())
 }
 
 func TestBackoff(t *testing.T) {

@@ -130,6 +130,9 @@ func (a *answers) start(i int) {
 }
 
 func (a *answers) respond(s backends.Status) {
+	if s.IsZero() {
+		return // it would be no response
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.send(&pb.ToGateway{SmtpResponse: statusToWire(s)}, nil)
