@@ -85,3 +85,14 @@ type Capabilities struct {
 type Capable interface {
 	Capabilities() Capabilities
 }
+
+// A SettingError says what is wrong with one setting of a backend. A function
+// that makes a backend of its settings returns it, several joined by
+// errors.Join, so that the operator is told the lines of the keys.
+type SettingError struct {
+	Key string // the path of the key in the settings: "rule[0].to"
+	Err error
+}
+
+func (e SettingError) Error() string { return e.Key + ": " + e.Err.Error() }
+func (e SettingError) Unwrap() error { return e.Err }

@@ -52,8 +52,30 @@ func Serve[S any](defaults S, open func(S) (backends.Backend, error)) {
 			return nil, faults, nil
 		}
 		b, err := open(s)
+		if faults, ok := settingFaults(err); ok {
+			return nil, faults, nil
+		}
 		return b, nil, err
 	})
+}
+
+// settingFaults returns the faults of which err consists: SettingErrors,
+// joined or not. It reports false if there is something else in it.
+func settingFaults(err error) (faults []settings.Fault, ok bool) {
+	switch e := err.(type) {
+	case backends.SettingError:
+		return []settings.Fault{{Key: e.Key, Text: e.Err.Error()}}, true
+	case interface{ Unwrap() []error }:
+		for _, part := range e.Unwrap() {
+			f, ok := settingFaults(part)
+			if !ok {
+				return nil, false
+			}
+			faults = append(faults, f...)
+		}
+		return faults, true
+	}
+	return nil, false
 }
 
 // An opener makes a backend of its settings, or says what is wrong.

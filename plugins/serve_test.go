@@ -136,3 +136,25 @@ func TestPluginStartedByHand(t *testing.T) {
 		}
 	}
 }
+
+// What open finds wrong with settings has its keys, but only if that is all
+// that is wrong.
+func TestSettingErrorsBecomeFaults(t *testing.T) {
+	a := backends.SettingError{Key: "a", Err: errors.New("is odd")}
+	b := backends.SettingError{Key: "b[0].c", Err: errors.New("is even")}
+	other := errors.New("no license")
+	for _, test := range []struct {
+		err  error
+		want []settings.Fault
+	}{
+		{nil, nil},
+		{other, nil},
+		{a, []settings.Fault{{Key: "a", Text: "is odd"}}},
+		{errors.Join(a, errors.Join(b)), []settings.Fault{{Key: "a", Text: "is odd"}, {Key: "b[0].c", Text: "is even"}}},
+		{errors.Join(a, other), nil},
+	} {
+		if got, ok := settingFaults(test.err); !slices.Equal(got, test.want) || ok != (test.want != nil) {
+			t.Errorf("%v: got %v, %v, want %v", test.err, got, ok, test.want)
+		}
+	}
+}

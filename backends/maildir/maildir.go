@@ -84,31 +84,35 @@ var Defaults = Settings{
 // disk before the first delivery.
 func New(s Settings) (backends.Backend, error) {
 	b := &backend{Settings: s, durable: map[string]bool{}}
+	var faults []error
+	fault := func(key, format string, args ...any) {
+		faults = append(faults, backends.SettingError{Key: key, Err: fmt.Errorf(format, args...)})
+	}
 	var err error
 	if b.template, err = parseTemplate(s.Path); err != nil {
-		return nil, fmt.Errorf("path: %q: %w", s.Path, err)
+		fault("path", "%q: %w", s.Path, err)
 	}
 	if !smtp.IsASCII(s.RecipientDelimiter) {
-		return nil, fmt.Errorf("recipient_delimiter: %q is not US-ASCII", s.RecipientDelimiter)
+		fault("recipient_delimiter", "%q is not US-ASCII", s.RecipientDelimiter)
 	}
 	if s.Mode&0o600 != 0o600 {
-		return nil, fmt.Errorf("mode: %04o keeps the owner from reading or writing", s.Mode)
+		fault("mode", "%04o keeps the owner from reading or writing", s.Mode)
 	}
 	if s.DirMode&0o700 != 0o700 {
-		return nil, fmt.Errorf("dir_mode: %04o keeps the owner out", s.DirMode)
+		fault("dir_mode", "%04o keeps the owner out", s.DirMode)
 	}
 	if b.uid, b.gid, err = lookupOwner(s.Owner); err != nil {
-		return nil, fmt.Errorf("owner: %q: %w", s.Owner, err)
+		fault("owner", "%q: %w", s.Owner, err)
 	}
 	if s.Hostname == "" {
 		if b.Hostname, err = os.Hostname(); err != nil {
-			return nil, fmt.Errorf("hostname: %w", err)
+			fault("hostname", "%w", err)
 		}
 	}
 	if _, err := smtp.CheckMailbox("postmaster@"+b.Hostname, true); err != nil {
-		return nil, fmt.Errorf("hostname: %q: %w", b.Hostname, err)
+		fault("hostname", "%q: %w", b.Hostname, err)
 	}
-	return b, nil
+	return b, errors.Join(faults...)
 }
 
 type backend struct {

@@ -12,6 +12,7 @@ package static
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -46,20 +47,24 @@ var Defaults Settings
 // New returns a backend that follows the rules of s.
 func New(s Settings) (backends.Backend, error) {
 	rules := make([]rule, len(s.Rules))
+	var faults []error
 	for i, r := range s.Rules {
+		fault := func(key, format string, args ...any) {
+			faults = append(faults, backends.SettingError{Key: fmt.Sprintf("rule[%d].%s", i, key), Err: fmt.Errorf(format, args...)})
+		}
 		var err error
 		if rules[i].to, err = parsePattern(r.To); err != nil {
-			return nil, fmt.Errorf("rule[%d].to: %q: %w", i, r.To, err)
+			fault("to", "%q: %w", r.To, err)
 		}
 		if rules[i].status, err = parseStatus(r.Status); err != nil {
-			return nil, fmt.Errorf("rule[%d].status: %q: %w", i, r.Status, err)
+			fault("status", "%q: %w", r.Status, err)
 		}
 		if r.Delay < 0 {
-			return nil, fmt.Errorf("rule[%d].delay: %v is negative", i, r.Delay)
+			fault("delay", "%v is negative", r.Delay)
 		}
 		rules[i].delay = r.Delay
 	}
-	return backend(rules), nil
+	return backend(rules), errors.Join(faults...)
 }
 
 type rule struct {
