@@ -2,6 +2,7 @@ package peers
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -99,6 +100,8 @@ func startGateway(t *testing.T, build func() (string, error), config ...string) 
 
 	g.cmd = exec.Command(program, "serve", "--hints", "--config", g.path("gateway.toml"))
 	g.cmd.Stderr = log
+	// It ends even if the tests are killed.
+	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	stdout, err := g.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -110,7 +113,7 @@ func startGateway(t *testing.T, build func() (string, error), config ...string) 
 	// The hints come when it listens.
 	hints := bufio.NewScanner(stdout)
 	for hints.Scan() && !strings.HasPrefix(hints.Text(), "Ctrl-C") {
-		if m := regexp.MustCompile(` tcp:(\S+)$`).FindStringSubmatch(hints.Text()); m != nil {
+		if m := tcpAddress.FindStringSubmatch(hints.Text()); m != nil {
 			g.smtp = m[1]
 		}
 	}
@@ -119,6 +122,8 @@ func startGateway(t *testing.T, build func() (string, error), config ...string) 
 	}
 	return g
 }
+
+var tcpAddress = regexp.MustCompile(` tcp:(\S+)$`)
 
 // path returns the path of a file of the gateway's.
 func (g *gateway) path(name string) string { return filepath.Join(g.dir, name) }
@@ -143,6 +148,9 @@ func (g *gateway) stop() {
 	defer kill.Stop()
 	if err := g.cmd.Wait(); err != nil {
 		g.t.Errorf("mailgw serve: %v", err)
+	}
+	if log, err := os.ReadFile(g.log); err != nil || bytes.Contains(log, []byte("DATA RACE")) {
+		g.t.Errorf("the gateway or a plugin has a data race: %v\n%s", err, log)
 	}
 	for _, p := range g.running() {
 		g.t.Errorf("process %d is left", p.pid)
@@ -173,11 +181,15 @@ type event struct {
 	Error   string
 }
 
-// parseEvents parses lines of the log. What is not JSON is the word of the Go
-// runtime: of a panic or a data race.
+// parseEvents parses lines of the log, below warnings of the configuration:
+// /var/tmp may be in memory. What is not JSON is the word of the Go runtime,
+// of a panic or a data race.
 func (g *gateway) parseEvents(lines []string) (events []event) {
 	g.t.Helper()
 	for _, line := range lines {
+		if strings.HasPrefix(line, "warning: ") {
+			continue
+		}
 		var e event
 		if err := json.Unmarshal([]byte(line), &e); err != nil {
 			g.t.Fatalf("the gateway wrote %q", line)

@@ -28,7 +28,7 @@ var programs string
 func TestMain(m *testing.M) {
 	os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin") // where Debian has Postfix
 	var err error
-	if programs, err = os.MkdirTemp("", "mailgw-peers-"); err != nil {
+	if programs, err = os.MkdirTemp("/var/tmp", "mailgw-peers-"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -70,7 +70,7 @@ var (
 
 func build(name string, flags ...string) (string, error) {
 	path := filepath.Join(programs, name)
-	args := slices.Concat([]string{"build", "-o", path}, flags, []string{"../../cmd/mailgw"})
+	args := slices.Concat([]string{"build", "-buildvcs=false", "-o", path}, flags, []string{"../../cmd/mailgw"})
 	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
 	}

@@ -98,7 +98,7 @@ func (p *postfix) start(main string) {
 	showOnFailure(p.t, p.log)
 	p.cmd = p.command(p.daemons+"/master", "-c", p.dir, "-s")
 	p.cmd.Stdout, p.cmd.Stderr = p.t.Output(), p.t.Output()
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGTERM}
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}
