@@ -65,6 +65,9 @@ type Session struct {
 	// socket's path.
 	Local string
 
+	// TLS is what was agreed on with the peer. It is nil in the clear.
+	TLS *TLS
+
 	// HELO is the argument of HELO, EHLO or LHLO.
 	HELO string
 
@@ -72,6 +75,19 @@ type Session struct {
 	// nil if no XFORWARD was sent. If its Forwarded is set, the client is
 	// what XForward says, and nothing of it is to be taken from Peer.
 	XForward *xforward.Attrs
+}
+
+// A TLS is what a handshake agreed on.
+type TLS struct {
+	Version    string // "TLS 1.3"
+	Cipher     string // "TLS_AES_128_GCM_SHA256"
+	ServerName string // that the client asked for (SNI); may be empty
+
+	// ClientCertificate is the SHA-256 of the certificate that the client
+	// showed, in hexadecimal digits; empty if it showed none. ClientName is
+	// a name in it, if it was issued by a CA that the listener trusts.
+	ClientCertificate string
+	ClientName        string
 }
 
 // A Peer is the other end of a socket.

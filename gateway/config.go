@@ -49,11 +49,13 @@ type ListenerConfig struct {
 	Owner    string      `toml:"owner"`    // of the unix socket
 	Group    string      `toml:"group"`    // of the unix socket
 
-	XForward          []string `toml:"xforward"` // trusted peers
-	DSN               bool     `toml:"dsn"`
-	OneRoute          bool     `toml:"one_route"`
-	UnknownParameters string   `toml:"unknown_parameters"` // refuse, keep
-	BareNewlines      string   `toml:"bare_newlines"`      // refuse, pass
+	TLS               TLSConfig `toml:"tls"`
+	RequireTLS        bool      `toml:"require_tls"`
+	XForward          []string  `toml:"xforward"` // trusted peers
+	DSN               bool      `toml:"dsn"`
+	OneRoute          bool      `toml:"one_route"`
+	UnknownParameters string    `toml:"unknown_parameters"` // refuse, keep
+	BareNewlines      string    `toml:"bare_newlines"`      // refuse, pass
 
 	Limits     LimitsConfig        `toml:"limits"`
 	Senders    AccessConfig        `toml:"senders"`
@@ -65,6 +67,16 @@ type ListenerConfig struct {
 	senders    access
 	recipients access
 	routes     patterns[*route]
+}
+
+// A TLSConfig says whether and how a listener speaks TLS.
+type TLSConfig struct {
+	Mode               string   `toml:"mode"`                // off, starttls, implicit
+	Certificates       []string `toml:"certificates"`        // files
+	Keys               []string `toml:"keys"`                // files; if empty, keys are with the certificates
+	MinVersion         string   `toml:"min_version"`         // 1.2, 1.3
+	ClientCertificates string   `toml:"client_certificates"` // ignore, ask, require
+	ClientCA           string   `toml:"client_ca"`           // file
 }
 
 // LimitsConfig are the limits of one listener. For sizes and counts zero means
@@ -110,6 +122,7 @@ func (c *Config) SetDefaults() {
 
 func (l *ListenerConfig) SetDefaults() {
 	l.Mode = 0o660
+	l.TLS = TLSConfig{Mode: "off", MinVersion: "1.2", ClientCertificates: "ignore"}
 	l.UnknownParameters = "refuse"
 	l.BareNewlines = "refuse"
 	l.Limits = LimitsConfig{

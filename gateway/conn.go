@@ -3,6 +3,7 @@ package gateway
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +25,7 @@ type conn struct {
 	*dialog
 	server *Server
 	socket net.Conn
+	stream net.Conn      // the socket, or TLS on it
 	r      *bufio.Reader // reads through conn.Read
 	w      *bufio.Writer // writes through conn.Write
 	log    *slog.Logger
@@ -38,7 +40,7 @@ type conn struct {
 var errClosing = errors.New("the server shuts down")
 
 func newConn(s *Server, d *dialog, socket net.Conn) *conn {
-	c := &conn{dialog: d, server: s, socket: socket}
+	c := &conn{dialog: d, server: s, socket: socket, stream: socket}
 	c.log = s.log.With("session", d.session.ID, "listener", d.Name, "peer", d.session.Peer.String())
 	c.ends = time.Now().Add(d.Limits.SessionTimeout)
 	c.r = bufio.NewReaderSize(c, max(4096, int(d.Limits.CommandLine)))
@@ -48,7 +50,7 @@ func newConn(s *Server, d *dialog, socket net.Conn) *conn {
 
 // serve holds the session until it ends.
 func (c *conn) serve(ctx context.Context) {
-	defer c.socket.Close()
+	defer func() { c.stream.Close() }()
 	defer func() {
 		if r := recover(); r != nil {
 			c.log.Error("refused", "error", fmt.Sprintf("panic: %v", r), "stack", string(debug.Stack()))
@@ -57,6 +59,11 @@ func (c *conn) serve(ctx context.Context) {
 		c.flush()
 	}()
 	c.log.Debug("connected")
+	if c.TLS.Mode == "implicit" {
+		if err := c.startTLS(ctx); err != nil {
+			return
+		}
+	}
 	c.say(c.greeting())
 	for {
 		line, err := c.readCommand()
@@ -82,10 +89,37 @@ func (c *conn) serve(ctx context.Context) {
 				c.hangUp(err)
 				return
 			}
+		case startTLS:
+			if err := c.startTLS(ctx); err != nil {
+				return
+			}
 		case hangUp:
 			return
 		}
 	}
+}
+
+// startTLS does a handshake. The client has CommandTimeout for all of it.
+// What it sent in the clear after STARTTLS is thrown away: RFC 3207, section
+// 4.2.
+func (c *conn) startTLS(ctx context.Context) error {
+	if err := c.flush(); err != nil {
+		return err
+	}
+	deadline := c.soonest(c.Limits.CommandTimeout)
+	c.socket.SetDeadline(deadline)
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	secure := tls.Server(c.socket, c.tls.server())
+	if err := secure.HandshakeContext(ctx); err != nil {
+		c.log.Info("refused", "reason", "TLS handshake", "error", err.Error())
+		return err
+	}
+	c.stream = secure
+	c.r.Reset(c)
+	c.startedTLS(tlsSession(secure.ConnectionState()))
+	c.log.Debug("TLS", "version", c.session.TLS.Version, "cipher", c.session.TLS.Cipher, "client_certificate", c.session.TLS.ClientCertificate)
+	return nil
 }
 
 // hangUp takes leave of a client that went away, is too slow, or that the
@@ -131,7 +165,7 @@ func (c *conn) flush() error { return c.w.Flush() }
 // Write gives a client that does not read CommandTimeout.
 func (c *conn) Write(p []byte) (int, error) {
 	c.socket.SetWriteDeadline(time.Now().Add(c.Limits.CommandTimeout))
-	return c.socket.Write(p)
+	return c.stream.Write(p)
 }
 
 // soonest returns the time after d, or the end of the session if that is
@@ -157,7 +191,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	c.socket.SetReadDeadline(c.deadline)
 	c.mu.Unlock()
 
-	n, err := c.socket.Read(p)
+	n, err := c.stream.Read(p)
 	if err != nil {
 		c.mu.Lock()
 		defer c.mu.Unlock()

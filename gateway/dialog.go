@@ -34,6 +34,7 @@ type action int
 const (
 	readCommand action = iota
 	readMessage        // then take the transaction by endMessage
+	startTLS           // then call startedTLS
 	hangUp
 )
 
@@ -42,18 +43,20 @@ type verb struct {
 	handle   func(d *dialog, args string) smtp.Reply
 	then     action // if the reply is no refusal
 	protocol string // smtp or lmtp; empty for both
+	clear    bool   // allowed in the clear where TLS is required
 }
 
 var verbs = map[string]verb{
-	"HELO":     {handle: (*dialog).helo, protocol: "smtp"},
-	"EHLO":     {handle: (*dialog).ehlo, protocol: "smtp"},
-	"LHLO":     {handle: (*dialog).ehlo, protocol: "lmtp"},
+	"HELO":     {handle: (*dialog).helo, protocol: "smtp", clear: true},
+	"EHLO":     {handle: (*dialog).ehlo, protocol: "smtp", clear: true},
+	"LHLO":     {handle: (*dialog).ehlo, protocol: "lmtp", clear: true},
+	"STARTTLS": {handle: (*dialog).starttls, then: startTLS, clear: true},
 	"MAIL":     {handle: (*dialog).mail},
 	"RCPT":     {handle: (*dialog).rcpt},
 	"DATA":     {handle: (*dialog).data, then: readMessage},
 	"RSET":     {handle: (*dialog).rset},
-	"NOOP":     {handle: (*dialog).noop},
-	"QUIT":     {handle: (*dialog).quit, then: hangUp},
+	"NOOP":     {handle: (*dialog).noop, clear: true},
+	"QUIT":     {handle: (*dialog).quit, then: hangUp, clear: true},
 	"VRFY":     {handle: (*dialog).vrfy},
 	"EXPN":     {handle: (*dialog).expn},
 	"HELP":     {handle: (*dialog).help},
@@ -83,6 +86,8 @@ func (d *dialog) command(line string) (smtp.Reply, action) {
 	case v.protocol != "" && v.protocol != d.Protocol:
 		// RFC 2033, section 4.1: an LMTP server refuses HELO and EHLO.
 		return d.bad(reply(500, "5.5.1", "this is "+strings.ToUpper(d.Protocol)+", say "+hello[d.Protocol]))
+	case d.RequireTLS && d.session.TLS == nil && !v.clear:
+		return d.bad(reply(530, "5.7.0", "say STARTTLS first")) // RFC 3207, section 4
 	}
 	r := v.handle(d, args)
 	switch {
@@ -139,6 +144,9 @@ func (d *dialog) ehlo(args string) smtp.Reply {
 	if d.DSN {
 		keywords = append(keywords, "DSN")
 	}
+	if d.TLS.Mode == "starttls" && d.session.TLS == nil {
+		keywords = append(keywords, "STARTTLS")
+	}
 	if d.trusted {
 		keywords = append(keywords, xforward.Keyword)
 	}
@@ -154,6 +162,27 @@ func (d *dialog) greet(args string) (smtp.Reply, bool) {
 	d.greeted = true
 	d.session.HELO = name
 	return smtp.Reply{}, true
+}
+
+func (d *dialog) starttls(args string) smtp.Reply {
+	switch {
+	case d.TLS.Mode != "starttls":
+		return reply(502, "5.5.1", "STARTTLS is not offered here")
+	case d.session.TLS != nil:
+		return reply(503, "5.5.1", "TLS is active already")
+	case args != "":
+		return reply(501, "5.5.4", "STARTTLS has no arguments")
+	}
+	return reply(220, "2.0.0", "ready to start TLS")
+}
+
+// startedTLS goes on after a handshake. What was said before it is forgotten
+// (RFC 3207, section 4.2), and a certificate may have brought trust.
+func (d *dialog) startedTLS(t *backends.TLS) {
+	d.reset()
+	d.greeted, d.extended, d.session.HELO = false, false, ""
+	d.session.TLS = t
+	d.trusted = d.trusted || d.trust.Certificate(t.ClientCertificate)
 }
 
 func (d *dialog) mail(args string) smtp.Reply {
@@ -192,9 +221,14 @@ func (d *dialog) withProtocol(utf8 bool) string {
 	name := map[string]string{"smtp": "SMTP", "lmtp": "LMTP"}[d.Protocol]
 	switch {
 	case utf8:
-		return "UTF8" + name
+		name = "UTF8" + name
 	case d.extended && name == "SMTP":
-		return "ESMTP"
+		name = "ESMTP"
+	case !d.extended:
+		return name
+	}
+	if d.session.TLS != nil {
+		name += "S"
 	}
 	return name
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -20,6 +21,7 @@ import (
 type listener struct {
 	*ListenerConfig
 	hostname string
+	tls      *tlsFiles
 	socket   net.Listener
 	closed   chan struct{}
 	inode    fs.FileInfo // of the unix socket that was opened, if it has a path
@@ -29,8 +31,14 @@ type listener struct {
 	peers map[string]int // sessions by peer, see peerKey
 }
 
-func newListener(c *Config, l *ListenerConfig) *listener {
-	return &listener{ListenerConfig: l, hostname: c.Hostname, closed: make(chan struct{}), peers: map[string]int{}}
+func newListener(c *Config, l *ListenerConfig, log *slog.Logger) *listener {
+	return &listener{
+		ListenerConfig: l,
+		hostname:       c.Hostname,
+		tls:            &tlsFiles{config: l.TLS, log: log.With("listener", l.Name)},
+		closed:         make(chan struct{}),
+		peers:          map[string]int{},
+	}
 }
 
 // open binds the socket. A socket that another process left behind is taken

@@ -51,7 +51,7 @@ func New(c *Config, all map[string]backends.Backend, log *slog.Logger) (*Server,
 		return nil, problems
 	}
 	for i := range c.Listeners {
-		s.listeners = append(s.listeners, newListener(c, &c.Listeners[i]))
+		s.listeners = append(s.listeners, newListener(c, &c.Listeners[i], log))
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s, nil

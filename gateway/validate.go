@@ -182,6 +182,10 @@ func (v *validation) listener(key string, l *ListenerConfig) {
 	}
 	v.oneOf(key+".unknown_parameters", l.UnknownParameters, "refuse", "keep")
 	v.oneOf(key+".bare_newlines", l.BareNewlines, "refuse", "pass")
+	v.tls(key+".tls", &l.TLS)
+	if l.RequireTLS && l.TLS.Mode == "off" {
+		v.fault(key+".require_tls", "there is no TLS: tls.mode is off")
+	}
 	v.limits(key+".limits", l.Limits)
 	for i, peer := range l.XForward {
 		if _, err := xforward.ParseTrust([]string{peer}); err != nil {
@@ -192,6 +196,31 @@ func (v *validation) listener(key string, l *ListenerConfig) {
 	l.senders = v.access(key+".senders", l.Senders)
 	l.recipients = v.access(key+".recipients", l.Recipients)
 	l.routes = v.routes(key+".routes", l.Routes)
+}
+
+func (v *validation) tls(key string, t *TLSConfig) {
+	v.oneOf(key+".mode", t.Mode, "off", "starttls", "implicit")
+	v.oneOf(key+".min_version", t.MinVersion, "1.2", "1.3")
+	v.oneOf(key+".client_certificates", t.ClientCertificates, "ignore", "ask", "require")
+	for _, files := range [][]string{t.Certificates, t.Keys} {
+		for i := range files {
+			files[i] = v.path(files[i])
+		}
+	}
+	if t.ClientCA != "" {
+		t.ClientCA = v.path(t.ClientCA)
+	}
+	switch {
+	case t.Mode == "off":
+	case len(t.Certificates) == 0:
+		v.fault(key+".certificates", "is missing; TLS wants at least one")
+	case len(t.Keys) > 0 && len(t.Keys) != len(t.Certificates):
+		v.fault(key+".keys", "%d keys for %d certificates; want as many, in the same order, or none", len(t.Keys), len(t.Certificates))
+	default:
+		if _, err := t.load(); err != nil {
+			v.fault(key+".certificates", "%v", err)
+		}
+	}
 }
 
 func (v *validation) limits(key string, l LimitsConfig) {

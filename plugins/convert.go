@@ -56,6 +56,12 @@ func sessionToWire(s backends.Session) *pb.Session {
 	if s.Peer.Addr.IsValid() {
 		session.Peer.Addr = s.Peer.Addr.String()
 	}
+	if t := s.TLS; t != nil {
+		session.Tls = &pb.TLS{
+			Version: t.Version, Cipher: t.Cipher, ServerName: []byte(t.ServerName),
+			ClientCertificate: t.ClientCertificate, ClientName: []byte(t.ClientName),
+		}
+	}
 	if x := s.XForward; x != nil {
 		session.Xforward = &pb.XForward{
 			Name: []byte(x.Name), Addr: []byte(x.Addr), Port: []byte(x.Port), Proto: []byte(x.Proto),
@@ -76,6 +82,12 @@ func sessionFromWire(s *pb.Session) backends.Session {
 	}
 	if addr, err := netip.ParseAddrPort(s.GetPeer().GetAddr()); err == nil {
 		session.Peer.Addr = addr
+	}
+	if t := s.GetTls(); t != nil {
+		session.TLS = &backends.TLS{
+			Version: t.Version, Cipher: t.Cipher, ServerName: string(t.ServerName),
+			ClientCertificate: t.ClientCertificate, ClientName: string(t.ClientName),
+		}
 	}
 	if x := s.GetXforward(); x != nil {
 		session.XForward = &xforward.Attrs{

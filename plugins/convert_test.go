@@ -19,6 +19,7 @@ func wholeTransaction() *backends.DataContext {
 		Session: backends.Session{
 			ID: "S", Listener: "in", Protocol: "ESMTP", Local: "[::1]:25", HELO: "h\xe9lo",
 			Peer:     backends.Peer{Addr: netip.MustParseAddrPort("192.0.2.1:25"), UID: 1, GID: 2, PID: 3},
+			TLS:      &backends.TLS{Version: "TLS 1.3", Cipher: "c", ServerName: "n\xff", ClientCertificate: "ab", ClientName: "m\xff"},
 			XForward: &xforward.Attrs{Name: "n", Addr: "a", Port: "p", Proto: "SMTP", HELO: "h", Ident: "i", Source: "LOCAL", Forwarded: true},
 		},
 		Envelope: backends.Envelope{

@@ -1,6 +1,8 @@
 package xforward
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -15,13 +17,15 @@ type Trust struct {
 	prefixes   []netip.Prefix
 	unix       bool // every peer on a unix socket
 	uids, gids map[uint32]bool
+	certs      map[string]bool // SHA-256 of client certificates, in lower case
 }
 
 // ParseTrust reads a set of peers: "192.0.2.0/24", "2001:db8::1",
-// "unix" (every peer on a unix socket), "uid:postfix", "gid:115". An error
+// "unix" (every peer on a unix socket), "uid:postfix", "gid:115", "cert:" and
+// the SHA-256 of a client certificate in hexadecimal digits. An error
 // names the first entry that is none of them.
 func ParseTrust(entries []string) (Trust, error) {
-	t := Trust{uids: map[uint32]bool{}, gids: map[uint32]bool{}}
+	t := Trust{uids: map[uint32]bool{}, gids: map[uint32]bool{}, certs: map[string]bool{}}
 	for _, e := range entries {
 		if err := t.add(e); err != nil {
 			return Trust{}, fmt.Errorf("%q: %w", e, err)
@@ -41,6 +45,13 @@ func (t *Trust) add(entry string) error {
 		return addID(t.uids, name, userID)
 	case "gid":
 		return addID(t.gids, name, groupID)
+	case "cert":
+		// Colons between the digits, as openssl prints them, do not count.
+		sum, err := hex.DecodeString(strings.ReplaceAll(name, ":", ""))
+		if err != nil || len(sum) != sha256.Size {
+			return errors.New("cert: wants the 64 hexadecimal digits of a SHA-256")
+		}
+		t.certs[hex.EncodeToString(sum)] = true
 	default:
 		p, err := parsePrefix(entry)
 		if err != nil {
@@ -97,7 +108,7 @@ func parsePrefix(s string) (netip.Prefix, error) {
 	}
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
-		return netip.Prefix{}, errors.New("neither an address, a network, unix, uid:NAME nor gid:NAME")
+		return netip.Prefix{}, errors.New("neither an address, a network, unix, uid:NAME, gid:NAME nor cert:SHA256")
 	}
 	if p.Addr().Is4In6() && p.Bits() >= 96 {
 		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
@@ -125,3 +136,7 @@ func (t Trust) Addr(addr netip.Addr) bool {
 func (t Trust) Unix(uid, gid uint32) bool {
 	return t.unix || t.uids[uid] || t.gids[gid]
 }
+
+// Certificate reports whether a peer that has shown a certificate with this
+// SHA-256, in hexadecimal digits of lower case, is trusted.
+func (t Trust) Certificate(sum string) bool { return t.certs[sum] }

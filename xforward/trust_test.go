@@ -110,7 +110,7 @@ func TestZeroTrustTrustsNobody(t *testing.T) {
 }
 
 func TestParseTrustRefuses(t *testing.T) {
-	const none = "neither an address, a network, unix, uid:NAME nor gid:NAME"
+	const none = "neither an address, a network, unix, uid:NAME, gid:NAME nor cert:SHA256"
 	tests := []struct{ entry, err string }{
 		{"", none},
 		{"localhost", none},

@@ -15,16 +15,16 @@ func decode(s string) string {
 			b = append(b, s[i])
 			continue
 		}
-		if i+2 >= len(s) || hex(s[i+1]) < 0 || hex(s[i+2]) < 0 {
+		if i+2 >= len(s) || hexDigit(s[i+1]) < 0 || hexDigit(s[i+2]) < 0 {
 			return s
 		}
-		b = append(b, byte(hex(s[i+1])<<4|hex(s[i+2])))
+		b = append(b, byte(hexDigit(s[i+1])<<4|hexDigit(s[i+2])))
 		i += 2
 	}
 	return string(b)
 }
 
-func hex(c byte) int {
+func hexDigit(c byte) int {
 	switch {
 	case '0' <= c && c <= '9':
 		return int(c - '0')

@@ -98,7 +98,7 @@ func (x FieldEdit_Op) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FieldEdit_Op.Descriptor instead.
 func (FieldEdit_Op) EnumDescriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{15, 0}
+	return file_plugin_proto_rawDescGZIP(), []int{16, 0}
 }
 
 type ConfigureRequest struct {
@@ -542,6 +542,7 @@ type Session struct {
 	Local         string                 `protobuf:"bytes,5,opt,name=local,proto3" json:"local,omitempty"`
 	Helo          []byte                 `protobuf:"bytes,6,opt,name=helo,proto3" json:"helo,omitempty"`
 	Xforward      *XForward              `protobuf:"bytes,7,opt,name=xforward,proto3" json:"xforward,omitempty"` // absent if no XFORWARD was sent
+	Tls           *TLS                   `protobuf:"bytes,8,opt,name=tls,proto3" json:"tls,omitempty"`           // absent in the clear
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -625,6 +626,89 @@ func (x *Session) GetXforward() *XForward {
 	return nil
 }
 
+func (x *Session) GetTls() *TLS {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
+type TLS struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Version           string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`                                              // TLS 1.3
+	Cipher            string                 `protobuf:"bytes,2,opt,name=cipher,proto3" json:"cipher,omitempty"`                                                // TLS_AES_128_GCM_SHA256
+	ServerName        []byte                 `protobuf:"bytes,3,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`                      // that the client asked for (SNI)
+	ClientCertificate string                 `protobuf:"bytes,4,opt,name=client_certificate,json=clientCertificate,proto3" json:"client_certificate,omitempty"` // SHA-256 in hexadecimal digits; empty if it showed none
+	ClientName        []byte                 `protobuf:"bytes,5,opt,name=client_name,json=clientName,proto3" json:"client_name,omitempty"`                      // a name in it, if a CA that the listener trusts issued it
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *TLS) Reset() {
+	*x = TLS{}
+	mi := &file_plugin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TLS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TLS) ProtoMessage() {}
+
+func (x *TLS) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TLS.ProtoReflect.Descriptor instead.
+func (*TLS) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *TLS) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *TLS) GetCipher() string {
+	if x != nil {
+		return x.Cipher
+	}
+	return ""
+}
+
+func (x *TLS) GetServerName() []byte {
+	if x != nil {
+		return x.ServerName
+	}
+	return nil
+}
+
+func (x *TLS) GetClientCertificate() string {
+	if x != nil {
+		return x.ClientCertificate
+	}
+	return ""
+}
+
+func (x *TLS) GetClientName() []byte {
+	if x != nil {
+		return x.ClientName
+	}
+	return nil
+}
+
 type Peer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Addr          string                 `protobuf:"bytes,1,opt,name=addr,proto3" json:"addr,omitempty"` // 192.0.2.1:1234; empty on a unix socket
@@ -637,7 +721,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_plugin_proto_msgTypes[8]
+	mi := &file_plugin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -649,7 +733,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[8]
+	mi := &file_plugin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -662,7 +746,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{8}
+	return file_plugin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Peer) GetAddr() string {
@@ -709,7 +793,7 @@ type XForward struct {
 
 func (x *XForward) Reset() {
 	*x = XForward{}
-	mi := &file_plugin_proto_msgTypes[9]
+	mi := &file_plugin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -721,7 +805,7 @@ func (x *XForward) String() string {
 func (*XForward) ProtoMessage() {}
 
 func (x *XForward) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[9]
+	mi := &file_plugin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -734,7 +818,7 @@ func (x *XForward) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XForward.ProtoReflect.Descriptor instead.
 func (*XForward) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{9}
+	return file_plugin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *XForward) GetName() []byte {
@@ -813,7 +897,7 @@ type ToGateway struct {
 
 func (x *ToGateway) Reset() {
 	*x = ToGateway{}
-	mi := &file_plugin_proto_msgTypes[10]
+	mi := &file_plugin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -825,7 +909,7 @@ func (x *ToGateway) String() string {
 func (*ToGateway) ProtoMessage() {}
 
 func (x *ToGateway) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[10]
+	mi := &file_plugin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -838,7 +922,7 @@ func (x *ToGateway) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToGateway.ProtoReflect.Descriptor instead.
 func (*ToGateway) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{10}
+	return file_plugin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ToGateway) GetStarted() []uint32 {
@@ -901,7 +985,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_plugin_proto_msgTypes[11]
+	mi := &file_plugin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -913,7 +997,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[11]
+	mi := &file_plugin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -926,7 +1010,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{11}
+	return file_plugin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Status) GetCode() uint32 {
@@ -960,7 +1044,7 @@ type RecipientStatus struct {
 
 func (x *RecipientStatus) Reset() {
 	*x = RecipientStatus{}
-	mi := &file_plugin_proto_msgTypes[12]
+	mi := &file_plugin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1056,7 @@ func (x *RecipientStatus) String() string {
 func (*RecipientStatus) ProtoMessage() {}
 
 func (x *RecipientStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[12]
+	mi := &file_plugin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -985,7 +1069,7 @@ func (x *RecipientStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecipientStatus.ProtoReflect.Descriptor instead.
 func (*RecipientStatus) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{12}
+	return file_plugin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RecipientStatus) GetRecipient() uint32 {
@@ -1018,7 +1102,7 @@ type Returned struct {
 
 func (x *Returned) Reset() {
 	*x = Returned{}
-	mi := &file_plugin_proto_msgTypes[13]
+	mi := &file_plugin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1030,7 +1114,7 @@ func (x *Returned) String() string {
 func (*Returned) ProtoMessage() {}
 
 func (x *Returned) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[13]
+	mi := &file_plugin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1043,7 +1127,7 @@ func (x *Returned) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Returned.ProtoReflect.Descriptor instead.
 func (*Returned) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{13}
+	return file_plugin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Returned) GetResult() isReturned_Result {
@@ -1115,7 +1199,7 @@ type Edits struct {
 
 func (x *Edits) Reset() {
 	*x = Edits{}
-	mi := &file_plugin_proto_msgTypes[14]
+	mi := &file_plugin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1127,7 +1211,7 @@ func (x *Edits) String() string {
 func (*Edits) ProtoMessage() {}
 
 func (x *Edits) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[14]
+	mi := &file_plugin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1140,7 +1224,7 @@ func (x *Edits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Edits.ProtoReflect.Descriptor instead.
 func (*Edits) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{14}
+	return file_plugin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Edits) GetFields() []*FieldEdit {
@@ -1182,7 +1266,7 @@ type FieldEdit struct {
 
 func (x *FieldEdit) Reset() {
 	*x = FieldEdit{}
-	mi := &file_plugin_proto_msgTypes[15]
+	mi := &file_plugin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1194,7 +1278,7 @@ func (x *FieldEdit) String() string {
 func (*FieldEdit) ProtoMessage() {}
 
 func (x *FieldEdit) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[15]
+	mi := &file_plugin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1207,7 +1291,7 @@ func (x *FieldEdit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldEdit.ProtoReflect.Descriptor instead.
 func (*FieldEdit) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{15}
+	return file_plugin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *FieldEdit) GetOp() FieldEdit_Op {
@@ -1241,7 +1325,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_plugin_proto_msgTypes[16]
+	mi := &file_plugin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1253,7 +1337,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[16]
+	mi := &file_plugin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1266,7 +1350,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{16}
+	return file_plugin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Redirect) GetRecipient() uint32 {
@@ -1318,7 +1402,7 @@ const file_plugin_proto_rawDesc = "" +
 	"\x04size\x18\x06 \x01(\x03R\x04size\"=\n" +
 	"\tRecipient\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x16\n" +
-	"\x06params\x18\x02 \x03(\fR\x06params\"\xdf\x01\n" +
+	"\x06params\x18\x02 \x03(\fR\x06params\"\x88\x02\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\blistener\x18\x02 \x01(\tR\blistener\x12\x1a\n" +
@@ -1326,7 +1410,16 @@ const file_plugin_proto_rawDesc = "" +
 	"\x04peer\x18\x04 \x01(\v2\x16.mailgw.plugin.v1.PeerR\x04peer\x12\x14\n" +
 	"\x05local\x18\x05 \x01(\tR\x05local\x12\x12\n" +
 	"\x04helo\x18\x06 \x01(\fR\x04helo\x126\n" +
-	"\bxforward\x18\a \x01(\v2\x1a.mailgw.plugin.v1.XForwardR\bxforward\"P\n" +
+	"\bxforward\x18\a \x01(\v2\x1a.mailgw.plugin.v1.XForwardR\bxforward\x12'\n" +
+	"\x03tls\x18\b \x01(\v2\x15.mailgw.plugin.v1.TLSR\x03tls\"\xa8\x01\n" +
+	"\x03TLS\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
+	"\x06cipher\x18\x02 \x01(\tR\x06cipher\x12\x1f\n" +
+	"\vserver_name\x18\x03 \x01(\fR\n" +
+	"serverName\x12-\n" +
+	"\x12client_certificate\x18\x04 \x01(\tR\x11clientCertificate\x12\x1f\n" +
+	"\vclient_name\x18\x05 \x01(\fR\n" +
+	"clientName\"P\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04addr\x18\x01 \x01(\tR\x04addr\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\rR\x03uid\x12\x10\n" +
@@ -1396,7 +1489,7 @@ func file_plugin_proto_rawDescGZIP() []byte {
 }
 
 var file_plugin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_plugin_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_plugin_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_plugin_proto_goTypes = []any{
 	(FieldEdit_Op)(0),         // 0: mailgw.plugin.v1.FieldEdit.Op
 	(*ConfigureRequest)(nil),  // 1: mailgw.plugin.v1.ConfigureRequest
@@ -1407,15 +1500,16 @@ var file_plugin_proto_goTypes = []any{
 	(*Transaction)(nil),       // 6: mailgw.plugin.v1.Transaction
 	(*Recipient)(nil),         // 7: mailgw.plugin.v1.Recipient
 	(*Session)(nil),           // 8: mailgw.plugin.v1.Session
-	(*Peer)(nil),              // 9: mailgw.plugin.v1.Peer
-	(*XForward)(nil),          // 10: mailgw.plugin.v1.XForward
-	(*ToGateway)(nil),         // 11: mailgw.plugin.v1.ToGateway
-	(*Status)(nil),            // 12: mailgw.plugin.v1.Status
-	(*RecipientStatus)(nil),   // 13: mailgw.plugin.v1.RecipientStatus
-	(*Returned)(nil),          // 14: mailgw.plugin.v1.Returned
-	(*Edits)(nil),             // 15: mailgw.plugin.v1.Edits
-	(*FieldEdit)(nil),         // 16: mailgw.plugin.v1.FieldEdit
-	(*Redirect)(nil),          // 17: mailgw.plugin.v1.Redirect
+	(*TLS)(nil),               // 9: mailgw.plugin.v1.TLS
+	(*Peer)(nil),              // 10: mailgw.plugin.v1.Peer
+	(*XForward)(nil),          // 11: mailgw.plugin.v1.XForward
+	(*ToGateway)(nil),         // 12: mailgw.plugin.v1.ToGateway
+	(*Status)(nil),            // 13: mailgw.plugin.v1.Status
+	(*RecipientStatus)(nil),   // 14: mailgw.plugin.v1.RecipientStatus
+	(*Returned)(nil),          // 15: mailgw.plugin.v1.Returned
+	(*Edits)(nil),             // 16: mailgw.plugin.v1.Edits
+	(*FieldEdit)(nil),         // 17: mailgw.plugin.v1.FieldEdit
+	(*Redirect)(nil),          // 18: mailgw.plugin.v1.Redirect
 }
 var file_plugin_proto_depIdxs = []int32{
 	3,  // 0: mailgw.plugin.v1.ConfigureResponse.faults:type_name -> mailgw.plugin.v1.Fault
@@ -1423,26 +1517,27 @@ var file_plugin_proto_depIdxs = []int32{
 	6,  // 2: mailgw.plugin.v1.ToPlugin.transaction:type_name -> mailgw.plugin.v1.Transaction
 	8,  // 3: mailgw.plugin.v1.Transaction.session:type_name -> mailgw.plugin.v1.Session
 	7,  // 4: mailgw.plugin.v1.Transaction.recipients:type_name -> mailgw.plugin.v1.Recipient
-	9,  // 5: mailgw.plugin.v1.Session.peer:type_name -> mailgw.plugin.v1.Peer
-	10, // 6: mailgw.plugin.v1.Session.xforward:type_name -> mailgw.plugin.v1.XForward
-	13, // 7: mailgw.plugin.v1.ToGateway.statuses:type_name -> mailgw.plugin.v1.RecipientStatus
-	12, // 8: mailgw.plugin.v1.ToGateway.smtp_response:type_name -> mailgw.plugin.v1.Status
-	14, // 9: mailgw.plugin.v1.ToGateway.returned:type_name -> mailgw.plugin.v1.Returned
-	12, // 10: mailgw.plugin.v1.RecipientStatus.status:type_name -> mailgw.plugin.v1.Status
-	12, // 11: mailgw.plugin.v1.Returned.status:type_name -> mailgw.plugin.v1.Status
-	15, // 12: mailgw.plugin.v1.Returned.edits:type_name -> mailgw.plugin.v1.Edits
-	16, // 13: mailgw.plugin.v1.Edits.fields:type_name -> mailgw.plugin.v1.FieldEdit
-	17, // 14: mailgw.plugin.v1.Edits.redirects:type_name -> mailgw.plugin.v1.Redirect
-	0,  // 15: mailgw.plugin.v1.FieldEdit.op:type_name -> mailgw.plugin.v1.FieldEdit.Op
-	1,  // 16: mailgw.plugin.v1.Plugin.Configure:input_type -> mailgw.plugin.v1.ConfigureRequest
-	5,  // 17: mailgw.plugin.v1.Plugin.Deliver:input_type -> mailgw.plugin.v1.ToPlugin
-	2,  // 18: mailgw.plugin.v1.Plugin.Configure:output_type -> mailgw.plugin.v1.ConfigureResponse
-	11, // 19: mailgw.plugin.v1.Plugin.Deliver:output_type -> mailgw.plugin.v1.ToGateway
-	18, // [18:20] is the sub-list for method output_type
-	16, // [16:18] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	10, // 5: mailgw.plugin.v1.Session.peer:type_name -> mailgw.plugin.v1.Peer
+	11, // 6: mailgw.plugin.v1.Session.xforward:type_name -> mailgw.plugin.v1.XForward
+	9,  // 7: mailgw.plugin.v1.Session.tls:type_name -> mailgw.plugin.v1.TLS
+	14, // 8: mailgw.plugin.v1.ToGateway.statuses:type_name -> mailgw.plugin.v1.RecipientStatus
+	13, // 9: mailgw.plugin.v1.ToGateway.smtp_response:type_name -> mailgw.plugin.v1.Status
+	15, // 10: mailgw.plugin.v1.ToGateway.returned:type_name -> mailgw.plugin.v1.Returned
+	13, // 11: mailgw.plugin.v1.RecipientStatus.status:type_name -> mailgw.plugin.v1.Status
+	13, // 12: mailgw.plugin.v1.Returned.status:type_name -> mailgw.plugin.v1.Status
+	16, // 13: mailgw.plugin.v1.Returned.edits:type_name -> mailgw.plugin.v1.Edits
+	17, // 14: mailgw.plugin.v1.Edits.fields:type_name -> mailgw.plugin.v1.FieldEdit
+	18, // 15: mailgw.plugin.v1.Edits.redirects:type_name -> mailgw.plugin.v1.Redirect
+	0,  // 16: mailgw.plugin.v1.FieldEdit.op:type_name -> mailgw.plugin.v1.FieldEdit.Op
+	1,  // 17: mailgw.plugin.v1.Plugin.Configure:input_type -> mailgw.plugin.v1.ConfigureRequest
+	5,  // 18: mailgw.plugin.v1.Plugin.Deliver:input_type -> mailgw.plugin.v1.ToPlugin
+	2,  // 19: mailgw.plugin.v1.Plugin.Configure:output_type -> mailgw.plugin.v1.ConfigureResponse
+	12, // 20: mailgw.plugin.v1.Plugin.Deliver:output_type -> mailgw.plugin.v1.ToGateway
+	19, // [19:21] is the sub-list for method output_type
+	17, // [17:19] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_plugin_proto_init() }
@@ -1450,19 +1545,19 @@ func file_plugin_proto_init() {
 	if File_plugin_proto != nil {
 		return
 	}
-	file_plugin_proto_msgTypes[13].OneofWrappers = []any{
+	file_plugin_proto_msgTypes[14].OneofWrappers = []any{
 		(*Returned_Failure)(nil),
 		(*Returned_Status)(nil),
 		(*Returned_Edits)(nil),
 	}
-	file_plugin_proto_msgTypes[14].OneofWrappers = []any{}
+	file_plugin_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plugin_proto_rawDesc), len(file_plugin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
