@@ -74,6 +74,10 @@ func printListener(w io.Writer, l *gateway.ListenerConfig) {
 	if path, ok := strings.CutPrefix(l.Address, "unix:"); ok && path[0] != '@' {
 		fmt.Fprintf(w, "  mode %04o, owner %s, group %s\n", l.Mode, cmp.Or(l.Owner, "unchanged"), cmp.Or(l.Group, "unchanged"))
 	}
+	if l.TLS.Mode != "off" {
+		fmt.Fprintf(w, "  tls %s, required %t, at least %s, %d certificates, client certificates: %s\n",
+			l.TLS.Mode, l.RequireTLS || l.TLS.Mode == "implicit", l.TLS.MinVersion, len(l.TLS.Certificates), l.TLS.ClientCertificates)
+	}
 	fmt.Fprintf(w, "  xforward from %s\n", cmp.Or(strings.Join(l.XForward, ", "), "nobody"))
 	fmt.Fprintf(w, "  dsn %t, one_route %t, unknown_parameters %s, bare_newlines %s\n",
 		l.DSN, l.OneRoute, l.UnknownParameters, l.BareNewlines)
