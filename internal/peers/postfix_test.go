@@ -3,6 +3,7 @@ package peers
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -14,18 +15,18 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // A postfix is a Postfix with its own configuration, queue and log.
 type postfix struct {
 	postfixFiles
-	t       *testing.T
-	dir     string
-	address string // of its SMTP server, HOST:PORT
-	owner   *user.User
-	log     string // path
-	cmd     *exec.Cmd
+	t        *testing.T
+	dir      string
+	address  string // of its SMTP server, HOST:PORT
+	owner    *user.User
+	log      string // path
+	cmd      *exec.Cmd
+	lifeline io.Closer
 }
 
 // postfixFiles says where the programs of Postfix are.
@@ -96,9 +97,15 @@ func (p *postfix) start(main string) {
 	p.makeQueue()
 	p.configure(main)
 	showOnFailure(p.t, p.log)
-	p.cmd = p.command(p.daemons+"/master", "-c", p.dir, "-s")
+	// Postfix ends when the shell finds the end of its standard input, which
+	// it does even if the tests and their process group are killed.
+	p.cmd = p.command("sh", "-c", `"$@" & read _; kill $!; wait $!`, "sh", p.daemons+"/master", "-c", p.dir, "-s")
 	p.cmd.Stdout, p.cmd.Stderr = p.t.Output(), p.t.Output()
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGTERM}
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	var err error
+	if p.lifeline, err = p.cmd.StdinPipe(); err != nil {
+		p.t.Fatal(err)
+	}
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}
@@ -215,12 +222,18 @@ postlog    unix-dgram n  -  n  -     1  postlogd
 
 // stop stops Postfix and sees to it that nothing of it is left.
 func (p *postfix) stop() {
-	group := p.cmd.Process.Pid
-	p.cmd.Process.Signal(syscall.SIGTERM)
-	kill := time.AfterFunc(patience, func() { syscall.Kill(-group, syscall.SIGKILL) })
-	defer kill.Stop()
-	p.cmd.Wait() // master kills its group, and itself
-	eventually(p.t, "all of Postfix ends", func() bool {
+	// master is the leader of the group of all its processes.
+	text, err := os.ReadFile(filepath.Join(p.dir, "queue/pid/master.pid"))
+	p.lifeline.Close()
+	p.cmd.Wait()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	group, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	eventually(p.t, "all of Postfix has ended", func() bool {
 		return !slices.ContainsFunc(processes(p.t), func(s processStatus) bool { return s.group == group && !s.zombie })
 	})
 }
