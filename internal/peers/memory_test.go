@@ -126,7 +126,13 @@ func checkLarge(g *gateway, i int) {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	if !bytes.Equal(text, bytes.Join(largeMessage(i), nil)) {
+	same := true
+	for _, part := range largeMessage(i) {
+		if text, same = bytes.CutPrefix(text, part); !same {
+			break
+		}
+	}
+	if !same || len(text) > 0 {
 		g.t.Errorf("client %d: the message was changed", i)
 	}
 	if err := os.Remove(files[0]); err != nil {
