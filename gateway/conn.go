@@ -112,7 +112,7 @@ func (c *conn) startTLS(ctx context.Context) error {
 	defer cancel()
 	secure := tls.Server(c.socket, c.tls.server())
 	if err := secure.HandshakeContext(ctx); err != nil {
-		c.log.Info("refused", "reason", "TLS handshake", "error", err.Error())
+		c.log.Info("refused", "reason", "TLS handshake", "error", cause(err))
 		return err
 	}
 	c.stream = secure
@@ -134,8 +134,17 @@ func (c *conn) hangUp(err error) {
 	case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed):
 		c.log.Debug("disconnected")
 	default:
-		c.log.Info("disconnected", "error", err.Error())
+		c.log.Info("disconnected", "error", cause(err))
 	}
+}
+
+// cause is what is wrong with a connection, without the addresses, which the
+// log has. Of a unix socket they would be those from before it had its name.
+func cause(err error) string {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		err = op.Err
+	}
+	return err.Error()
 }
 
 func (c *conn) farewell(enhanced, text string) smtp.Reply {

@@ -40,7 +40,7 @@ func (s *Server) receive(ctx context.Context, d *dialog, r messageSource, log *s
 		err = lost
 	}
 	if err != nil {
-		delivery.log.Info("refused", "reason", "the message is incomplete", "error", err.Error())
+		delivery.log.Info("refused", "reason", "the message is incomplete", "error", cause(err))
 		return nil, err
 	}
 	delivery.logReceived(m)

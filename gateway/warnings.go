@@ -41,10 +41,14 @@ func (w *warnings) listener(key string, l *ListenerConfig) {
 		_, errAddr := netip.ParseAddr(peer)
 		isNetwork := err == nil || errAddr == nil
 		switch {
+		case strings.HasPrefix(peer, "cert:"):
+			if l.TLS.Mode == "off" || l.TLS.ClientCertificates == "ignore" {
+				w.warn(key, "no client shows a certificate; want TLS, with client_certificates ask or require")
+			}
 		case isNetwork && onUnix:
 			w.warn(key, "%s never connects to a unix socket; want unix, uid: or gid:", peer)
 		case !isNetwork && !onUnix:
-			w.warn(key, "%s never connects over TCP; want addresses or networks", peer)
+			w.warn(key, "%s never connects over TCP; want addresses, networks or cert:", peer)
 		case err == nil && prefix.Bits() == 0:
 			w.warn(key, "%s lets every client say that it is somebody else", peer)
 		}

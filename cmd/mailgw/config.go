@@ -40,6 +40,13 @@ func newLogger(c gateway.LogConfig, w io.Writer) *slog.Logger {
 	level.UnmarshalText([]byte(c.Level)) // Load has checked it
 	options.Level = level
 	if c.Format == "json" {
+		// A number of nanoseconds is nothing for people.
+		options.ReplaceAttr = func(_ []string, a slog.Attr) slog.Attr {
+			if a.Value.Kind() == slog.KindDuration {
+				a.Value = slog.Float64Value(a.Value.Duration().Seconds())
+			}
+			return a
+		}
 		return slog.New(slog.NewJSONHandler(w, &options))
 	}
 	return slog.New(slog.NewTextHandler(w, &options))

@@ -41,6 +41,7 @@ func main() {
 	mailgw := flag.String("mailgw", "bin/mailgw", "the `program` to measure")
 	rounds := flag.Int("rounds", 5, "how often each load is sent to each server")
 	flag.Parse()
+	os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin") // where Debian has smtp-sink
 	if err := run(*mailgw, *rounds); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
