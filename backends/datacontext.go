@@ -32,6 +32,8 @@ type DataContext struct {
 	Body io.Reader
 
 	mu         sync.Mutex
+	quiet      sync.Cond // calling became zero
+	calling    int       // calls of the Status hook under way
 	hooks      Hooks
 	recipients []fate // made when first needed
 	ended      bool   // Deliver returned
@@ -154,37 +156,58 @@ func (p Params) Lookup(keyword string) (value string, ok bool) {
 // ignored and logged, and so is one for a recipient that does not exist, or
 // that went on to the next backend because Deliver returned.
 func (tx *DataContext) SetStatus(i int, s Status) {
-	tx.mu.Lock()
-	f, why := tx.fate(i)
-	switch {
-	case why != "":
-	case s.IsZero():
-		why = "the status is empty"
-	case !f.status.IsZero():
-		why = "the recipient has its status already"
-	case f.closed:
-		why = "Deliver had returned"
-	default:
-		f.status = s
-		if f.unwatch != nil {
-			f.unwatch()
-		}
-	}
-	hooks := tx.hooks
-	tx.mu.Unlock()
-
+	hooks, why := tx.decide(i, s)
 	if why != "" {
 		if hooks.Ignored != nil {
 			hooks.Ignored(i, s, why)
 		}
-	} else if hooks.Status != nil {
+		return
+	}
+	defer tx.decided()
+	if hooks.Status != nil {
 		hooks.Status(i, s)
+	}
+}
+
+// decide keeps a status, or says why it does not count. If it does, Run does
+// not return before decided was called.
+func (tx *DataContext) decide(i int, s Status) (hooks Hooks, why string) {
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	f, why := tx.fate(i)
+	switch {
+	case why != "":
+		return tx.hooks, why
+	case s.IsZero():
+		return tx.hooks, "the status is empty"
+	case !f.status.IsZero():
+		return tx.hooks, "the recipient has its status already"
+	case f.closed:
+		return tx.hooks, "Deliver had returned"
+	}
+	f.status = s
+	if f.unwatch != nil {
+		f.unwatch()
+	}
+	tx.calling++
+	return tx.hooks, ""
+}
+
+func (tx *DataContext) decided() {
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	if tx.calling--; tx.calling == 0 {
+		tx.quiet.Broadcast()
 	}
 }
 
 // SetAll decides every recipient that has no status yet.
 func (tx *DataContext) SetAll(s Status) {
-	for i := range tx.Envelope.Recipients {
+	tx.mu.Lock()
+	tx.makeFates()
+	n := len(tx.recipients)
+	tx.mu.Unlock()
+	for i := range n {
 		if tx.Undecided(i) {
 			tx.SetStatus(i, s)
 		}
@@ -304,6 +327,10 @@ func (tx *DataContext) end() (undecided []int) {
 	tx.mu.Lock()
 	defer tx.mu.Unlock()
 	tx.ended = true
+	// A status that another goroutine sets at this moment counts.
+	for tx.quiet.L = &tx.mu; tx.calling > 0; {
+		tx.quiet.Wait()
+	}
 	// Those of the beginning, whatever the backend did to the envelope.
 	for i := range tx.recipients {
 		if f := &tx.recipients[i]; f.status.IsZero() && !f.started {

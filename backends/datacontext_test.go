@@ -2,8 +2,13 @@ package backends_test
 
 import (
 	"context"
+	"errors"
+	"io"
 	"net/netip"
+	"runtime"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -138,3 +143,60 @@ func TestPeerString(t *testing.T) {
 		}
 	}
 }
+
+// A status that another goroutine sets while Deliver returns counts, and its
+// hook has been called when Run returns.
+func TestStatusDuringTheReturnCounts(t *testing.T) {
+	for range 2000 {
+		tx := &backends.DataContext{Envelope: backends.Envelope{Recipients: make([]backends.Recipient, 1)}}
+		var told atomic.Int32
+		undecided, err := backends.Run(t.Context(), backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+			go tx.SetAll(backends.Delivered)
+			for tx.Undecided(0) {
+				runtime.Gosched()
+			}
+			return nil
+		}), tx, backends.Hooks{Status: func(int, backends.Status) { runtime.Gosched(); told.Add(1) }})
+		if len(undecided) > 0 || err != nil || told.Load() != 1 {
+			t.Fatalf("undecided %v, %v, the hook was called %d times", undecided, err, told.Load())
+		}
+	}
+}
+
+// After the end nothing can be edited, and a message that came too late or
+// was replaced again is closed.
+func TestNothingIsEditedAfterTheEnd(t *testing.T) {
+	var closed []string
+	store := func(r io.Reader) (backends.Message, error) {
+		b, err := io.ReadAll(r)
+		return closingMessage{strings.NewReader(string(b)), func() { closed = append(closed, string(b)) }}, err
+	}
+	tx := &backends.DataContext{Envelope: backends.Envelope{Recipients: make([]backends.Recipient, 1)}}
+	_, err := backends.Run(t.Context(), backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		return errors.Join(tx.ReplaceMessage(strings.NewReader("first")), tx.ReplaceMessage(strings.NewReader("second")))
+	}), tx, backends.Hooks{Replace: store})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx.SetSender("late@example.net")
+	for i, err := range []error{tx.ReplaceMessage(strings.NewReader("late")), tx.AddField(0, "X: late"), tx.Redirect(0, "late@example.org")} {
+		if err == nil {
+			t.Errorf("edit %d after the end: no error", i)
+		}
+	}
+	e := tx.Edits()
+	b, _ := io.ReadAll(io.NewSectionReader(e.Message, 0, e.Message.Size()))
+	if string(b) != "second" || e.Sender != nil || e.Fields != nil || e.Redirects != nil {
+		t.Errorf("edits %+v, message %q", e, b)
+	}
+	if !slices.Equal(closed, []string{"first"}) {
+		t.Errorf("closed %q, want the first alone", closed)
+	}
+}
+
+type closingMessage struct {
+	*strings.Reader
+	close func()
+}
+
+func (m closingMessage) Close() error { m.close(); return nil }

@@ -58,7 +58,8 @@ type Message interface {
 	Size() int64
 }
 
-// A MessageStore reads a message to its end and keeps it.
+// A MessageStore reads a message to its end and keeps it. A Message that is an
+// io.Closer is closed when another one takes its place.
 type MessageStore func(r io.Reader) (Message, error)
 
 // AddField adds a header field before the one at position at, or after the
@@ -87,7 +88,10 @@ func (tx *DataContext) editField(e FieldEdit) error {
 	}
 	tx.mu.Lock()
 	defer tx.mu.Unlock()
-	if tx.edits.Message != nil {
+	switch {
+	case tx.ended:
+		return errEnded
+	case tx.edits.Message != nil:
 		return errReplaced
 	}
 	tx.edits.Fields = append(tx.edits.Fields, e)
@@ -120,13 +124,14 @@ func (e FieldEdit) Check() error {
 }
 
 // ReplaceMessage puts the message that r gives, header and all, in the place
-// of the one at hand. It reads r to its end. Lines end in CRLF.
+// of the one at hand. It reads r to its end. Lines end in CRLF. The last call
+// counts.
 func (tx *DataContext) ReplaceMessage(r io.Reader) error {
 	tx.mu.Lock()
-	store, fields := tx.hooks.Replace, tx.edits.Fields
+	store, err := tx.hooks.Replace, tx.mayReplace()
 	tx.mu.Unlock()
-	if fields != nil {
-		return errReplaced
+	if err != nil {
+		return err
 	}
 	if store == nil {
 		store = storeInMemory
@@ -137,12 +142,30 @@ func (tx *DataContext) ReplaceMessage(r io.Reader) error {
 	}
 	tx.mu.Lock()
 	defer tx.mu.Unlock()
-	if tx.edits.Fields != nil { // meanwhile
+	old := tx.edits.Message
+	if err = tx.mayReplace(); err != nil { // as of now
+		old = m
+	} else {
+		tx.edits.Message = m
+	}
+	if c, ok := old.(io.Closer); ok {
+		c.Close()
+	}
+	return err
+}
+
+// mayReplace returns why the message cannot be replaced.
+func (tx *DataContext) mayReplace() error {
+	switch {
+	case tx.ended:
+		return errEnded
+	case tx.edits.Fields != nil:
 		return errReplaced
 	}
-	tx.edits.Message = m
 	return nil
 }
+
+var errEnded = errors.New("edit: Deliver had returned")
 
 func storeInMemory(r io.Reader) (Message, error) {
 	b, err := io.ReadAll(r)
@@ -154,6 +177,9 @@ func storeInMemory(r io.Reader) (Message, error) {
 func (tx *DataContext) SetSender(address string) {
 	tx.mu.Lock()
 	defer tx.mu.Unlock()
+	if tx.ended {
+		return
+	}
 	tx.edits.Sender = &address
 }
 
@@ -161,14 +187,17 @@ func (tx *DataContext) SetSender(address string) {
 // gets the worst of their answers. The route and the address in the client's
 // reply stay.
 func (tx *DataContext) Redirect(i int, addresses ...string) error {
-	if i < 0 || i >= len(tx.Envelope.Recipients) {
-		return fmt.Errorf("edit: redirect: there is no recipient %d", i)
-	}
 	if len(addresses) == 0 {
 		return fmt.Errorf("edit: redirect recipient %d: no address", i)
 	}
 	tx.mu.Lock()
 	defer tx.mu.Unlock()
+	if tx.ended {
+		return errEnded
+	}
+	if _, why := tx.fate(i); why != "" {
+		return fmt.Errorf("edit: redirect recipient %d: %s", i, why)
+	}
 	if tx.edits.Redirects == nil {
 		tx.edits.Redirects = map[int][]string{}
 	}

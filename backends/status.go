@@ -61,13 +61,17 @@ func (s Status) Error() string {
 }
 
 // StatusOf returns the Status that err means to a client. An error that is
-// or wraps a Status means that Status; a deadline that passed means TimedOut;
+// a Status means that Status, and so does one that wraps a refusal; a deadline that passed means TimedOut;
 // any other error means TryLater, so that no client sees a path, a host or a
 // stack.
 func StatusOf(err error) Status {
 	var s Status
 	switch {
 	case errors.As(err, &s) && !s.IsZero():
+		// What is an error and speaks of a success besides is no success.
+		if _, bare := err.(Status); s.Positive() && !bare {
+			return TryLater
+		}
 		return s
 	case errors.Is(err, context.DeadlineExceeded):
 		return TimedOut
