@@ -19,8 +19,7 @@ import (
 )
 
 // conn is one session on a socket: it reads what the dialog decides about
-// and does what the dialog decided. No other file touches a socket that is
-// accepted.
+// and does what the dialog decided.
 type conn struct {
 	*dialog
 	server *Server
@@ -50,7 +49,10 @@ func newConn(s *Server, d *dialog, socket net.Conn) *conn {
 
 // serve holds the session until it ends.
 func (c *conn) serve(ctx context.Context) {
-	defer func() { c.stream.Close() }()
+	defer func() {
+		c.stream.Close()
+		c.reset() // of a transaction that the client has left
+	}()
 	defer func() {
 		if r := recover(); r != nil {
 			c.log.Error("refused", "error", fmt.Sprintf("panic: %v", r), "stack", string(debug.Stack()))

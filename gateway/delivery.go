@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/mailgw/mailgw/backends"
-	"github.com/mailgw/mailgw/internal/smtp"
 )
 
 // A transaction is what a client asked for between MAIL and the end of the
@@ -25,6 +24,7 @@ type transaction struct {
 	params     backends.Params
 	recipients []recipient
 	utf8       bool      // SMTPUTF8
+	charged    int64     // octets of the spool's budget that the envelope takes
 	began      time.Time // at MAIL
 }
 
@@ -57,11 +57,10 @@ type delivery struct {
 
 	ctx    context.Context
 	cancel context.CancelFunc
-	unwait func() bool // stops waiting for the end of ctx
 
 	mu       sync.Mutex
 	answers  []backends.Status // of the transaction's recipients, in order
-	open     int               // recipients without an answer
+	holders  []string          // the backend that has each of them
 	response backends.Status   // by SetSMTPResponse
 	progress chan struct{}     // has a token after answers changed
 
@@ -73,7 +72,7 @@ type delivery struct {
 // asks wait or fold for the answers.
 func (d *delivery) begin(ctx context.Context, m *message, budget time.Duration) {
 	d.ctx, d.cancel = context.WithTimeout(ctx, budget)
-	d.unwait = context.AfterFunc(d.ctx, func() { d.answerAll("", backends.StatusOf(context.Cause(d.ctx))) })
+	context.AfterFunc(d.ctx, func() { d.answerAll(backends.StatusOf(context.Cause(d.ctx))) })
 	d.messages = []*message{m}
 	d.busy.Store(1)
 	for _, b := range d.branches(m) {
@@ -86,7 +85,7 @@ func (d *delivery) begin(ctx context.Context, m *message, budget time.Duration) 
 func (d *delivery) branches(m backends.Message) []*branch {
 	var branches []*branch
 	for i, r := range d.recipients {
-		to := destination{r.Recipient, func(backend string, s backends.Status) { d.answer(i, backend, s) }}
+		to := destination{r.Recipient, i, func(backend string, s backends.Status) { d.answer(i, backend, s) }}
 		at := slices.IndexFunc(branches, func(b *branch) bool { return b.route == r.route })
 		if at < 0 {
 			at = len(branches)
@@ -98,21 +97,26 @@ func (d *delivery) branches(m backends.Message) []*branch {
 }
 
 // finish notes that a call that may read messages has ended. After the last
-// one, a recipient without an answer would be a bug, and gets TryLater.
+// one the messages are given back; a recipient without an answer would be a
+// bug by then, and gets TryLater.
 func (d *delivery) finish() {
-	if d.busy.Add(-1) > 0 {
-		return
+	if d.busy.Add(-1) == 0 {
+		d.release()
+		d.cancel()
 	}
+}
+
+// release gives back what the transaction holds. No backend may read it any
+// more.
+func (d *delivery) release() {
 	d.mu.Lock()
-	if d.open == 0 {
-		d.unwait()
-	}
+	defer d.mu.Unlock()
 	for _, m := range d.messages {
-		m.close()
+		m.Close()
 	}
 	d.messages = nil
-	d.mu.Unlock()
-	d.cancel()
+	d.spool.refund(d.charged)
+	d.charged = 0
 }
 
 // answer gives recipient i its status, unless it has one. It is what the
@@ -123,11 +127,13 @@ func (d *delivery) answer(i int, backend string, s backends.Status) {
 	late := !d.answers[i].IsZero()
 	if !late {
 		d.answers[i] = s
-		d.open--
 	}
 	d.mu.Unlock()
 	if late {
-		d.ignored(backend, d.recipients[i].Address, s, "the recipient was answered already")
+		// That the deadline has passed is known already.
+		if d.ctx == nil || s != backends.StatusOf(context.Cause(d.ctx)) {
+			d.ignored(backend, d.recipients[i].Address, s, "the recipient was answered already")
+		}
 		return
 	}
 	d.log.Info("status",
@@ -144,14 +150,15 @@ func (d *delivery) answer(i int, backend string, s backends.Status) {
 	}
 }
 
-// answerAll answers every recipient that has no answer yet.
-func (d *delivery) answerAll(backend string, s backends.Status) {
+// answerAll answers every recipient that has no answer yet, in the name of
+// the backend that has it.
+func (d *delivery) answerAll(s backends.Status) {
 	for i := range d.recipients {
 		d.mu.Lock()
-		open := d.answers[i].IsZero()
+		open, holder := d.answers[i].IsZero(), d.holders[i]
 		d.mu.Unlock()
 		if open {
-			d.answer(i, backend, s)
+			d.answer(i, holder, s)
 		}
 	}
 }
@@ -186,8 +193,8 @@ func (d *delivery) fold() backends.Status {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	worst := worstOf(d.answers)
-	if worst.Positive() && d.response.Positive() {
-		return d.response.Sanitized()
+	if response := d.response.Sanitized(); worst.Positive() && response.Positive() {
+		return response
 	}
 	return worst
 }
@@ -215,6 +222,7 @@ type branch struct {
 // recipient that the client named.
 type destination struct {
 	backends.Recipient
+	origin int // index of the recipient that the client named
 	decide func(backend string, s backends.Status)
 }
 
@@ -229,8 +237,27 @@ func (d *delivery) run(b *branch) {
 	for to := range slices.Chunk(b.to, most) {
 		part := *b
 		part.to = to
+		d.hold(backend.name, to)
 		d.busy.Add(1)
 		go d.call(backend, &part)
+	}
+}
+
+// everybody returns the indexes of n recipients.
+func everybody(n int) []int {
+	all := make([]int, n)
+	for i := range all {
+		all[i] = i
+	}
+	return all
+}
+
+// hold notes that a backend has recipients now.
+func (d *delivery) hold(backend string, to []destination) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, to := range to {
+		d.holders[to.origin] = backend
 	}
 }
 
@@ -253,6 +280,11 @@ func (d *delivery) call(backend *namedBackend, b *branch) {
 	defer d.recovered(backend, b)
 
 	tx := d.dataContext(b, body)
+	if err := ctx.Err(); err != nil {
+		// Nobody waits for the answer, so nothing is to be delivered.
+		d.fail(backend, b, everybody(len(b.to)), err)
+		return
+	}
 	started := make([]bool, len(b.to))
 	undecided, err := backends.Run(ctx, backend, tx, backends.Hooks{
 		Status: func(i int, s backends.Status) {
@@ -294,8 +326,13 @@ func (d *delivery) proceed(backend *namedBackend, b *branch, tx *backends.DataCo
 			return
 		}
 	}
-	// What a Status hides from the client, the operator is told.
-	if err != nil && !errors.As(err, new(backends.Status)) {
+	d.fail(backend, b, undecided, err)
+}
+
+// fail answers the recipients that a backend left undecided when it failed
+// with err. What the client is not told of it, the operator is.
+func (d *delivery) fail(backend *namedBackend, b *branch, undecided []int, err error) {
+	if _, plain := err.(backends.Status); err != nil && !plain {
 		d.log.Error("backend", "backend", backend.name, "event", "failure", "error", err.Error())
 	}
 	for _, i := range undecided {
@@ -319,12 +356,18 @@ func (d *delivery) dataContext(b *branch, body io.Reader) *backends.DataContext 
 	tx := &backends.DataContext{
 		ID:       d.id,
 		Session:  d.session,
-		Envelope: backends.Envelope{Sender: b.sender, Params: d.params},
+		Envelope: backends.Envelope{Sender: b.sender, Params: slices.Clone(d.params)},
 		Size:     b.message.Size(),
 		Body:     body,
 	}
+	// Backends run side by side, and may change what is theirs.
+	if x := d.session.XForward; x != nil {
+		attrs := *x
+		tx.Session.XForward = &attrs
+	}
 	for _, to := range b.to {
-		tx.Envelope.Recipients = append(tx.Envelope.Recipients, to.Recipient)
+		tx.Envelope.Recipients = append(tx.Envelope.Recipients,
+			backends.Recipient{Address: to.Address, Params: slices.Clone(to.Params)})
 	}
 	return tx
 }
@@ -349,6 +392,10 @@ func (d *delivery) replace(r io.Reader) (backends.Message, error) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.messages == nil {
+		m.Close()
+		return nil, errBodyClosed
+	}
 	d.messages = append(d.messages, m)
 	return m, nil
 }
@@ -368,7 +415,7 @@ func (d *delivery) next(b *branch, tx *backends.DataContext, undecided []int) (*
 		next.message = m
 	}
 	if edits.Sender != nil {
-		if err := d.checkAddress(*edits.Sender); err != nil && *edits.Sender != "" {
+		if err := checkRecipient(*edits.Sender, d.utf8); err != nil && *edits.Sender != "" {
 			return nil, fmt.Errorf("edit: sender %q: %w", *edits.Sender, err)
 		}
 		next.sender = *edits.Sender
@@ -395,7 +442,7 @@ func (d *delivery) redirect(from destination, addresses []string) ([]destination
 	var answers []backends.Status
 	to := make([]destination, len(addresses))
 	for i, address := range addresses {
-		if err := d.checkAddress(address); err != nil {
+		if err := checkRecipient(address, d.utf8); err != nil {
 			return nil, fmt.Errorf("edit: redirect %q to %q: %w", from.Address, address, err)
 		}
 		var once sync.Once
@@ -410,13 +457,14 @@ func (d *delivery) redirect(from destination, addresses []string) ([]destination
 				}
 			})
 		}
-		to[i] = destination{backends.Recipient{Address: address, Params: from.Params}, decide}
+		to[i] = destination{backends.Recipient{Address: address, Params: from.Params}, from.origin, decide}
 	}
 	return to, nil
 }
 
-func (d *delivery) checkAddress(address string) error {
-	checked, err := smtp.CheckMailbox(address, d.utf8)
+// checkRecipient checks an address that a backend has put into the envelope.
+func checkRecipient(address string, utf8 bool) error {
+	checked, err := recipientAddress(address, utf8)
 	if err == nil && checked != address {
 		err = errors.New("a source route")
 	}

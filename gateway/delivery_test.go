@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -53,7 +54,7 @@ func chainServer(t *testing.T, chain ...backends.Backend) *Server {
 		all[name] = b
 		names = append(names, "'"+name+"'")
 	}
-	return testServer(t, all, "protocol = 'lmtp'\n[listener.routes]\n'*' = ["+strings.Join(names, ", ")+"]\n")
+	return testServer(t, all, "protocol = 'lmtp'\nunknown_parameters = 'keep'\n[listener.routes]\n'*' = ["+strings.Join(names, ", ")+"]\n")
 }
 
 func wantReplies(t *testing.T, got []string, want ...string) {
@@ -200,7 +201,7 @@ func TestEditsAllOrNone(t *testing.T) {
 			return err
 		}
 		for i, r := range tx.Envelope.Recipients {
-			tx.SetStatus(i, backends.NewStatus(250, "2.0.0", fmt.Sprintf("%s to %s: %q", tx.Envelope.Sender, r.Address, b)))
+			tx.SetStatus(i, backends.NewStatus(250, "2.0.0", fmt.Sprintf("%s to %s %s: %q", tx.Envelope.Sender, r.Address, r.Params, b)))
 		}
 		return nil
 	})
@@ -210,14 +211,14 @@ func TestEditsAllOrNone(t *testing.T) {
 		want   string
 	}{
 		{"nothing", func(context.Context, *backends.DataContext) error { return nil },
-			`250 2.0.0 <a@x.example> sender@example.net to a@x.example: "A: 1\r\n\r\nbody\r\n" (ID)`},
+			`250 2.0.0 <a@x.example> sender@example.net to a@x.example [NOTIFY=NEVER]: "A: 1\r\n\r\nbody\r\n" (ID)`},
 		{"all", func(_ context.Context, tx *backends.DataContext) error { return edit(tx) },
-			`250 2.0.0 <a@x.example> new@example.net to new@x.example: "X-Tag: seen\r\nA: 1\r\n\r\nbody\r\n" (ID)`},
+			`250 2.0.0 <a@x.example> new@example.net to new@x.example [NOTIFY=NEVER]: "X-Tag: seen\r\nA: 1\r\n\r\nbody\r\n" (ID)`},
 		{"null sender", func(_ context.Context, tx *backends.DataContext) error { tx.SetSender(""); return nil },
-			`250 2.0.0 <a@x.example>  to a@x.example: "A: 1\r\n\r\nbody\r\n" (ID)`},
+			`250 2.0.0 <a@x.example>  to a@x.example [NOTIFY=NEVER]: "A: 1\r\n\r\nbody\r\n" (ID)`},
 		{"whole message", func(_ context.Context, tx *backends.DataContext) error {
 			return tx.ReplaceMessage(strings.NewReader("B: 2\r\n\r\nnew\r\n"))
-		}, `250 2.0.0 <a@x.example> sender@example.net to a@x.example: "B: 2\r\n\r\nnew\r\n" (ID)`},
+		}, `250 2.0.0 <a@x.example> sender@example.net to a@x.example [NOTIFY=NEVER]: "B: 2\r\n\r\nnew\r\n" (ID)`},
 		// One impossible edit, and nothing goes on.
 		{"no such field", func(_ context.Context, tx *backends.DataContext) error {
 			return errors.Join(edit(tx), tx.RemoveField(7))
@@ -226,6 +227,14 @@ func TestEditsAllOrNone(t *testing.T) {
 		{"bad address", func(_ context.Context, tx *backends.DataContext) error {
 			return errors.Join(edit(tx), tx.Redirect(0, "x@y.example> NOTIFY=NEVER"))
 		}, "451 4.3.0 <a@x.example> try again later (ID)"},
+		{"source route", func(_ context.Context, tx *backends.DataContext) error {
+			return tx.Redirect(0, "@relay.example:b@x.example")
+		},
+			"451 4.3.0 <a@x.example> try again later (ID)"},
+		{"UTF-8 without SMTPUTF8", func(_ context.Context, tx *backends.DataContext) error { return tx.Redirect(0, "\u00fc@x.example") },
+			"451 4.3.0 <a@x.example> try again later (ID)"},
+		{"postmaster", func(_ context.Context, tx *backends.DataContext) error { return tx.Redirect(0, "postmaster") },
+			`250 2.0.0 <a@x.example> sender@example.net to postmaster [NOTIFY=NEVER]: "A: 1\r\n\r\nbody\r\n" (ID)`},
 		{"bad sender", func(_ context.Context, tx *backends.DataContext) error {
 			tx.SetSender("a\r\nb@example.net")
 			return nil
@@ -240,7 +249,7 @@ func TestEditsAllOrNone(t *testing.T) {
 			"451 4.3.0 <a@x.example> try again later (ID)"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			wantReplies(t, deliver(t, chainServer(t, test.filter, show), "to:a@x.example"), test.want)
+			wantReplies(t, deliver(t, chainServer(t, test.filter, show), "RCPT TO:<a@x.example> NOTIFY=NEVER"), test.want)
 		})
 	}
 }
@@ -287,4 +296,93 @@ func TestOnlyTheFirstStatusCounts(t *testing.T) {
 	got := deliver(t, chainServer(t, first, second), "to:a@x.example", "to:b@x.example")
 	<-late
 	wantReplies(t, got, "250 2.0.0 <a@x.example> delivered (ID)", "450 4.2.1 <b@x.example> second (ID)")
+}
+
+// A bug of the gateway's own is a 451 for those that it concerns.
+func TestBugIsTemporary(t *testing.T) {
+	s := chainServer(t, backends.Func(byLocalPart), backends.Func(byLocalPart))
+	delete(s.backends, "backend1")
+	wantReplies(t, deliver(t, s, "to:ok@x.example", "to:silent@x.example"),
+		"250 2.0.0 <ok@x.example> delivered (ID)", "451 4.3.0 <silent@x.example> try again later (ID)")
+}
+
+// Once nobody waits for the answer, no backend is called any more.
+func TestNoBackendIsCalledAfterTheDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+			<-ctx.Done()
+			return nil // it passes its recipients on
+		})
+		var called atomic.Bool
+		s := chainServer(t, slow, backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+			called.Store(true)
+			tx.SetAll(backends.Delivered)
+			return nil
+		}))
+		s.backends["backend0"].Timeout = 24 * time.Hour
+		wantReplies(t, deliver(t, s, "to:a@x.example"), "451 4.4.7 <a@x.example> not delivered in time, try again later (ID)")
+		synctest.Wait()
+		if called.Load() {
+			t.Error("the second backend was called")
+		}
+	})
+}
+
+// The log names the backend that hung, and tells a late answer; it does not
+// tell the deadline twice.
+func TestLogOfTheDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		s := chainServer(t, backends.Func(byLocalPart), backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+			<-ctx.Done()
+			tx.SetStatus(0, backends.TimedOut)
+			<-release
+			tx.SetStatus(1, backends.Delivered)
+			return ctx.Err()
+		}))
+		var log lockedBuffer
+		s.log = slog.New(slog.NewTextHandler(&log, nil))
+		deliver(t, s, "to:silent-1@x.example", "to:silent-2@x.example")
+		close(release)
+		synctest.Wait()
+		text := log.String()
+		for _, want := range []string{
+			"to=silent-1@x.example backend=backend1 code=451 enhanced=4.4.7",
+			"to=silent-2@x.example backend=backend1 code=451 enhanced=4.4.7",
+			`backend=backend1 event=ignored to=silent-2@x.example status="250 2.0.0 delivered" reason="the recipient was answered already"`,
+		} {
+			if strings.Count(text, want) != 1 {
+				t.Errorf("not once: %s in\n%s", want, text)
+			}
+		}
+		if n := strings.Count(text, "event=ignored"); n != 1 {
+			t.Errorf("%d ignored answers in\n%s", n, text)
+		}
+	})
+}
+
+// What a client is not told of a failure, the log has, even if the error has
+// a Status for the client in it.
+func TestLogHasTheCause(t *testing.T) {
+	for name, test := range map[string]struct {
+		deliver backends.Func
+		want    string
+	}{
+		"an error around a status": {func(context.Context, *backends.DataContext) error {
+			return fmt.Errorf("ldap at 192.0.2.1: %w", backends.NewStatus(450, "4.2.0", "busy"))
+		}, "error=\"ldap at 192.0.2.1: 450 4.2.0 busy\""},
+		"the spool, when a message is replaced": {func(_ context.Context, tx *backends.DataContext) error {
+			return tx.ReplaceMessage(strings.NewReader(strings.Repeat("x\r\n", 100_000)))
+		}, "no such file or directory"},
+	} {
+		s := chainServer(t, test.deliver)
+		s.spool.directory += "/missing"
+		s.spool.threshold = chunkSize
+		var log lockedBuffer
+		s.log = slog.New(slog.NewTextHandler(&log, nil))
+		deliver(t, s, "to:a@x.example")
+		if !strings.Contains(log.String(), test.want) {
+			t.Errorf("%s: no %s in\n%s", name, test.want, log.String())
+		}
+	}
 }

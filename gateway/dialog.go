@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strconv"
@@ -25,7 +26,8 @@ type dialog struct {
 	extended bool // by EHLO or LHLO
 	xforward *xforward.Attrs
 	tx       *transaction // from MAIL to the end of the message
-	errors   int          // bad commands so far
+	errors   int          // bad commands since the last message
+	refused  int          // all refused commands since the last message
 }
 
 // An action is what follows a reply.
@@ -73,7 +75,8 @@ func statusReply(s backends.Status) smtp.Reply {
 
 // greeting opens the session.
 func (d *dialog) greeting() smtp.Reply {
-	return reply(220, "", d.hostname+" "+map[string]string{"smtp": "ESMTP", "lmtp": "LMTP"}[d.Protocol]+" mailgw")
+	name := map[string]string{"smtp": "ESMTP", "lmtp": "LMTP"}[d.Protocol]
+	return reply(220, "", d.hostname+" "+name+" mailgw")
 }
 
 // command answers one command line.
@@ -94,7 +97,7 @@ func (d *dialog) command(line string) (smtp.Reply, action) {
 	case r.Code >= 500 && r.Code <= 503:
 		return d.bad(r)
 	case r.Code >= 400:
-		return r, readCommand
+		return d.refuse(r)
 	}
 	return r, v.then
 }
@@ -110,13 +113,31 @@ func (d *dialog) badLine(err error) (smtp.Reply, action) {
 func (d *dialog) bad(r smtp.Reply) (smtp.Reply, action) {
 	d.errors++
 	if d.Limits.BadCommands > 0 && d.errors >= d.Limits.BadCommands {
-		return reply(421, "4.7.0", d.hostname+" too many bad commands, good bye"), hangUp
+		return d.enough()
+	}
+	return d.refuse(r)
+}
+
+// refuse counts a refused command, good or bad. Each costs a line of the log,
+// so that there is an end to them: as many as a transaction may have
+// recipients, and some more.
+func (d *dialog) refuse(r smtp.Reply) (smtp.Reply, action) {
+	d.refused++
+	if d.refused > cmp.Or(d.Limits.Recipients, 10000)+100 {
+		return d.enough()
 	}
 	return r, readCommand
 }
 
+func (d *dialog) enough() (smtp.Reply, action) {
+	return reply(421, "4.7.0", d.hostname+" too many bad commands, good bye"), hangUp
+}
+
 // reset forgets the transaction, and what XFORWARD told of it.
 func (d *dialog) reset() {
+	if d.tx != nil {
+		d.budget.refund(d.tx.charged)
+	}
 	d.tx = nil
 	d.xforward = nil
 }
@@ -209,6 +230,9 @@ func (d *dialog) mail(args string) smtp.Reply {
 	if !d.senders.permits(tx.sender) {
 		return statusReply(d.senders.reply)
 	}
+	if !d.charge(tx, args) {
+		return statusReply(backends.StorageFull)
+	}
 	tx.session = d.session
 	tx.session.XForward = d.xforward
 	tx.session.Protocol = d.withProtocol(tx.utf8)
@@ -218,7 +242,7 @@ func (d *dialog) mail(args string) smtp.Reply {
 
 // withProtocol is the protocol in the terms of RFC 3848 and RFC 6531.
 func (d *dialog) withProtocol(utf8 bool) string {
-	name := map[string]string{"smtp": "SMTP", "lmtp": "LMTP"}[d.Protocol]
+	name := strings.ToUpper(d.Protocol)
 	switch {
 	case utf8:
 		name = "UTF8" + name
@@ -244,11 +268,9 @@ func (d *dialog) rcpt(args string) smtp.Reply {
 	if r, ok := d.checkParams(d.tx, rcptParams, params); !ok {
 		return r
 	}
-	address := path
-	if !strings.EqualFold(path, "postmaster") || !smtp.IsASCII(path) { // RFC 5321, section 4.5.1
-		if address, err = smtp.CheckMailbox(path, d.tx.utf8); err != nil {
-			return pathReply("5.1.3", err)
-		}
+	address, err := recipientAddress(path, d.tx.utf8)
+	if err != nil {
+		return pathReply("5.1.3", err)
 	}
 	if most := d.Limits.Recipients; most > 0 && len(d.tx.recipients) >= most {
 		// RFC 5321, section 4.5.3.1.10: temporary, so that the client sends
@@ -264,9 +286,32 @@ func (d *dialog) rcpt(args string) smtp.Reply {
 		return reply(550, "5.7.1", "no route for this recipient")
 	case d.OneRoute && len(d.tx.recipients) > 0 && route != d.tx.recipients[0].route:
 		return reply(452, "4.5.3", "send to this recipient in a transaction of its own")
+	case !d.charge(d.tx, args):
+		return statusReply(backends.StorageFull)
 	}
 	d.tx.recipients = append(d.tx.recipients, recipient{backends.Recipient{Address: address, Params: params}, route})
 	return reply(250, "2.1.5", "recipient ok")
+}
+
+// charge takes what a command adds to the envelope from the budget that
+// messages share, so that no number of clients can use up memory.
+func (d *dialog) charge(tx *transaction, args string) bool {
+	const overhead = 256 // of what is kept besides the text, roughly
+	octets := int64(len(args) + overhead)
+	if !d.budget.charge(octets) {
+		return false
+	}
+	tx.charged += octets
+	return true
+}
+
+// recipientAddress returns the address of a forward-path, which may be
+// "postmaster" alone: RFC 5321, section 4.5.1.
+func recipientAddress(path string, utf8 bool) (string, error) {
+	if strings.EqualFold(path, "postmaster") && smtp.IsASCII(path) {
+		return path, nil
+	}
+	return smtp.CheckMailbox(path, utf8)
 }
 
 // pathReply answers a fault in the arguments of MAIL or RCPT. enhanced is
@@ -306,9 +351,12 @@ func (d *dialog) checkParams(tx *transaction, known map[string]paramCheck, param
 		}
 		if r, ok := check(d, tx, value); !ok {
 			if r.Code == 555 {
-				r.Text = "parameter not supported: " + keyword
+				r.Text = fmt.Sprintf("parameter not supported: %.40s", keyword)
 			}
 			return r, false
+		}
+		if !tx.utf8 && !smtp.IsASCII(p) {
+			return pathReply("", smtp.ErrNeedsUTF8), false
 		}
 	}
 	return smtp.Reply{}, true
@@ -379,7 +427,9 @@ func (d *dialog) data(args string) smtp.Reply {
 // for the next one.
 func (d *dialog) endMessage() *transaction {
 	tx := d.tx
+	d.tx = nil // its charge goes with it
 	d.reset()
+	d.errors, d.refused = 0, 0
 	return tx
 }
 
@@ -412,7 +462,8 @@ func (d *dialog) expn(string) smtp.Reply {
 }
 
 func (d *dialog) help(string) smtp.Reply {
-	return reply(214, "2.0.0", fmt.Sprintf("%s HELO MAIL RCPT DATA RSET NOOP QUIT VRFY HELP\nsee RFC 5321 and RFC 2033", hello[d.Protocol]))
+	greetings := map[string]string{"smtp": "EHLO HELO", "lmtp": "LHLO"}[d.Protocol]
+	return reply(214, "2.0.0", greetings+" MAIL RCPT DATA RSET NOOP QUIT VRFY HELP\nsee RFC 5321 and RFC 2033")
 }
 
 func (d *dialog) xforwardAttrs(args string) smtp.Reply {

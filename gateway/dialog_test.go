@@ -142,6 +142,10 @@ func byLocalPart(_ context.Context, tx *backends.DataContext) error {
 		case "custom":
 			tx.SetStatus(i, backends.Delivered)
 			tx.SetSMTPResponse(backends.NewStatus(250, "2.6.0", "queued as 12345"))
+			tx.SetSMTPResponse(backends.NewStatus(250, "2.6.0", "the first one counts"))
+		case "odd":
+			tx.SetStatus(i, backends.Delivered)
+			tx.SetSMTPResponse(backends.NewStatus(221, "2.0.0", "good bye"))
 		case "hostile":
 			tx.SetStatus(i, backends.NewStatus(250, "5.1.1", "fine\r\n221 2.0.0 bye\x00\xff"))
 		case "greeting":

@@ -74,6 +74,7 @@ func editHeader(m backends.Message, edits []backends.FieldEdit) (backends.Messag
 		return nil, err
 	}
 	last := len(fields) - 1 // fields[last] is where the header ends
+	added := 0
 	byPosition := map[int][]backends.FieldEdit{}
 	for _, edit := range edits {
 		if edit.At >= last {
@@ -81,6 +82,9 @@ func editHeader(m backends.Message, edits []backends.FieldEdit) (backends.Messag
 				return nil, fmt.Errorf("edit: there is no header field %d, only %d", edit.At, last)
 			}
 			edit.At = last
+		}
+		if added += len(edit.Field); added > maxHeaderSize {
+			return nil, errHeaderTooLarge
 		}
 		byPosition[edit.At] = append(byPosition[edit.At], edit)
 	}
@@ -103,8 +107,20 @@ func editHeader(m backends.Message, edits []backends.FieldEdit) (backends.Messag
 	for _, edit := range byPosition[last] {
 		e.addField(edit.Field)
 	}
+	if len(e.pieces) > 0 && startsFolded(m, fields[last]) {
+		// Without a field before it this was text; it must not become the
+		// continuation of one.
+		e.add(strings.NewReader("\r\n"), 0, 2)
+	}
 	e.add(m, fields[last], m.Size()-fields[last])
 	return e, nil
+}
+
+// startsFolded reports whether the line at offset begins with white space.
+func startsFolded(m backends.Message, offset int64) bool {
+	var first [1]byte
+	n, _ := m.ReadAt(first[:], offset)
+	return n == 1 && (first[0] == ' ' || first[0] == '\t')
 }
 
 // endsLine reports whether offset is at the start of a line of m.
@@ -117,7 +133,7 @@ func endsLine(m backends.Message, offset int64) bool {
 	return (err == nil || err == io.EOF) && last[0] == '\n'
 }
 
-// A header larger than this is not edited.
+// A header larger than this is not edited, and no more is added to one.
 const (
 	maxHeaderSize   = 1 << 20
 	maxHeaderFields = 10000
@@ -134,6 +150,9 @@ func fieldOffsets(m backends.Message) ([]int64, error) {
 	var offsets []int64
 	for at, begins := int64(0), true; ; {
 		part, err := r.ReadSlice('\n')
+		if at == maxHeaderSize && m.Size() > at {
+			return nil, errHeaderTooLarge
+		}
 		if begins && !isHeaderLine(part, len(offsets) > 0) {
 			return append(offsets, at), nil
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -45,7 +46,7 @@ func TestEditHeader(t *testing.T) {
 		{"no last line end", "A: 1", edits{add(1, "X: y")}, "A: 1\r\nX: y\r\n"},
 		{"text at once", "hello world\r\nA: 1\r\n", edits{add(0, "X: y")}, "X: y\r\nhello world\r\nA: 1\r\n"},
 		{"text after a field", "A: 1\r\nhello\r\nB: 2\r\n", edits{add(9, "X: y")}, "A: 1\r\nX: y\r\nhello\r\nB: 2\r\n"},
-		{"white space first", " odd\r\nA: 1\r\n\r\n", edits{add(9, "X: y")}, "X: y\r\n odd\r\nA: 1\r\n\r\n"},
+		{"white space first", " odd\r\nA: 1\r\n\r\n", edits{add(9, "X: y")}, "X: y\r\n\r\n odd\r\nA: 1\r\n\r\n"},
 		{"white space before the colon", "A : 1\r\n\r\n", edits{remove(0)}, "\r\n"},
 		{"a long field", "A: " + strings.Repeat("x", 9000) + "\r\nB: 2\r\n\r\n", edits{remove(0)}, "B: 2\r\n\r\n"},
 	} {
@@ -73,9 +74,22 @@ func TestEditHeaderErrors(t *testing.T) {
 	for name, huge := range map[string]string{
 		"many fields": strings.Repeat("A: 1\r\n", maxHeaderFields+1),
 		"one field":   "A: 1" + strings.Repeat("\r\n x", maxHeaderSize/4),
+		// A line ends just where we look no further.
+		"a line at the limit": strings.Repeat("A: "+strings.Repeat("x", 1019)+"\r\n", maxHeaderSize/1024) + "B: 2\r\n\r\n",
 	} {
 		if _, err := editHeader(strings.NewReader(huge), []backends.FieldEdit{{Field: "X: y"}}); !errors.Is(err, errHeaderTooLarge) {
 			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+// What is added to headers is in memory, so it is bounded.
+func TestAddedFieldsAreBounded(t *testing.T) {
+	field := "X: y" + strings.Repeat("\r\n "+strings.Repeat("x", 990), 100)
+	for n, want := range map[int]error{5: nil, 20: errHeaderTooLarge} {
+		edits := slices.Repeat([]backends.FieldEdit{{Field: field}}, n)
+		if _, err := editHeader(strings.NewReader("A: 1\r\n\r\n"), edits); err != want {
+			t.Errorf("%d octets added: got %v, want %v", n*len(field), err, want)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/mailgw/mailgw/backends"
@@ -29,11 +30,11 @@ func FuzzDialog(f *testing.F) {
 		if lmtp {
 			protocol = "lmtp"
 		}
-		word := false // whether the backend gave its word
+		var word atomic.Bool // whether the backend gave its word
 		all := map[string]backends.Backend{"word": backends.Func(func(_ context.Context, tx *backends.DataContext) error {
 			for i, r := range tx.Envelope.Recipients {
 				if strings.Contains(r.Address, "ok") {
-					word = true
+					word.Store(true)
 					tx.SetStatus(i, backends.Delivered)
 				}
 			}
@@ -60,7 +61,7 @@ func FuzzDialog(f *testing.F) {
 				return
 			case readMessage:
 				recipients := len(d.tx.recipients)
-				word = false
+				word.Store(false)
 				delivery, err := server.receive(t.Context(), d, smtp.NewDotReader(r), server.log)
 				if err != nil {
 					return
@@ -69,7 +70,7 @@ func FuzzDialog(f *testing.F) {
 				for answer := range delivery.replies(protocol, func() {}) {
 					replies++
 					checkReply(t, answer)
-					if answer.Code < 400 && !word {
+					if answer.Code < 400 && !word.Load() {
 						t.Errorf("%v without a backend's word", answer)
 					}
 				}

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -22,6 +23,7 @@ type listener struct {
 	*ListenerConfig
 	hostname string
 	tls      *tlsFiles
+	budget   *spool // that envelopes are charged to
 	socket   net.Listener
 	closed   chan struct{}
 	inode    fs.FileInfo // of the unix socket that was opened, if it has a path
@@ -31,11 +33,12 @@ type listener struct {
 	peers map[string]int // sessions by peer, see peerKey
 }
 
-func newListener(c *Config, l *ListenerConfig, log *slog.Logger) *listener {
+func newListener(c *Config, l *ListenerConfig, budget *spool, log *slog.Logger) *listener {
 	return &listener{
 		ListenerConfig: l,
 		hostname:       c.Hostname,
 		tls:            &tlsFiles{config: l.TLS, log: log.With("listener", l.Name)},
+		budget:         budget,
 		closed:         make(chan struct{}),
 		peers:          map[string]int{},
 	}
@@ -52,16 +55,27 @@ func (l *listener) open() (err error) {
 	if err := checkStale(address); err != nil {
 		return err
 	}
-	// The socket gets its owner and mode under another name, so that nobody
-	// can connect before it has them.
+	// The socket gets its owner and mode under another name. Until then only
+	// its maker can connect: the mode of the descriptor is that of the name.
 	temporary := address + ".new"
+	if err := checkStale(temporary); err != nil {
+		return err
+	}
 	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	socket, err := net.ListenUnix("unix", &net.UnixAddr{Name: temporary, Net: "unix"})
+	private := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if controlErr := c.Control(func(fd uintptr) { err = syscall.Fchmod(int(fd), 0o600) }); controlErr != nil {
+			return controlErr
+		}
+		return err
+	}}
+	opened, err := private.Listen(context.Background(), "unix", temporary)
 	if err != nil {
 		return err
 	}
+	socket := opened.(*net.UnixListener)
 	socket.SetUnlinkOnClose(false)
 	if err = l.publish(temporary, address); err != nil {
 		socket.Close()
@@ -149,7 +163,9 @@ func (l *listener) close() {
 	default:
 		close(l.closed)
 	}
-	l.socket.Close()
+	if l.socket != nil {
+		l.socket.Close()
+	}
 	if l.inode == nil {
 		return
 	}

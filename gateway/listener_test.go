@@ -177,3 +177,57 @@ func TestPeers(t *testing.T) {
 		}
 	}
 }
+
+// Whatever stands in the way under the temporary name is not removed unless
+// it is a socket that nobody answers on.
+func TestTemporaryNameOfTheSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "socket")
+	config := "protocol = 'lmtp'\naddress = 'unix:" + path + "'\n"
+	if err := os.WriteFile(path+".new", []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := testServer(t, testBackends, config).Listen(); err == nil || !strings.Contains(err.Error(), "is no socket") {
+		t.Errorf("where a file is: %v", err)
+	}
+	if b, _ := os.ReadFile(path + ".new"); string(b) != "precious" {
+		t.Errorf("the file has become %q", b)
+	}
+}
+
+// An error of accept, such as too many open files, does not end the listener.
+func TestAcceptGoesOnAfterAnError(t *testing.T) {
+	s := testServer(t, testBackends, "protocol = 'smtp'\n")
+	if err := s.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	s.listeners[0].socket = &failingListener{Listener: s.listeners[0].socket, errors: 3}
+	go s.Serve()
+	c := dial(t, s)
+	if got := c.hear(t); got != "220 mx.example.org ESMTP mailgw" {
+		t.Errorf("greeting %q", got)
+	}
+	c.ask(t, "QUIT")
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// A failingListener fails some times before it accepts.
+type failingListener struct {
+	net.Listener
+	errors int
+}
+
+func (l *failingListener) Accept() (net.Conn, error) {
+	if l.errors > 0 {
+		l.errors--
+		return nil, syscall.EMFILE
+	}
+	return l.Listener.Accept()
+}
+
+func TestShutdownWithoutListen(t *testing.T) {
+	if err := testServer(t, testBackends, "protocol = 'smtp'\n").Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

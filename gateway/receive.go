@@ -27,7 +27,7 @@ func (s *Server) receive(ctx context.Context, d *dialog, r messageSource, log *s
 	m, err := s.spool.store(r, int64(d.Limits.MessageSize))
 	delivery := s.newDelivery(d, log)
 	if err == nil && r.Bare() && d.BareNewlines == "refuse" {
-		m.close()
+		m.Close()
 		err = errBareNewline
 	}
 	if refusal, ok := refusalOf(err); ok {
@@ -41,6 +41,7 @@ func (s *Server) receive(ctx context.Context, d *dialog, r messageSource, log *s
 	}
 	if err != nil {
 		delivery.log.Info("refused", "reason", "the message is incomplete", "error", cause(err))
+		delivery.release()
 		return nil, err
 	}
 	delivery.logReceived(m)
@@ -84,7 +85,7 @@ func (s *Server) newDelivery(d *dialog, log *slog.Logger) *delivery {
 		log:         log.With("tx", tx.id, "ident", ident, "from", tx.sender),
 		received:    time.Now(),
 		answers:     make([]backends.Status, len(tx.recipients)),
-		open:        len(tx.recipients),
+		holders:     make([]string, len(tx.recipients)),
 		progress:    make(chan struct{}, 1),
 	}
 }
@@ -109,7 +110,8 @@ func (d *delivery) logReceived(m *message) {
 // refuse answers all recipients without asking a backend.
 func (d *delivery) refuse(s backends.Status, err error) {
 	d.log.Info("refused", "reply", s.Error(), "reason", err.Error())
-	d.answerAll("", s)
+	d.answerAll(s)
+	d.release()
 }
 
 // replies gives what the client is told: one reply in SMTP; in LMTP one for
@@ -128,7 +130,12 @@ func (d *delivery) replies(protocol string, block func()) iter.Seq[smtp.Reply] {
 				block()
 				s = d.wait(i)
 			}
-			if !yield(d.reply("<"+r.Address+"> ", s)) {
+			// A long address must not push the reason out of the line.
+			prefix := ""
+			if len(r.Address) < 200 {
+				prefix = "<" + r.Address + "> "
+			}
+			if !yield(d.reply(prefix, s)) {
 				return
 			}
 		}

@@ -37,13 +37,14 @@ type Server struct {
 	mu      sync.Mutex
 	conns   map[*conn]bool
 	closing bool
-	running sync.WaitGroup // conns and accepting listeners
+	ended   chan struct{} // closed when closing is set and no conn is left
 }
 
 // New returns a Server that hands mail to the given backends, by the names
-// that c gives them. It opens no socket. An error lists all Problems.
+// that c gives them; all has those that stand in a route. It opens no socket.
+// An error lists all Problems.
 func New(c *Config, all map[string]backends.Backend, log *slog.Logger) (*Server, error) {
-	s := &Server{log: log, spool: newSpool(c.Spool), conns: map[*conn]bool{}, backends: map[string]*namedBackend{}}
+	s := &Server{log: log, spool: newSpool(c.Spool), conns: map[*conn]bool{}, ended: make(chan struct{}), backends: map[string]*namedBackend{}}
 	for name, b := range all {
 		s.backends[name] = &namedBackend{b, name, c.Backends[name]}
 	}
@@ -51,7 +52,7 @@ func New(c *Config, all map[string]backends.Backend, log *slog.Logger) (*Server,
 		return nil, problems
 	}
 	for i := range c.Listeners {
-		s.listeners = append(s.listeners, newListener(c, &c.Listeners[i], log))
+		s.listeners = append(s.listeners, newListener(c, &c.Listeners[i], s.spool, log))
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s, nil
@@ -132,47 +133,55 @@ func (s *Server) accept(l *listener) {
 	}
 }
 
-// session starts a session, or refuses it if there are too many.
+// session starts a session, or refuses it.
 func (s *Server) session(l *listener, socket net.Conn) {
 	peer, err := peerOf(socket)
-	if err == nil {
-		err = l.admit(peer)
-	}
 	if err != nil {
-		s.log.Info("refused", "listener", l.Name, "peer", peer.String(), "reason", err.Error())
-		r := reply(421, "4.7.0", l.hostname+" "+refusedSession)
-		socket.SetWriteDeadline(time.Now().Add(time.Second))
-		socket.Write(r.AppendTo(nil))
-		socket.Close()
+		s.refuse(l, socket, peer, "4.3.0", "internal error", err)
+		return
+	}
+	if err := l.admit(peer); err != nil {
+		s.refuse(l, socket, peer, "4.7.0", "too many connections, try again later", err)
 		return
 	}
 	c := newConn(s, l.dialog(peer, l.localOf(socket)), socket)
 	if !s.add(c) {
-		c.close()
+		l.leave(peer)
+		s.refuse(l, socket, peer, "4.3.2", "shutting down", errClosing)
+		return
 	}
 	go func() {
-		defer s.running.Done()
+		defer s.remove(c)
 		defer l.leave(peer)
 		c.serve(s.ctx)
-		s.remove(c)
 	}()
 }
 
-const refusedSession = "too many connections, try again later"
+func (s *Server) refuse(l *listener, socket net.Conn, peer backends.Peer, enhanced, text string, why error) {
+	s.log.Info("refused", "listener", l.Name, "peer", peer.String(), "reason", why.Error())
+	socket.SetWriteDeadline(time.Now().Add(time.Second))
+	socket.Write(reply(421, enhanced, l.hostname+" "+text).AppendTo(nil))
+	socket.Close()
+}
 
-// add counts a session in. It reports false if the server shuts down.
+// add counts a session in, unless the server shuts down.
 func (s *Server) add(c *conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.running.Add(1)
+	if s.closing {
+		return false
+	}
 	s.conns[c] = true
-	return !s.closing
+	return true
 }
 
 func (s *Server) remove(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, c)
+	if s.closing && len(s.conns) == 0 {
+		close(s.ended)
+	}
 }
 
 // Shutdown stops listening, ends the sessions that are between transactions
@@ -184,33 +193,31 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		l.close()
 	}
 	s.mu.Lock()
+	if !s.closing && len(s.conns) == 0 {
+		close(s.ended)
+	}
 	s.closing = true
 	conns := slices.Collect(maps.Keys(s.conns))
 	s.mu.Unlock()
 	for _, c := range conns {
 		c.close()
 	}
-	ended := make(chan struct{})
-	go func() {
-		s.running.Wait()
-		close(ended)
-	}()
 	defer s.cancel()
 	select {
-	case <-ended:
+	case <-s.ended:
 		return nil
 	case <-ctx.Done():
 	}
 	s.cancel()
-	s.abort(ended)
+	s.abort()
 	return ctx.Err()
 }
 
 // abort gives the answers of the deliveries that were cancelled a moment to
 // go out, then closes what is still open.
-func (s *Server) abort(ended chan struct{}) {
+func (s *Server) abort() {
 	select {
-	case <-ended:
+	case <-s.ended:
 		return
 	case <-time.After(time.Second):
 	}
@@ -219,5 +226,5 @@ func (s *Server) abort(ended chan struct{}) {
 		c.socket.Close()
 	}
 	s.mu.Unlock()
-	<-ended
+	<-s.ended
 }

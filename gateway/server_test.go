@@ -66,6 +66,96 @@ func TestTimeouts(t *testing.T) {
 	}
 }
 
+// Nor does a shutdown wait longer for a client in the middle of its message.
+func TestShutdownDeadlineInDATA(t *testing.T) {
+	s := testServer(t, testBackends, "protocol = 'smtp'\n")
+	c := dialServer(t, s)
+	c.hear(t)
+	c.ask(t, "EHLO x", "MAIL FROM:<>", "RCPT TO:<ok@example.org>", "DATA")
+	io.WriteString(c, "half a mess")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Shutdown(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("shutdown: %v", err)
+	}
+	if rest, _ := io.ReadAll(c); strings.Contains(string(rest), "delivered") {
+		t.Errorf("the client hears %q", rest)
+	}
+}
+
+// Refusals that are no bad commands have an end too: each is a line in the log.
+func TestEndlessRefusalsEndTheSession(t *testing.T) {
+	s := testServer(t, testBackends, "protocol = 'smtp'\n[listener.limits]\nrecipients = 20\n[listener.recipients]\ndeny = ['*']\n")
+	c := dialServer(t, s)
+	c.hear(t)
+	c.ask(t, "EHLO x", "MAIL FROM:<>")
+	for i := range 120 {
+		if got := c.ask(t, "RCPT TO:<denied@example.org>"); got != "550 5.7.1 recipient refused" {
+			t.Fatalf("recipient %d: %q", i, got)
+		}
+	}
+	io.WriteString(c, "RCPT TO:<denied@example.org>\r\n")
+	c.hearEnd(t, "421 4.7.0 mx.example.org too many bad commands, good bye\r\n")
+}
+
+// Envelopes are paid from the budget that messages share, and whatever a
+// session comes to, all is given back.
+func TestBudgetIsGivenBack(t *testing.T) {
+	s := testServer(t, testBackends, "protocol = 'lmtp'\n[listener.limits]\nmessage_size = 100000\n")
+	const memory = 64 << 10
+	s.spool.free.Store(memory)
+	s.spool.threshold = 2 * chunkSize
+	serve(t, s)
+	begin := func() client {
+		c := dial(t, s)
+		c.hear(t)
+		c.ask(t, "LHLO x", "MAIL FROM:<>")
+		return c
+	}
+	for name, message := range map[string]string{
+		"delivered":    "A: 1\r\n\r\n.\r\n",
+		"in a file":    strings.Repeat("x\r\n", 30_000) + ".\r\n",
+		"too large":    strings.Repeat("x\r\n", 60_000) + ".\r\n",
+		"bare newline": "a\nb\r\n.\r\n",
+		"incomplete":   "half a mess",
+	} {
+		c := begin()
+		c.ask(t, "RCPT TO:<ok@example.org>", "DATA")
+		io.WriteString(c, message)
+		if name == "incomplete" {
+			c.Close()
+			continue
+		}
+		c.hear(t)
+		c.ask(t, "QUIT")
+	}
+	greedy := begin()
+	long := strings.Repeat("x", 1500)
+	accepted := 0
+	for ; accepted < 1000; accepted++ {
+		if got := greedy.ask(t, "RCPT TO:<ok-"+long+"@example.org>"); got != "250 2.1.5 recipient ok" {
+			if got != "452 4.3.1 insufficient system storage, try again later" {
+				t.Errorf("recipient %d: %q", accepted, got)
+			}
+			break
+		}
+	}
+	if octets := accepted * len(long); octets < memory/2 || octets > memory {
+		t.Errorf("%d recipients fit into %d octets", accepted, memory)
+	}
+	greedy.ask(t, "RSET", "MAIL FROM:<>")
+	if got := greedy.ask(t, "RCPT TO:<ok-"+long+"@example.org>"); got != "250 2.1.5 recipient ok" {
+		t.Errorf("after RSET: %q", got)
+	}
+	greedy.Close()
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if free := s.spool.free.Load(); free != memory {
+		t.Errorf("%d of %d octets are free at the end", free, memory)
+	}
+}
+
 // A client that sends and never reads is left after the command timeout.
 func TestClientThatNeverReads(t *testing.T) {
 	s := testServer(t, testBackends, "protocol = 'smtp'\n[listener.limits]\ncommand_timeout = '200ms'\n")
@@ -89,10 +179,11 @@ func TestShutdownWaitsForTransactions(t *testing.T) {
 		tx.SetAll(backends.Delivered)
 		return nil
 	})}
-	s := testServer(t, all, "protocol = 'smtp'\n[listener.routes]\n'*' = ['slow']\n")
+	all["verdict"] = testBackends["verdict"]
+	s := testServer(t, all, "protocol = 'smtp'\n[listener.routes]\n'*' = ['slow']\n'@elsewhere.example' = ['verdict']\n")
 	busy := dialServer(t, s)
-	idle, mailing := dial(t, s), dial(t, s)
-	for _, c := range []client{busy, idle, mailing} {
+	idle, mailing, sending := dial(t, s), dial(t, s), dial(t, s)
+	for _, c := range []client{busy, idle, mailing, sending} {
 		c.hear(t)
 		c.ask(t, "EHLO x")
 	}
@@ -100,6 +191,8 @@ func TestShutdownWaitsForTransactions(t *testing.T) {
 	busy.ask(t, "MAIL FROM:<>", "RCPT TO:<ok@example.org>", "DATA")
 	io.WriteString(busy, ".\r\n")
 	<-entered
+	sending.ask(t, "MAIL FROM:<>", "RCPT TO:<perm@elsewhere.example>", "DATA")
+	io.WriteString(sending, "half a mess")
 
 	done := make(chan error)
 	go func() { done <- s.Shutdown(t.Context()) }()
@@ -113,6 +206,8 @@ func TestShutdownWaitsForTransactions(t *testing.T) {
 		t.Errorf("in the transaction: %q", got)
 	}
 	mailing.hearEnd(t, "421 4.3.2 mx.example.org shutting down\r\n")
+	io.WriteString(sending, "age\r\n.\r\n")
+	sending.hearEnd(t, "550 5.1.1 no such user (ID)\r\n421 4.3.2 mx.example.org shutting down\r\n")
 	select {
 	case err := <-done:
 		t.Fatalf("shutdown ended before the transaction: %v", err)

@@ -35,16 +35,28 @@ func newSpool(c SpoolConfig) *spool {
 
 // take spends a chunk of the budget. It returns nil if there is none left.
 func (s *spool) take() *[chunkSize]byte {
-	if s.free.Add(-chunkSize) < 0 {
-		s.free.Add(chunkSize)
+	if !s.charge(chunkSize) {
 		return nil
 	}
 	return chunks.Get().(*[chunkSize]byte)
 }
 
+// charge spends octets of the budget that are not the message's. It reports
+// false if there are not so many left.
+func (s *spool) charge(octets int64) bool {
+	if s.free.Add(-octets) < 0 {
+		s.free.Add(octets)
+		return false
+	}
+	return true
+}
+
+// refund gives back what was charged.
+func (s *spool) refund(octets int64) { s.free.Add(octets) }
+
 func (s *spool) give(c *[chunkSize]byte) {
 	chunks.Put(c)
-	s.free.Add(chunkSize)
+	s.refund(chunkSize)
 }
 
 // A message is one that the spool keeps. It may be read from several
@@ -78,7 +90,7 @@ func (e spoolError) status() backends.Status {
 func (s *spool) store(r io.Reader, limit int64) (*message, error) {
 	m := &message{spool: s}
 	if err := m.fill(r, limit); err != nil {
-		m.close()
+		m.Close()
 		return nil, err
 	}
 	return m, nil
@@ -219,10 +231,12 @@ func (m *message) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-// close gives memory and file back. Nobody may read the message any more.
-func (m *message) close() {
+// Close gives memory and file back. Nobody may read the message any more. It
+// may be called again.
+func (m *message) Close() error {
 	m.giveChunks()
-	if m.file != nil {
-		m.file.Close()
+	if m.file == nil {
+		return nil
 	}
+	return m.file.Close()
 }

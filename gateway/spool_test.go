@@ -39,7 +39,7 @@ func TestSpoolKeepsEveryByte(t *testing.T) {
 			if err := iotest.TestReader(io.NewSectionReader(m, 0, m.Size()), want); err != nil {
 				t.Errorf("threshold %d, size %d: %v", threshold, size, err)
 			}
-			m.close()
+			m.Close()
 			if free := s.free.Load(); free != 1<<20 {
 				t.Errorf("threshold %d, size %d: %d octets of the budget are lost", threshold, size, 1<<20-free)
 			}
@@ -55,7 +55,7 @@ func TestSpoolFileHasNoName(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.close()
+	defer m.Close()
 	if entries, err := os.ReadDir(dir); len(entries) > 0 || err != nil {
 		t.Errorf("the directory has %v, %v", entries, err)
 	}
@@ -70,7 +70,7 @@ func TestSpoolLimitIsExact(t *testing.T) {
 				t.Errorf("size %d: got %v, want %v", size, err, want)
 			}
 			if m != nil {
-				m.close()
+				m.Close()
 			}
 		}
 		if free := s.free.Load(); free != 1<<20 {
@@ -114,7 +114,7 @@ func TestSpoolBudgetHoldsUnderAnyNumber(t *testing.T) {
 	}
 	wg.Wait()
 	for _, m := range messages {
-		m.close()
+		m.Close()
 	}
 	if free := s.free.Load(); free != memory {
 		t.Errorf("%d of %d octets are free at the end", free, memory)
