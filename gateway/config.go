@@ -37,7 +37,7 @@ type LogConfig struct {
 type SpoolConfig struct {
 	Directory string `toml:"directory"` // of the temporary files
 	Memory    Size   `toml:"memory"`    // of all messages together
-	Threshold Size   `toml:"threshold"` // of one message in memory
+	Threshold Size   `toml:"threshold"` // of one message, from which on it is in a file
 }
 
 // A ListenerConfig is one listening socket and what holds for its sessions.
