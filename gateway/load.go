@@ -16,7 +16,8 @@ import (
 
 // Load reads a configuration file and checks it. shipped are the names of
 // the plugins that come with the program. What is wrong with the values of
-// the file is an error of type Problems, which has all of it.
+// the file is an error of type Problems, which has all of it; the Config that
+// comes with it is good only for finding more, in what has none of them.
 func Load(path string, shipped []string) (*Config, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -48,8 +49,8 @@ func parseConfig(file, text string, shipped []string) (*Config, error) {
 	}
 	v.config()
 	if len(v.problems) > 0 {
-		v.problems.sort(file)
-		return nil, v.problems
+		c.Sort(v.problems)
+		return c, v.problems
 	}
 	return c, nil
 }
@@ -87,11 +88,21 @@ func (p Problems) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// sort puts the problems of the configuration file first.
-func (p Problems) sort(file string) {
+// In reports whether one of p is with the key at path or, if that is a table,
+// with one in it.
+func (p Problems) In(path string) bool {
+	return slices.ContainsFunc(p, func(p Problem) bool {
+		rest, ok := strings.CutPrefix(p.Key, path)
+		return ok && (rest == "" || rest[0] == '.')
+	})
+}
+
+// Sort puts problems into the order of the configuration file. Those of other
+// files follow.
+func (c *Config) Sort(p Problems) {
 	slices.SortStableFunc(p, func(a, b Problem) int {
-		if a.File != b.File && (a.File == file || b.File == file) {
-			if a.File == file {
+		if a.File != b.File && (a.File == c.file || b.File == c.file) {
+			if a.File == c.file {
 				return -1
 			}
 			return 1

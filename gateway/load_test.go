@@ -55,7 +55,7 @@ func TestAllProblemsAtOnceWithFileLineAndKey(t *testing.T) {
 			path := filepath.Join("testdata/config", name+".toml")
 			c, err := Load(path, testPlugins)
 			var problems Problems
-			if c != nil || !errors.As(err, &problems) {
+			if c == nil || !errors.As(err, &problems) {
 				t.Fatalf("got %v, %v, want Problems", c, err)
 			}
 			if got, want := portable(t, path, problems), problemsOf(t, path); got != want {

@@ -20,7 +20,7 @@ func (c *Config) Warnings() Problems {
 	for i := range c.Listeners {
 		w.listener(fmt.Sprintf("listener[%d]", i), &c.Listeners[i])
 	}
-	w.problems.sort(c.file)
+	c.Sort(w.problems)
 	return w.problems
 }
 

@@ -23,11 +23,14 @@ func checkCommand() *cobra.Command {
 		Long: `Check reads the configuration, starts the plugin of each backend once, and prints
 the listeners, with the limits that hold, their routes, the pattern that decides
 first at the top, and the backends. It opens no listener, and may run beside the
-gateway.
+gateway. What files and sockets the user may use decides too: run it as the user
+that serve runs as.
 
 All problems are printed at once on standard error, each with its file, line and
-key, those too that a plugin finds in its settings. Warnings change nothing in
-the exit code.
+key, those too that plugins find in their settings. What depends on others comes
+after them: a plugin is only started if its own table has no problem, and
+whether it can do what a listener promises (dsn) is asked when all have started.
+Warnings change nothing in the exit code.
 
 Exit codes:
   0   the configuration is good
@@ -45,12 +48,12 @@ Exit codes:
 }
 
 func check(ctx context.Context, config string, stdout, stderr io.Writer) error {
-	c, err := loadConfig(config, stderr)
+	c, problems, err := loadConfig(config, stderr)
 	if err != nil {
 		return err
 	}
 	log := newLogger(gateway.LogConfig{Level: "warn"}, stderr)
-	hosts, err := startBackends(ctx, c, slices.Collect(maps.Keys(c.Backends)), log)
+	hosts, err := startBackends(ctx, c, slices.Collect(maps.Keys(c.Backends)), problems, log)
 	if err != nil {
 		return exitError{exitConfig, err}
 	}

@@ -24,7 +24,7 @@ directory = "spool"
 [[listener]]
 name = "lmtp"
 address = "unix:lmtp.sock"
-protocol = "lmtp"
+protocol = "lmpt"
 dsn = true
 [listener.routes]
 "*" = ["demo"]
@@ -37,10 +37,13 @@ to = "*"
 status = 250
 [backend.dies]
 plugin = "/bin/false"
+[backend.slow]
+plugin = "static"
+timeout = "0s"
 `
 
-// What is wrong with the file itself is told at once, and what plugins say of
-// it is told at once, with file and line.
+// What is wrong with the file itself and what plugins say of it is told at
+// once, with file and line.
 func TestProblemsAreToldTogether(t *testing.T) {
 	t.Parallel() // it waits for processes
 	_, file := configure(t, strings.ReplaceAll(mainTOML, "plugin = ", "plug = "))
@@ -54,13 +57,15 @@ func TestProblemsAreToldTogether(t *testing.T) {
 	_, file = configure(t, badTOML)
 	stdout, stderr, code := runToEnd(t, "check", "--config", file)
 	lines := strings.Split(strings.TrimSuffix(stderr, "\n"), "\n")
-	if stdout != "" || code != exitConfig || len(lines) != 3 {
+	if stdout != "" || code != exitConfig || len(lines) != 5 {
 		t.Fatalf("exit code %d, printed\n%s%s", code, stdout, stderr)
 	}
 	for i, want := range []string{
+		":8: listener[0].protocol: ",
 		":15: backend.demo.settings.colour: ",
 		":18: backend.demo.settings.rule[0].status: ",
 		":19: backend.dies: ",
+		":23: backend.slow.timeout: ",
 	} {
 		if !strings.HasPrefix(lines[i], file+want) {
 			t.Errorf("line %d is %q, want %q", i+1, lines[i], file+want)
@@ -69,7 +74,7 @@ func TestProblemsAreToldTogether(t *testing.T) {
 
 	// A plugin that no route names is not started.
 	stdout, stderr, code = runToEnd(t, "serve", "--config", file)
-	if stdout != "" || code != exitConfig || strings.Count(stderr, "\n") != 2 || strings.Contains(stderr, "backend.dies") {
+	if stdout != "" || code != exitConfig || strings.Count(stderr, file+":") != 4 || strings.Contains(stderr, "backend.dies") {
 		t.Errorf("serve: exit code %d, printed\n%s%s", code, stdout, stderr)
 	}
 }

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 
@@ -10,27 +12,34 @@ import (
 	"github.com/spf13/cobra"
 )
 
+const defaultConfig = "gateway.toml"
+
 // configFlag adds --config to the flags of a command.
 func configFlag(cmd *cobra.Command, path *string) {
-	cmd.Flags().StringVarP(path, "config", "c", "gateway.toml", "configuration file")
+	cmd.Flags().StringVarP(path, "config", "c", defaultConfig, "configuration file")
 	cmd.MarkFlagFilename("config", "toml")
 }
 
 // loadConfig reads the configuration file, prints its warnings, and makes its
 // directory the working directory, so that a relative path in the settings of
-// a plugin begins where all those in the file do.
-func loadConfig(path string, stderr io.Writer) (*gateway.Config, error) {
+// a plugin begins where all those in the file do. Problems of the file are no
+// error yet: startBackends adds those that the plugins find.
+func loadConfig(path string, stderr io.Writer) (*gateway.Config, gateway.Problems, error) {
 	c, err := gateway.Load(path, shippedNames())
-	if err == nil {
+	problems, ok := errors.AsType[gateway.Problems](err)
+	if err == nil || ok {
 		err = os.Chdir(c.Dir)
 	}
+	if path == defaultConfig && errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w; give the file with --config", err)
+	}
 	if err != nil {
-		return nil, exitError{exitConfig, err}
+		return nil, nil, exitError{exitConfig, err}
 	}
 	for _, w := range c.Warnings() {
 		fmt.Fprintf(stderr, "warning: %s\n", w)
 	}
-	return c, nil
+	return c, problems, nil
 }
 
 // newLogger returns the log that the configuration asks for.

@@ -28,7 +28,8 @@ const exitCodes = `Exit codes:
   65  send: the message cannot be read, or has a CR without LF
   69  send: a recipient was refused for good
   71  the system refuses something: an address in use, for example
-  75  send: a recipient is to be tried again later, no matter what the others got
+  75  send: a recipient is to be tried again later, no matter what the others got;
+      serve: ended at once by a second signal
   78  gateway.toml has a problem, or a backend does not start`
 
 // An exitError is an error with the exit code that it means.

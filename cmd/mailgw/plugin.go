@@ -15,6 +15,7 @@ import (
 	"github.com/mailgw/mailgw/backends/maildir"
 	"github.com/mailgw/mailgw/backends/static"
 	"github.com/mailgw/mailgw/gateway"
+	"github.com/mailgw/mailgw/internal/settings"
 	"github.com/mailgw/mailgw/plugins"
 	"github.com/spf13/cobra"
 )
@@ -60,7 +61,7 @@ In gateway.toml a plugin is named by a backend:
 				}
 			}
 			if len(args) > 0 {
-				return fmt.Errorf("no plugin %q ships with mailgw", args[0])
+				return fmt.Errorf("no plugin %q ships with mailgw; want %s", args[0], strings.Join(shippedNames(), ", "))
 			}
 			return nil
 		},
@@ -71,15 +72,20 @@ In gateway.toml a plugin is named by a backend:
 // backend.
 type hosts map[string]*plugins.Host
 
-// startBackends starts the plugins of the named backends, side by side. If one
-// of them does not start, it stops the others and returns all Problems.
-func startBackends(ctx context.Context, c *gateway.Config, names []string, log *slog.Logger) (hosts, error) {
+// startBackends starts the plugins of the named backends, side by side. If
+// there are problems with the file, or a plugin does not start, it stops those
+// that did and returns all Problems. Backends are not started for which there
+// are some already.
+func startBackends(ctx context.Context, c *gateway.Config, names []string, problems gateway.Problems, log *slog.Logger) (hosts, error) {
 	var (
 		mu       sync.Mutex
 		started  = hosts{}
-		problems gateway.Problems
 		starting sync.WaitGroup
 	)
+	names = slices.DeleteFunc(names, func(name string) bool {
+		_, exists := c.Backends[name]
+		return !exists || problems.In(settings.Join("backend", name)) || problems.In("plugin_directory")
+	})
 	for _, name := range names {
 		starting.Go(func() {
 			host, err := plugins.Start(ctx, pluginOf(c, name, log))
@@ -95,7 +101,7 @@ func startBackends(ctx context.Context, c *gateway.Config, names []string, log *
 	starting.Wait()
 	if len(problems) > 0 {
 		started.close(log)
-		slices.SortFunc(problems, func(a, b gateway.Problem) int { return a.Line - b.Line })
+		c.Sort(problems)
 		return nil, problems
 	}
 	return started, nil

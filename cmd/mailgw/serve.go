@@ -2,11 +2,17 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
+	"io/fs"
+	"log/slog"
 	"maps"
+	"net"
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/mailgw/mailgw/gateway"
@@ -22,11 +28,12 @@ func serveCommand() *cobra.Command {
 		Short: "Run the gateway",
 		Long: `Serve runs the gateway until SIGTERM or SIGINT. Then it stops listening, ends idle
 sessions with 421, waits for the transactions under way as long as
-shutdown_timeout says, and stops the plugins. A second signal ends it at once.
+shutdown_timeout says, and stops the plugins. A second signal ends it at once:
+clients without an answer try again.
 
 Before it listens it starts the plugin of every backend that stands in a route.
 If one does not start, or the configuration has a problem, all problems are
-printed and nothing runs.
+printed, as check does, and nothing runs.
 
 The log goes to standard error. On a terminal, standard output tells what to
 type next.
@@ -35,6 +42,7 @@ Exit codes:
   0   ended by a signal
   64  wrong usage
   71  the system refuses something: an address in use, for example
+  75  ended at once by a second signal
   78  the configuration has a problem, or a backend does not start`,
 		Example: `  mailgw serve
   mailgw serve --config /etc/mailgw/gateway.toml`,
@@ -63,29 +71,53 @@ func isTerminal(w io.Writer) bool {
 
 // serve runs the gateway of a configuration file until a signal comes.
 func serve(config string, stdout, stderr io.Writer) error {
-	ctx, restore := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer restore()
-	c, err := loadConfig(config, stderr)
+	ctx := untilSignal()
+	c, problems, err := loadConfig(config, stderr)
 	if err != nil {
 		return err
 	}
 	log := newLogger(c.Log, stderr)
+	log.Info("starting", "version", version(), "config", config)
 
-	hosts, err := startBackends(ctx, c, routed(c), log)
+	hosts, err := startBackends(ctx, c, routed(c), problems, log)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil // the signal came first
 	case err != nil:
 		return exitError{exitConfig, err}
 	}
-	defer hosts.close(log)
+	err = serveBackends(ctx, c, hosts, log, stdout)
+	hosts.close(log)
+	if err == nil {
+		log.Info("stopped")
+	}
+	return err
+}
 
+// untilSignal returns a context that ends with the first SIGTERM or SIGINT. A
+// second one ends the process. It is not left to what signals do by default:
+// a shell lets a program in the background ignore SIGINT.
+func untilSignal() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	go func() {
+		<-signals
+		cancel()
+		<-signals
+		os.Exit(exitTemporary) // plugins end when their gateway does
+	}()
+	return ctx
+}
+
+// serveBackends takes mail for running backends until ctx ends.
+func serveBackends(ctx context.Context, c *gateway.Config, hosts hosts, log *slog.Logger, stdout io.Writer) error {
 	server, err := gateway.New(c, hosts.backends(), log)
 	if err != nil {
 		return exitError{exitConfig, err}
 	}
 	if err := server.Listen(); err != nil {
-		return exitError{exitSystem, err}
+		return exitError{exitSystem, explainListen(err)}
 	}
 	go server.Serve()
 	for i := range c.Listeners {
@@ -95,8 +127,7 @@ func serve(config string, stdout, stderr io.Writer) error {
 	printHints(stdout, c, server.Addrs())
 
 	<-ctx.Done()
-	restore() // a second signal ends the process
-	log.Info("stopping", "timeout", c.ShutdownTimeout)
+	log.Info("stopping", "timeout", c.ShutdownTimeout, "hint", "a second signal ends it at once")
 	deadline, cancel := context.WithTimeout(context.Background(), c.ShutdownTimeout)
 	defer cancel()
 	if err := server.Shutdown(deadline); err != nil {
@@ -105,7 +136,16 @@ func serve(config string, stdout, stderr io.Writer) error {
 	return nil
 }
 
-// routed returns the backends that stand in a route.
+// explainListen adds what to do where the system only says no.
+func explainListen(err error) error {
+	op, ok := errors.AsType[*net.OpError](err)
+	if ok && strings.HasPrefix(op.Net, "tcp") && errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w; a port below 1024 takes root or CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities)", err)
+	}
+	return err
+}
+
+// routed returns the names that stand in a route.
 func routed(c *gateway.Config) []string {
 	names := map[string]bool{}
 	for _, l := range c.Listeners {

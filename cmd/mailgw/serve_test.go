@@ -97,7 +97,10 @@ type gatewayProcess struct {
 func startGateway(t *testing.T, text string) *gatewayProcess {
 	t.Helper()
 	dir, file := configure(t, text)
-	g := &gatewayProcess{cmd: program(t, "serve", "--hints", "--config", file), dir: dir, log: make(chan string, 1000)}
+	// As a script does in its background, with SIGINT ignored.
+	serve := program(t, "serve", "--hints", "--config", file)
+	cmd := exec.Command("sh", append([]string{"-c", `trap "" INT; exec "$0" "$@"`}, serve.Args...)...)
+	g := &gatewayProcess{cmd: cmd, dir: dir, log: make(chan string, 1000)}
 	stdout, _ := g.cmd.StdoutPipe()
 	stderr, _ := g.cmd.StderrPipe()
 	if err := g.cmd.Start(); err != nil {
@@ -271,6 +274,7 @@ func TestTransactionUnderWayIsWaitedFor(t *testing.T) {
 	if got := <-answer; !strings.HasPrefix(got, "slow@example.org  250 2.0.0 ") || !strings.Contains(got, "at last") {
 		t.Errorf("got %q", got)
 	}
+	g.waitForLog(t, "msg=stopped")
 	if state := g.wait(t); state.ExitCode() != 0 {
 		t.Errorf("after SIGTERM: %v", state)
 	}
@@ -293,16 +297,16 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	t.Parallel() // it waits for processes
 	g := startGateway(t, mainTOML)
 	answer := g.sendTo(t, "stuck@example.org")
-	g.cmd.Process.Signal(syscall.SIGTERM)
+	g.cmd.Process.Signal(syscall.SIGINT)
 	g.waitForLog(t, "msg=stopping")
-	g.cmd.Process.Signal(syscall.SIGTERM)
+	g.cmd.Process.Signal(syscall.SIGINT)
 	if got := <-answer; !strings.HasPrefix(got, "stuck@example.org  no answer: connection lost") {
 		t.Errorf("got %q", got)
 	}
 	for range g.log {
 	}
 	g.cmd.Wait()
-	if status := g.cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != syscall.SIGTERM {
+	if code := g.cmd.ProcessState.ExitCode(); code != exitTemporary {
 		t.Errorf("ended with %v", g.cmd.ProcessState)
 	}
 }
