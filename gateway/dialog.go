@@ -65,6 +65,12 @@ var verbs = map[string]verb{
 	"XFORWARD": {handle: (*dialog).xforwardAttrs},
 }
 
+// httpMethods are the commands of another protocol: RFC 9110, section 9.
+var httpMethods = map[string]bool{
+	"GET": true, "HEAD": true, "POST": true, "PUT": true, "DELETE": true,
+	"CONNECT": true, "OPTIONS": true, "TRACE": true, "PATCH": true,
+}
+
 func reply(code int, enhanced, text string) smtp.Reply {
 	return smtp.Reply{Code: code, Enhanced: enhanced, Text: text}
 }
@@ -84,6 +90,9 @@ func (d *dialog) command(line string) (smtp.Reply, action) {
 	name, args := smtp.ParseCommand(line)
 	v, ok := verbs[name]
 	switch {
+	case httpMethods[name]:
+		// A browser that was led here would have us take its lines for commands.
+		return reply(421, "4.7.0", d.hostname+" this is "+strings.ToUpper(d.Protocol)+", good bye"), hangUp
 	case !ok:
 		return d.bad(reply(500, "5.5.1", "command not recognized"))
 	case v.protocol != "" && v.protocol != d.Protocol:
@@ -157,6 +166,9 @@ func (d *dialog) ehlo(args string) smtp.Reply {
 	}
 	d.extended = true
 	keywords := []string{d.hostname, "PIPELINING", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES"}
+	if most := d.Limits.Recipients; most > 0 {
+		keywords = append(keywords, "LIMITS RCPTMAX="+strconv.Itoa(most)) // RFC 9422
+	}
 	if size := d.Limits.MessageSize; size > 0 {
 		keywords = append(keywords, "SIZE "+strconv.FormatInt(int64(size), 10))
 	} else {
