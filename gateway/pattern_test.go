@@ -1,11 +1,6 @@
 package gateway
 
-import (
-	"strings"
-	"testing"
-
-	"github.com/mailgw/mailgw/internal/smtp"
-)
+import "testing"
 
 func TestMostExactPatternDecides(t *testing.T) {
 	all := []string{
@@ -78,7 +73,7 @@ func TestAddressWithoutDomainMatchesUserAndEverything(t *testing.T) {
 
 func TestNothingMatches(t *testing.T) {
 	p := patterns[string]{}
-	for _, text := range []string{"user@example.org", "@example.com", "postmaster@*"} {
+	for _, text := range []string{"user@example.org", "@example.com", "postmaster@*", `""@*`} {
 		if err := p.add(text, "", text); err != nil {
 			t.Fatal(err)
 		}
@@ -91,96 +86,15 @@ func TestNothingMatches(t *testing.T) {
 }
 
 func TestTieNamesTheOtherPattern(t *testing.T) {
-	for _, test := range []struct{ one, other string }{
-		{"@example.org", "*@example.org"},
-		{"@example.org", "@EXAMPLE.org"},
-		{"user@example.org", `"USER"@example.org`},
-		{`"a b"@example.org`, `"a\ b"@example.org`},
-		{"*", "*@*"},
-		{"*", "@*"},
-		{"user@*", "User@*"},
-		{"postmaster", "Postmaster"},
-		{"<>", "<>"},
-	} {
-		p := patterns[int]{}
-		if err := p.add(test.one, "the first place", 1); err != nil {
-			t.Fatal(err)
-		}
-		err := p.add(test.other, "the second place", 1)
-		if err == nil || !strings.Contains(err.Error(), test.one) || !strings.Contains(err.Error(), "the first place") {
-			t.Errorf("%s after %s: %v, want an error that names the first and its place", test.other, test.one, err)
-		}
+	p := patterns[int]{}
+	if err := p.add("@example.org", "the first place", 1); err != nil {
+		t.Fatal(err)
 	}
-	for _, test := range []struct{ one, other string }{
-		{"postmaster", "postmaster@*"},
-		{"*@example.org", `"*"@example.org`},
-		{"user@*", `user@example.org`},
-		{"@müller.example", "@xn--mller-kva.example"},
-	} {
-		p := patterns[int]{}
-		if err := p.add(test.one, "", 1); err != nil {
-			t.Fatal(err)
-		}
-		if err := p.add(test.other, "", 2); err != nil {
-			t.Errorf("%s after %s: %v, want no tie", test.other, test.one, err)
-		}
+	err := p.add("*@Example.ORG", "the second place", 1)
+	if want := "means the same as @example.org in the first place"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
 	}
-}
-
-func TestBadPattern(t *testing.T) {
-	for pattern, want := range map[string]string{
-		"":                          "no domain",
-		"user":                      "no domain",
-		"example.org":               "no domain",
-		"@":                         "domain is empty",
-		"user@":                     "domain is empty",
-		"us*@example.org":           "a * stands for the whole",
-		"**@example.org":            "a * stands for the whole",
-		"user@*.example.org":        "a * stands for the whole",
-		"@*.org":                    "a * stands for the whole",
-		"@.example.org":             "empty label",
-		"a b@example.org":           "character ' '",
-		"<user@example.org>":        "character '<'",
-		`"user@example.org`:         "unbalanced quotes",
-		"@relay:user@example.org":   "a source route",
-		"user@[192.0.2.300]":        "bad address literal",
-		"user@example.org # remark": "character ' '",
-		"\xff@example.org":          "neither US-ASCII nor UTF-8",
-	} {
-		err := patterns[int]{}.add(pattern, "", 1)
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%q: got %v, want %q", pattern, err, want)
-		}
+	if err := p.add("user@example.org", "", 2); err != nil {
+		t.Errorf("got %v for a more exact pattern, want no tie", err)
 	}
-}
-
-// FuzzPattern looks for an address that the patterns made of it do not match,
-// and for a pattern of one address that is none.
-func FuzzPattern(f *testing.F) {
-	for _, address := range []string{"user@example.org", `"a\"*b"@[IPv6:::1]`, "@example.org", "user@*"} {
-		f.Add(address)
-	}
-	f.Fuzz(func(t *testing.T, text string) {
-		address, err := smtp.CheckMailbox(text, true)
-		if p, patternErr := parsePattern(text); patternErr == nil && p.rank == oneAddress && p.domain != "" && err != nil {
-			t.Fatalf("%q is a pattern of one address, and none: %v", text, err)
-		}
-		if err != nil {
-			return
-		}
-		at := strings.LastIndexByte(address, '@')
-		local, domain := address[:at], address[at:]
-		if strings.Contains(local, "*") && local[0] != '"' {
-			local = `"` + local + `"`
-		}
-		for _, text := range []string{local + domain, domain, "*" + domain, local + "@*", "*", "*@*"} {
-			p := patterns[bool]{}
-			if err := p.add(text, "", true); err != nil {
-				t.Fatalf("%q: %v", text, err)
-			}
-			if !p.lookup(address) {
-				t.Fatalf("%q does not match %q", text, address)
-			}
-		}
-	})
 }

@@ -33,7 +33,7 @@ const (
 
 // add adds a pattern. Lists may say something twice, but not two things.
 func (a *access) add(text, place string, says permission) error {
-	if key, err := parsePattern(text); err == nil && a.rules[key].value == says {
+	if key, err := smtp.ParsePattern(text); err == nil && a.rules[key].value == says {
 		return nil
 	}
 	return a.rules.add(text, place, says)
@@ -144,9 +144,7 @@ func (v *validation) routes(key string, config map[string][]string) patterns[*ro
 // RoutePatterns returns the patterns of the routes, the one that decides
 // first at the top.
 func (l *ListenerConfig) RoutePatterns() []string {
-	order := slices.SortedFunc(maps.Keys(l.routes), func(a, b pattern) int {
-		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.domain, b.domain), cmp.Compare(a.local, b.local))
-	})
+	order := slices.SortedFunc(maps.Keys(l.routes), smtp.Pattern.Compare)
 	texts := make([]string, len(order))
 	for i, p := range order {
 		texts[i] = l.routes[p].text

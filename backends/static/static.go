@@ -6,8 +6,8 @@
 //	status = "450 4.2.1 mailbox busy"
 //	delay = "2s"
 //
-// The first rule that matches a recipient decides it. A recipient that no
-// rule matches goes on to the next backend.
+// The first rule that matches a recipient decides it, even if a later one is
+// more exact. A recipient that no rule matches goes on to the next backend.
 package static
 
 import (
@@ -27,8 +27,8 @@ type Settings struct {
 
 // A Rule gives a status to the recipients that match a pattern.
 type Rule struct {
-	// To is the pattern: "user@example.org", "@example.org", "user@*" or
-	// "*". Upper and lower case are the same.
+	// To is the pattern, as in the routes of a listener: "user@example.org",
+	// "postmaster", "@example.org", "user@*" or "*".
 	To string `toml:"to"`
 
 	// Status is the answer: "450 4.2.1 mailbox busy". The enhanced code may
@@ -53,7 +53,7 @@ func New(s Settings) (backends.Backend, error) {
 			faults = append(faults, backends.SettingError{Key: fmt.Sprintf("rule[%d].%s", i, key), Err: fmt.Errorf(format, args...)})
 		}
 		var err error
-		if rules[i].to, err = parsePattern(r.To); err != nil {
+		if rules[i].to, err = smtp.ParsePattern(r.To); err != nil {
 			fault("to", "%q: %w", r.To, err)
 		}
 		if rules[i].status, err = parseStatus(r.Status); err != nil {
@@ -68,7 +68,7 @@ func New(s Settings) (backends.Backend, error) {
 }
 
 type rule struct {
-	to     pattern
+	to     smtp.Pattern
 	status backends.Status
 	delay  time.Duration
 }
@@ -81,7 +81,7 @@ func (b backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 	}
 	for i, to := range tx.Envelope.Recipients {
 		for _, r := range b {
-			if r.to.matches(to.Address) {
+			if r.to.Matches(to.Address) {
 				r.decide(ctx, tx, i)
 				break
 			}

@@ -33,6 +33,7 @@ func TestFirstMatchingRuleDecides(t *testing.T) {
 		{To: "bob@example.org", Status: "250 2.0.0 exact"},
 		{To: `"odd one"@Example.org`, Status: "250 2.0.0 quoted"},
 		{To: "carol@*", Status: "250 2.0.0 user"},
+		{To: "Postmaster", Status: "250 2.0.0 no domain"},
 		{To: "@example.org", Status: "450 4.2.1 domain"},
 		{To: "*@example.com", Status: "451 domain, too"},
 		{To: "bob@example.org", Status: "550 5.1.1 never reached"},
@@ -50,7 +51,8 @@ func TestFirstMatchingRuleDecides(t *testing.T) {
 		{"dave@example.org", "450 4.2.1 domain"},
 		{"dave@example.com", "451 4.0.0 domain, too"},
 		{"dave@sub.example.org", ""},
-		{"postmaster", ""},
+		{"postmaster", "250 2.0.0 no domain"},
+		{"postmaster@example.net", ""},
 	}
 	for _, tt := range tests {
 		tx := transaction(tt.to)
@@ -141,6 +143,7 @@ func TestBadSettingsNameTheirKey(t *testing.T) {
 	}{
 		{Rule{To: "", Status: "250 ok"}, `rule[1].to: ""`},
 		{Rule{To: "bob", Status: "250 ok"}, `rule[1].to: "bob"`},
+		{Rule{To: "*-list@example.org", Status: "250 ok"}, `rule[1].to: "*-list@example.org"`},
 		{Rule{To: "bob@exa mple", Status: "250 ok"}, `rule[1].to: "bob@exa mple"`},
 		{Rule{To: "*", Status: ""}, `rule[1].status: ""`},
 		{Rule{To: "*", Status: "no"}, `rule[1].status: "no"`},
