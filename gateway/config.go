@@ -53,6 +53,7 @@ type ListenerConfig struct {
 	RequireTLS        bool      `toml:"require_tls"`
 	XForward          []string  `toml:"xforward"` // trusted peers
 	DSN               bool      `toml:"dsn"`
+	Chunking          bool      `toml:"chunking"`
 	OneRoute          bool      `toml:"one_route"`
 	UnknownParameters string    `toml:"unknown_parameters"` // refuse, keep
 	BareNewlines      string    `toml:"bare_newlines"`      // refuse, pass

@@ -84,21 +84,40 @@ func (c *conn) serve(ctx context.Context) {
 		if r.Code >= 400 {
 			c.logRefused(line, r)
 		}
-		c.say(r)
-		switch next {
-		case readMessage:
-			if err := c.readMessage(ctx); err != nil {
-				c.hangUp(err)
-				return
-			}
-		case startTLS:
-			if err := c.startTLS(ctx); err != nil {
-				return
-			}
-		case hangUp:
+		if next != readChunk {
+			c.say(r)
+		}
+		switch err := c.do(ctx, next); {
+		case err == errHungUp:
+			return
+		case err != nil:
+			c.hangUp(err)
 			return
 		}
 	}
+}
+
+// errHungUp says that the session has ended, and all is said.
+var errHungUp = errors.New("hung up")
+
+// do does what follows a reply.
+func (c *conn) do(ctx context.Context, next action) error {
+	switch next {
+	case readMessage:
+		return c.readMessage(ctx)
+	case readChunk:
+		return c.readChunk(ctx)
+	case skipChunk:
+		_, err := io.Copy(io.Discard, c.patiently(smtp.NewChunkReader(c.r, c.chunk.size)))
+		return err
+	case startTLS:
+		if c.startTLS(ctx) != nil {
+			return errHungUp
+		}
+	case hangUp:
+		return errHungUp
+	}
+	return nil
 }
 
 // startTLS does a handshake. The client has CommandTimeout for all of it.
@@ -240,9 +259,13 @@ func (c *conn) readCommand() (string, error) {
 // messageReader lets the client take CommandTimeout for each part of the
 // message and MessageTimeout for the whole.
 type messageReader struct {
-	*smtp.DotReader
+	io.Reader
 	c    *conn
 	ends time.Time
+}
+
+func (c *conn) patiently(r io.Reader) messageReader {
+	return messageReader{r, c, c.soonest(c.Limits.MessageTimeout)}
 }
 
 func (r messageReader) Read(p []byte) (int, error) {
@@ -251,17 +274,35 @@ func (r messageReader) Read(p []byte) (int, error) {
 		deadline = r.ends
 	}
 	r.c.expect(deadline, false)
-	return r.DotReader.Read(p)
+	return r.Reader.Read(p)
 }
 
 // readMessage reads the message of the transaction, has it delivered, and
 // says what became of it. An error means that the client is gone.
 func (c *conn) readMessage(ctx context.Context) error {
-	r := messageReader{smtp.NewDotReader(c.r), c, c.soonest(c.Limits.MessageTimeout)}
-	d, err := c.server.receive(ctx, c.dialog, r, c.log)
+	dots := smtp.NewDotReader(c.r)
+	d, err := c.server.receive(ctx, c.dialog, c.patiently(dots), dots.Bare, c.log)
 	if err != nil {
 		return err
 	}
+	return c.sayAnswers(d)
+}
+
+// readChunk reads a part of the message, and after the last part goes on as
+// readMessage does.
+func (c *conn) readChunk(ctx context.Context) error {
+	d, r, err := c.server.receiveChunk(ctx, c.dialog, c.patiently(smtp.NewChunkReader(c.r, c.chunk.size)), c.log)
+	switch {
+	case err != nil:
+		return err
+	case d == nil:
+		c.say(r)
+		return nil
+	}
+	return c.sayAnswers(d)
+}
+
+func (c *conn) sayAnswers(d *delivery) (err error) {
 	flush := func() { err = errors.Join(err, c.flush()) }
 	for r := range d.replies(c.Protocol, flush) {
 		c.say(r)

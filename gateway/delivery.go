@@ -24,8 +24,13 @@ type transaction struct {
 	params     backends.Params
 	recipients []recipient
 	utf8       bool      // SMTPUTF8
+	binary     bool      // BODY=BINARYMIME
 	charged    int64     // octets of the spool's budget that the envelope takes
 	began      time.Time // at MAIL
+
+	message *message // as far as it has come
+	lines   lineEnds // of chunks
+	fault   error    // why the message is refused, once that is known
 }
 
 // A recipient is one accepted RCPT and where it goes.

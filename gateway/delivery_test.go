@@ -30,7 +30,7 @@ func deliver(t *testing.T, s *Server, to ...string) []string {
 			t.Fatalf("%s: %v", line, r)
 		}
 	}
-	delivery, err := s.receive(t.Context(), d, wholeMessage{strings.NewReader("A: 1\r\n\r\nbody\r\n")}, s.log)
+	delivery, err := s.receive(t.Context(), d, strings.NewReader("A: 1\r\n\r\nbody\r\n"), func() bool { return false }, s.log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,10 +40,6 @@ func deliver(t *testing.T, s *Server, to ...string) []string {
 	}
 	return replies
 }
-
-type wholeMessage struct{ io.Reader }
-
-func (wholeMessage) Bare() bool { return false }
 
 func chainServer(t *testing.T, chain ...backends.Backend) *Server {
 	t.Helper()

@@ -28,6 +28,13 @@ type dialog struct {
 	tx       *transaction // from MAIL to the end of the message
 	errors   int          // bad commands since the last message
 	refused  int          // all refused commands since the last message
+	chunk    chunk        // that BDAT has announced
+}
+
+// A chunk is what BDAT announces.
+type chunk struct {
+	size int64
+	last bool
 }
 
 // An action is what follows a reply.
@@ -36,6 +43,8 @@ type action int
 const (
 	readCommand action = iota
 	readMessage        // then take the transaction by endMessage
+	readChunk          // there is no reply yet
+	skipChunk          // of a BDAT that was refused
 	startTLS           // then call startedTLS
 	hangUp
 )
@@ -44,6 +53,7 @@ const (
 type verb struct {
 	handle   func(d *dialog, args string) smtp.Reply
 	then     action // if the reply is no refusal
+	refused  action // if it is
 	protocol string // smtp or lmtp; empty for both
 	clear    bool   // allowed in the clear where TLS is required
 }
@@ -56,6 +66,7 @@ var verbs = map[string]verb{
 	"MAIL":     {handle: (*dialog).mail},
 	"RCPT":     {handle: (*dialog).rcpt},
 	"DATA":     {handle: (*dialog).data, then: readMessage},
+	"BDAT":     {handle: (*dialog).bdat, then: readChunk, refused: skipChunk},
 	"RSET":     {handle: (*dialog).rset},
 	"NOOP":     {handle: (*dialog).noop, clear: true},
 	"QUIT":     {handle: (*dialog).quit, then: hangUp, clear: true},
@@ -102,13 +113,19 @@ func (d *dialog) command(line string) (smtp.Reply, action) {
 		return d.bad(reply(530, "5.7.0", "say STARTTLS first")) // RFC 3207, section 4
 	}
 	r := v.handle(d, args)
+	next := v.then
 	switch {
+	case r.Code == 421:
+		next = hangUp
 	case r.Code >= 500 && r.Code <= 503:
-		return d.bad(r)
+		r, next = d.bad(r)
 	case r.Code >= 400:
-		return d.refuse(r)
+		r, next = d.refuse(r)
 	}
-	return r, v.then
+	if next == readCommand {
+		next = v.refused
+	}
+	return r, next
 }
 
 var hello = map[string]string{"smtp": "EHLO", "lmtp": "LHLO"}
@@ -146,6 +163,9 @@ func (d *dialog) enough() (smtp.Reply, action) {
 func (d *dialog) reset() {
 	if d.tx != nil {
 		d.budget.refund(d.tx.charged)
+		if d.tx.message != nil {
+			d.tx.message.Close()
+		}
 	}
 	d.tx = nil
 	d.xforward = nil
@@ -173,6 +193,9 @@ func (d *dialog) ehlo(args string) smtp.Reply {
 		keywords = append(keywords, "SIZE "+strconv.FormatInt(int64(size), 10))
 	} else {
 		keywords = append(keywords, "SIZE")
+	}
+	if d.Chunking {
+		keywords = append(keywords, "CHUNKING", "BINARYMIME")
 	}
 	if d.DSN {
 		keywords = append(keywords, "DSN")
@@ -270,8 +293,11 @@ func (d *dialog) withProtocol(utf8 bool) string {
 }
 
 func (d *dialog) rcpt(args string) smtp.Reply {
-	if d.tx == nil {
+	switch {
+	case d.tx == nil:
 		return reply(503, "5.5.1", "say MAIL first")
+	case d.tx.message != nil:
+		return reply(503, "5.5.1", "the message has begun")
 	}
 	path, params, err := smtp.CutPath(args, "TO:")
 	if err != nil {
@@ -407,11 +433,17 @@ func (d *dialog) sizeParam(tx *transaction, value string) (smtp.Reply, bool) {
 
 var tooLarge = backends.NewStatus(552, "5.3.4", "message too large")
 
-func (d *dialog) bodyParam(_ *transaction, value string) (smtp.Reply, bool) {
-	if !strings.EqualFold(value, "7BIT") && !strings.EqualFold(value, "8BITMIME") {
-		return reply(501, "5.5.4", "BODY is 7BIT or 8BITMIME"), false
+func (d *dialog) bodyParam(tx *transaction, value string) (smtp.Reply, bool) {
+	switch strings.ToUpper(value) {
+	case "7BIT", "8BITMIME":
+		return smtp.Reply{}, true
+	case "BINARYMIME":
+		tx.binary = true
+		if d.Chunking {
+			return smtp.Reply{}, true
+		}
 	}
-	return smtp.Reply{}, true
+	return reply(501, "5.5.4", "BODY is 7BIT or 8BITMIME"), false
 }
 
 func (d *dialog) utf8Param(_ *transaction, value string) (smtp.Reply, bool) {
@@ -427,12 +459,41 @@ func (d *dialog) data(args string) smtp.Reply {
 		return reply(501, "5.5.4", "DATA has no arguments")
 	case d.tx == nil:
 		return reply(503, "5.5.1", "say MAIL first")
-	case len(d.tx.recipients) == 0 && d.Protocol == "lmtp":
-		return reply(503, "5.5.1", "no valid recipients") // RFC 2033, section 4.2
+	case d.tx.message != nil:
+		return reply(503, "5.5.1", "BDAT has begun the message") // RFC 3030, section 2
+	case d.tx.binary:
+		return reply(503, "5.5.1", "a BINARYMIME message comes by BDAT") // RFC 3030, section 3
 	case len(d.tx.recipients) == 0:
-		return reply(554, "5.5.1", "no valid recipients") // RFC 5321, section 3.3
+		return d.noRecipients()
 	}
 	return reply(354, "", "end the message with CRLF.CRLF")
+}
+
+// noRecipients refuses a message for nobody.
+func (d *dialog) noRecipients() smtp.Reply {
+	if d.Protocol == "lmtp" {
+		return reply(503, "5.5.1", "no valid recipients") // RFC 2033, section 4.2
+	}
+	return reply(554, "5.5.1", "no valid recipients") // RFC 5321, section 3.3
+}
+
+// bdat refuses a chunk or lets it be read. Either way as many octets follow
+// as the client says, and if that cannot be told, neither can where the next
+// command begins.
+func (d *dialog) bdat(args string) (r smtp.Reply) {
+	var err error
+	d.chunk.size, d.chunk.last, err = smtp.ParseChunk(args)
+	switch {
+	case err != nil:
+		return reply(421, "4.7.0", d.hostname+" "+err.Error())
+	case !d.Chunking:
+		return reply(502, "5.5.1", "BDAT is not offered here")
+	case d.tx == nil:
+		return reply(503, "5.5.1", "say MAIL first")
+	case len(d.tx.recipients) == 0:
+		return d.noRecipients()
+	}
+	return smtp.Reply{}
 }
 
 // endMessage returns the transaction whose message was read, and is ready

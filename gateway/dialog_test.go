@@ -276,16 +276,20 @@ func (s *script) runAlone(t *testing.T, path string) {
 		} else {
 			answer, next = d.command(string(line))
 		}
-		hear(answer)
+		if next != readChunk {
+			hear(answer)
+		}
 		hungUp = next == hangUp
-		if next == readMessage {
-			delivery, err := server.receive(t.Context(), d, smtp.NewDotReader(r), server.log)
-			if err != nil {
-				t.Fatalf("%s: %v", path, err)
-			}
+		delivery, answer, err := readAlone(t, server, d, r, next)
+		switch {
+		case err != nil:
+			t.Fatalf("%s: %v", path, err)
+		case delivery != nil:
 			for answer := range delivery.replies(d.Protocol, func() {}) {
 				hear(answer)
 			}
+		case next == readChunk:
+			hear(answer)
 		}
 	}
 	for i := range max(len(got), len(want)) {
@@ -303,6 +307,23 @@ func (s *script) runAlone(t *testing.T, path string) {
 	if hungUp != s.hangUp {
 		t.Errorf("%s: hangs up: %v, want %v", path, hungUp, s.hangUp)
 	}
+}
+
+// readAlone reads what follows a command, as conn does. If that was the end
+// of a message, it returns its delivery, and after another chunk the reply.
+func readAlone(t *testing.T, s *Server, d *dialog, r *bufio.Reader, next action) (*delivery, smtp.Reply, error) {
+	switch next {
+	case readMessage:
+		dots := smtp.NewDotReader(r)
+		delivery, err := s.receive(t.Context(), d, dots, dots.Bare, s.log)
+		return delivery, smtp.Reply{}, err
+	case readChunk:
+		return s.receiveChunk(t.Context(), d, smtp.NewChunkReader(r, d.chunk.size), s.log)
+	case skipChunk:
+		_, err := io.Copy(io.Discard, smtp.NewChunkReader(r, d.chunk.size))
+		return nil, smtp.Reply{}, err
+	}
+	return nil, smtp.Reply{}, nil
 }
 
 // runSocket is the client of a server.

@@ -186,25 +186,35 @@ func isHeaderLine(part []byte, continues bool) bool {
 	return ok && len(name) > 0 && !bytes.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
+// lineEnds looks for a CR or LF that stands alone, in a message that comes in
+// parts.
+type lineEnds struct {
+	last byte
+	bare bool
+}
+
+func (l *lineEnds) scan(p []byte) {
+	for _, c := range p {
+		l.bare = l.bare || (c == '\n') != (l.last == '\r')
+		l.last = c
+	}
+}
+
+// end reports whether there was one, after the last part.
+func (l *lineEnds) end() bool { return l.bare || l.last == '\r' }
+
 // wholeLines passes on what r gives and fails at a CR or LF that stands
 // alone, so that no edit brings one into a message.
 type wholeLines struct {
-	r    io.Reader
-	last byte
-	at   int64
+	r     io.Reader
+	lines lineEnds
 }
 
 func (w *wholeLines) Read(p []byte) (int, error) {
 	n, err := w.r.Read(p)
-	for _, c := range p[:n] {
-		if (c == '\n') != (w.last == '\r') {
-			return 0, fmt.Errorf("bare CR or LF at octet %d", w.at)
-		}
-		w.last = c
-		w.at++
-	}
-	if err == io.EOF && w.last == '\r' {
-		return n, fmt.Errorf("bare CR at octet %d", w.at-1)
+	w.lines.scan(p[:n])
+	if w.lines.bare || err == io.EOF && w.lines.end() {
+		return 0, errBareNewline
 	}
 	return n, err
 }

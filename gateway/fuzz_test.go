@@ -40,7 +40,7 @@ func FuzzDialog(f *testing.F) {
 			}
 			return nil
 		})}
-		server := testServer(t, all, "protocol = '"+protocol+"'\nxforward = ['unix']\nunknown_parameters = 'keep'\n[listener.limits]\nbad_commands = 0\n[listener.routes]\n'*' = ['word']\n")
+		server := testServer(t, all, "protocol = '"+protocol+"'\nxforward = ['unix']\nunknown_parameters = 'keep'\nchunking = true\n[listener.limits]\nbad_commands = 0\n[listener.routes]\n'*' = ['word']\n")
 		d := server.listeners[0].dialog(backends.Peer{UID: 1}, "test")
 		r := bufio.NewReader(strings.NewReader(string(said)))
 		for {
@@ -55,31 +55,41 @@ func FuzzDialog(f *testing.F) {
 			default:
 				answer, next = d.command(string(line))
 			}
-			checkReply(t, answer)
-			switch next {
-			case hangUp:
+			if next == hangUp {
+				checkReply(t, answer)
 				return
-			case readMessage:
-				recipients := len(d.tx.recipients)
-				word.Store(false)
-				delivery, err := server.receive(t.Context(), d, smtp.NewDotReader(r), server.log)
-				if err != nil {
-					return
+			}
+			recipients := 0
+			if d.tx != nil {
+				recipients = len(d.tx.recipients)
+			}
+			word.Store(false)
+			delivery, chunkAnswer, err := readAlone(t, server, d, r, next)
+			if err != nil {
+				return
+			}
+			if next == readChunk && delivery == nil {
+				answer = chunkAnswer
+			}
+			if next != readChunk || delivery == nil {
+				checkReply(t, answer)
+			}
+			if delivery == nil {
+				continue
+			}
+			replies := 0
+			for answer := range delivery.replies(protocol, func() {}) {
+				replies++
+				checkReply(t, answer)
+				if answer.Code < 400 && !word.Load() {
+					t.Errorf("%v without a backend's word", answer)
 				}
-				replies := 0
-				for answer := range delivery.replies(protocol, func() {}) {
-					replies++
-					checkReply(t, answer)
-					if answer.Code < 400 && !word.Load() {
-						t.Errorf("%v without a backend's word", answer)
-					}
-				}
-				if lmtp && replies != recipients || !lmtp && replies != 1 {
-					t.Errorf("%d replies for %d recipients", replies, recipients)
-				}
-				if d.tx != nil || d.xforward != nil {
-					t.Error("the dialog is still in the transaction")
-				}
+			}
+			if lmtp && replies != recipients || !lmtp && replies != 1 {
+				t.Errorf("%d replies for %d recipients", replies, recipients)
+			}
+			if d.tx != nil || d.xforward != nil {
+				t.Error("the dialog is still in the transaction")
 			}
 		}
 	})

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"log/slog"
@@ -12,41 +13,85 @@ import (
 	"github.com/mailgw/mailgw/internal/smtp"
 )
 
-// A messageSource gives the octets of a message up to its end.
-type messageSource interface {
-	io.Reader
-	// Bare reports whether a CR or LF that stands alone was read.
-	Bare() bool
+// receive reads the message after DATA and starts its delivery. The caller
+// asks replies for the answers. An error means that the client was lost
+// before the end of the message, so there is nobody to answer and nothing is
+// delivered. bare tells, at the end of r, whether a CR or LF stood alone.
+func (s *Server) receive(ctx context.Context, d *dialog, r io.Reader, bare func() bool, log *slog.Logger) (*delivery, error) {
+	if err := s.take(d, r, log); err != nil {
+		return nil, err
+	}
+	if d.tx.fault == nil && bare() && d.BareNewlines == "refuse" {
+		d.tx.fault = errBareNewline
+	}
+	return s.deliver(ctx, d, log), nil
 }
 
-// receive reads the message of the transaction that d is in and starts its
-// delivery. The caller asks replies for the answers. An error means that the
-// client was lost before the end of the message, so there is nobody to
-// answer and nothing is delivered.
-func (s *Server) receive(ctx context.Context, d *dialog, r messageSource, log *slog.Logger) (*delivery, error) {
-	m, err := s.spool.store(r, int64(d.Limits.MessageSize))
-	delivery := s.newDelivery(d, log)
-	if err == nil && r.Bare() && d.BareNewlines == "refuse" {
-		m.Close()
-		err = errBareNewline
+// receiveChunk reads the chunk after BDAT. After the last one it starts the
+// delivery, as receive does; before, it returns the reply to the chunk.
+func (s *Server) receiveChunk(ctx context.Context, d *dialog, r io.Reader, log *slog.Logger) (*delivery, smtp.Reply, error) {
+	tx := d.tx
+	if err := s.take(d, io.TeeReader(r, writerFunc(tx.lines.scan)), log); err != nil {
+		return nil, smtp.Reply{}, err
 	}
-	if refusal, ok := refusalOf(err); ok {
-		// The commands go on after the end of the message.
-		_, lost := io.Copy(io.Discard, r)
-		if lost == nil {
-			delivery.refuse(refusal, err)
-			return delivery, nil
+	if !d.chunk.last {
+		if refusal, ok := refusalOf(tx.fault); ok {
+			return nil, statusReply(refusal), nil
 		}
-		err = lost
+		return nil, reply(250, "2.0.0", fmt.Sprintf("%d octets", d.chunk.size)), nil
+	}
+	if tx.fault == nil && !tx.binary && tx.lines.end() && d.BareNewlines == "refuse" {
+		tx.fault = errBareNewline
+	}
+	return s.deliver(ctx, d, log), smtp.Reply{}, nil
+}
+
+type writerFunc func(p []byte)
+
+func (f writerFunc) Write(p []byte) (int, error) {
+	f(p)
+	return len(p), nil
+}
+
+// take adds what r gives to the message of the transaction. It always reads
+// to the end of r, because the commands go on there, whatever becomes of the
+// message. An error means that the client was lost.
+func (s *Server) take(d *dialog, r io.Reader, log *slog.Logger) error {
+	tx := d.tx
+	if tx.message == nil {
+		tx.message = &message{spool: s.spool}
+	}
+	var err error
+	if tx.fault == nil {
+		err = tx.message.fill(r, int64(d.Limits.MessageSize))
+	}
+	if _, ok := refusalOf(err); ok {
+		tx.message.Close()
+		tx.fault, err = err, nil
+	}
+	if err == nil {
+		_, err = io.Copy(io.Discard, r)
 	}
 	if err != nil {
-		delivery.log.Info("refused", "reason", "the message is incomplete", "error", cause(err))
-		delivery.release()
-		return nil, err
+		log.Info("refused", "tx", tx.id, "from", tx.sender, "reason", "the message is incomplete", "error", cause(err))
+		d.reset()
+	}
+	return err
+}
+
+// deliver ends the transaction that d is in and starts its delivery, or
+// refuses its message.
+func (s *Server) deliver(ctx context.Context, d *dialog, log *slog.Logger) *delivery {
+	delivery := s.newDelivery(d, log)
+	m := delivery.message
+	if refusal, ok := refusalOf(delivery.fault); ok {
+		m.Close()
+		delivery.refuse(refusal, delivery.fault)
+		return delivery
 	}
 	delivery.logReceived(m)
 	delivery.begin(ctx, m, d.Limits.AnswerTimeout)
-	return delivery, nil
+	return delivery
 }
 
 var (

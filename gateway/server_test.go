@@ -101,7 +101,7 @@ func TestEndlessRefusalsEndTheSession(t *testing.T) {
 // Envelopes are paid from the budget that messages share, and whatever a
 // session comes to, all is given back.
 func TestBudgetIsGivenBack(t *testing.T) {
-	s := testServer(t, testBackends, "protocol = 'lmtp'\n[listener.limits]\nmessage_size = 100000\n")
+	s := testServer(t, testBackends, "protocol = 'lmtp'\nchunking = true\n[listener.limits]\nmessage_size = 100000\n")
 	const memory = 64 << 10
 	s.spool.free.Store(memory)
 	s.spool.threshold = 2 * chunkSize
@@ -129,6 +129,13 @@ func TestBudgetIsGivenBack(t *testing.T) {
 		c.hear(t)
 		c.ask(t, "QUIT")
 	}
+	chunks := begin()
+	if got := chunks.ask(t, "RCPT TO:<ok@example.org>", "BDAT 3\r\na", "RSET"); got != "250 2.0.0 ok" {
+		t.Errorf("RSET in the middle of chunks: %q", got)
+	}
+	chunks.ask(t, "MAIL FROM:<>", "RCPT TO:<ok@example.org>", "BDAT 3\r\na")
+	io.WriteString(chunks, "BDAT 30000 LAST\r\nhalf")
+	chunks.Close()
 	greedy := begin()
 	long := strings.Repeat("x", 1500)
 	accepted := 0

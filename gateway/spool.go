@@ -96,7 +96,12 @@ func (s *spool) store(r io.Reader, limit int64) (*message, error) {
 	return m, nil
 }
 
+// fill adds what r gives to the message. It may be called again, unless it
+// returned an error.
 func (m *message) fill(r io.Reader, limit int64) error {
+	if m.file != nil {
+		return m.fillFile(r, limit)
+	}
 	for {
 		room, err := m.room()
 		if err != nil {
