@@ -26,7 +26,7 @@ func (b *backend) newFile(box *os.Root) (*file, error) {
 
 	f, err := box.OpenFile("tmp/"+name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return nil, err
+		return nil, whole(box, err)
 	}
 	d := &file{f, box, name}
 	err = f.Chmod(b.Mode) // whatever the umask is
@@ -51,7 +51,7 @@ func (f *file) publish() error {
 	// Dovecot takes the size from the name.
 	name := fmt.Sprintf("new/%s,S=%d", f.name, info.Size())
 	if err := f.box.Link("tmp/"+f.name, name); err != nil {
-		return err
+		return whole(f.box, err)
 	}
 	if err := syncDir(f.box, "new"); err != nil {
 		f.box.Remove(name)

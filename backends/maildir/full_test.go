@@ -16,7 +16,7 @@ import (
 func mountSmall(t *testing.T, dir, size string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("only root can mount a small file system")
+		missing(t, "only root can mount a small file system")
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)

@@ -2,10 +2,13 @@ package maildir
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
+	"strings"
 
 	"github.com/mailgw/mailgw/backends"
 )
@@ -43,16 +46,55 @@ func (b *backend) open(name string) (*os.Root, error) {
 func (b *backend) openOrMake(base *os.Root, name string) (box *os.Root, made bool, err error) {
 	box, err = base.OpenRoot(name)
 	if !errors.Is(err, fs.ErrNotExist) {
-		return box, false, err
+		return box, false, whole(base, err)
 	}
 	if !b.Create {
-		return nil, false, backends.NoSuchUser
+		return nil, false, b.absence(base, name, err)
 	}
 	if err := b.makeDirs(base, name); err != nil {
 		return nil, false, err
 	}
 	box, err = base.OpenRoot(name)
-	return box, true, err
+	return box, true, whole(base, err)
+}
+
+// absence returns why there is no mailbox at a path. Nobody has decided that
+// there is no such user where a directory above the user's is missing, or has
+// nothing in it: a disk may not be mounted.
+func (b *backend) absence(base *os.Root, name string, cause error) error {
+	above := "."
+	for i, component := range strings.Split(name, "/") {
+		here := path.Join(above, component)
+		_, err := base.Lstat(here)
+		if err == nil {
+			above = here
+			continue
+		}
+		if !errors.Is(err, fs.ErrNotExist) || i < b.template.firstOfUser() {
+			return whole(base, err)
+		}
+		switch empty, emptyErr := isEmpty(base, above); {
+		case emptyErr != nil:
+			return emptyErr
+		case empty:
+			return fmt.Errorf("%w, and nothing else is there either", whole(base, err))
+		}
+		return backends.NoSuchUser
+	}
+	return whole(base, cause) // a link to nowhere
+}
+
+func isEmpty(root *os.Root, name string) (bool, error) {
+	d, err := root.Open(name)
+	if err != nil {
+		return false, whole(root, err)
+	}
+	defer d.Close()
+	_, err = d.ReadDir(1)
+	if err == io.EOF {
+		return true, nil
+	}
+	return false, err
 }
 
 // openBase opens the directory that all mailboxes are in. With create it is
@@ -85,7 +127,8 @@ func (b *backend) openBase() (*os.Root, error) {
 	if err := syncUp(parent, path.Dir(rest)); err != nil {
 		return nil, err
 	}
-	return parent.OpenRoot(rest)
+	base, err = parent.OpenRoot(rest)
+	return base, whole(parent, err)
 }
 
 // makeDirs makes the directories of a path below root.
@@ -106,7 +149,7 @@ func (b *backend) makeDir(root *os.Root, name string) (made bool, err error) {
 	if err := root.Mkdir(name, b.DirMode); errors.Is(err, fs.ErrExist) {
 		return false, nil
 	} else if err != nil {
-		return false, err
+		return false, whole(root, err)
 	}
 	err = root.Chmod(name, b.DirMode) // whatever the umask is
 	if err == nil && (b.uid >= 0 || b.gid >= 0) {
@@ -115,7 +158,7 @@ func (b *backend) makeDir(root *os.Root, name string) (made bool, err error) {
 	if err != nil {
 		root.Remove(name)
 	}
-	return true, err
+	return true, whole(root, err)
 }
 
 // persist sees to it that the directories from the base to the mailbox are on
@@ -154,8 +197,26 @@ func syncUp(root *os.Root, name string) error {
 func syncDir(root *os.Root, name string) error {
 	d, err := root.Open(name)
 	if err != nil {
-		return err
+		return whole(root, err)
 	}
 	defer d.Close()
 	return d.Sync()
+}
+
+// whole completes the paths in an error of one of root's methods, which begin
+// at root.
+func whole(root *os.Root, err error) error {
+	complete := func(name string) string {
+		if filepath.IsAbs(name) {
+			return name
+		}
+		return filepath.Join(root.Name(), name)
+	}
+	switch err := err.(type) {
+	case *fs.PathError:
+		return &fs.PathError{Op: err.Op, Path: complete(err.Path), Err: err.Err}
+	case *os.LinkError:
+		return &os.LinkError{Op: err.Op, Old: complete(err.Old), New: complete(err.New), Err: err.Err}
+	}
+	return err
 }

@@ -11,8 +11,10 @@
 // nothing behind.
 //
 // An address that can be no directory name is refused with 550 5.1.3, and with
-// create = false a mailbox that is not there with 550 5.1.1. A full disk or
-// quota is 452 4.3.1, and all other trouble is 451, with the cause in the log.
+// create = false a user whose directory is not there with 550 5.1.1. A full disk
+// or quota is 452 4.3.1, and all other trouble is 451, with the cause in the log:
+// that a directory above the user's is missing or empty, too, since its disk may
+// not be mounted.
 //
 // It does not clean tmp after a crash of the machine or the process: files
 // there that are older than 36 hours may be removed by anybody. It does not
@@ -49,7 +51,9 @@ type Settings struct {
 	RecipientDelimiter string `toml:"recipient_delimiter"`
 
 	// Create says that missing mailboxes are made. If not, they are
-	// refused. A mailbox is there if its directory is.
+	// refused. A mailbox is there if its directory is, and that of
+	// {detail} is a mailbox like any other: mail for user+detail is
+	// refused if the user has a mailbox, but none for that detail.
 	Create bool `toml:"create"`
 
 	// Mode and DirMode are of the files and directories that are made.
@@ -89,7 +93,9 @@ func New(s Settings) (backends.Backend, error) {
 		faults = append(faults, backends.SettingError{Key: key, Err: fmt.Errorf(format, args...)})
 	}
 	var err error
-	if b.template, err = parseTemplate(s.Path); err != nil {
+	if s.Path == "" {
+		fault("path", "is missing; want a path such as /var/vmail/{domain}/{user}")
+	} else if b.template, err = parseTemplate(s.Path); err != nil {
 		fault("path", "%q: %w", s.Path, err)
 	}
 	if !smtp.IsASCII(s.RecipientDelimiter) {

@@ -181,32 +181,92 @@ func TestNothingIsMadeWhenTheContextIsOver(t *testing.T) {
 	}
 }
 
+// Without create, only a user who is missing among others is refused. A disk
+// that is not mounted must not bounce all mail.
 func TestMissingMailboxes(t *testing.T) {
-	dir, b := newBackend(t, func(s *Settings) { s.Create = false })
-	if err := os.MkdirAll(filepath.Join(dir, "example.org/ann"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	tx := transaction("hello", "ann@example.org", "bob@example.org", "ann@example.net")
-	if _, err := backends.Run(t.Context(), b, tx, backends.Hooks{}); err != nil {
-		t.Error(err)
-	}
-	wantStatuses(t, tx, backends.Delivered, backends.NoSuchUser, backends.NoSuchUser)
-	if names := mustList(t, dir); len(names) != 1 {
-		t.Errorf("directories were made: %q", names)
+	for _, test := range []struct {
+		path  string
+		there []string
+		to    string
+		want  backends.Status
+		cause string
+	}{
+		{"{domain}/{user}", []string{"example.org/ann"}, "ann@example.org", backends.Delivered, ""},
+		{"{domain}/{user}", []string{"example.org/ann"}, "bob@example.org", backends.NoSuchUser, ""},
+		{"{domain}/{user}", []string{"example.org/ann"}, "ann@example.net", backends.TryLater, "/example.net: no such file or directory"},
+		{"{domain}/{user}", []string{"example.org"}, "bob@example.org", backends.TryLater, "/example.org/bob: no such file or directory, and nothing else is there either"},
+		{"{domain}/{user}", nil, "bob@example.org", backends.TryLater, "/example.org: no such file or directory"},
+		{"base/{domain}/{user}", nil, "bob@example.org", backends.TryLater, "/base: no such file or directory"},
+		{"{address}", []string{"ann@example.org"}, "ann@example.net", backends.NoSuchUser, ""},
+		{"{address}", nil, "ann@example.net", backends.TryLater, "/ann@example.net: no such file or directory, and nothing else is there either"},
+		{"{domain}", []string{"example.org"}, "ann@example.net", backends.NoSuchUser, ""},
+
+		// The Maildir is below the user's directory.
+		{"{user}/Maildir", []string{"ann/Maildir"}, "bob@example.org", backends.NoSuchUser, ""},
+		{"{user}/Maildir", []string{"ann/bin"}, "ann@example.org", backends.NoSuchUser, ""},
+		{"{user}/Maildir", []string{"ann"}, "ann@example.org", backends.TryLater, "/ann/Maildir: no such file or directory, and nothing else is there either"},
+
+		// That of a detail is inside the user's.
+		{"{user}/.{detail}", []string{"ann/.shop"}, "ann+shop@example.org", backends.Delivered, ""},
+		{"{user}/.{detail}", []string{"ann/cur"}, "ann+shop@example.org", backends.NoSuchUser, ""},
+		{"{user}/.{detail}", []string{"ann/cur"}, "bob+shop@example.org", backends.NoSuchUser, ""},
+	} {
+		dir, b := newBackend(t, func(s *Settings) {
+			s.Path = filepath.Join(filepath.Dir(filepath.Dir(s.Path)), test.path)
+			s.Create = false
+		})
+		for _, name := range test.there {
+			if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before := mustList(t, dir)
+		tx := transaction("hello", test.to)
+		_, err := backends.Run(t.Context(), b, tx, backends.Hooks{})
+		if got := tx.Status(0); got != test.want {
+			t.Errorf("%+v: got %v", test, got)
+		}
+		if (err == nil) != (test.cause == "") || err != nil && !strings.HasSuffix(err.Error(), " "+dir+test.cause) {
+			t.Errorf("%+v: got %v", test, err)
+		}
+		if after := mustList(t, dir); !slices.Equal(before, after) {
+			t.Errorf("%+v: made %q", test, after)
+		}
 	}
 }
 
-// A disk that is not mounted must not bounce all mail.
-func TestMissingBaseIsLocalTrouble(t *testing.T) {
-	s := Defaults
-	s.Path = filepath.Join(t.TempDir(), "not mounted/{domain}/{user}")
-	s.Create = false
+// A link to nowhere is no user who is missing.
+func TestDanglingLinkIsLocalTrouble(t *testing.T) {
+	dir, b := newBackend(t, func(s *Settings) { s.Create = false })
+	box := filepath.Join(dir, "example.org/ann")
+	if err := errors.Join(os.Mkdir(filepath.Dir(box), 0o700), os.Symlink("elsewhere", box)); err != nil {
+		t.Fatal(err)
+	}
 	tx := transaction("hello", "ann@example.org")
-	_, err := backends.Run(t.Context(), mustNew(t, s), tx, backends.Hooks{})
-	if !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("got %v, want ErrNotExist", err)
+	_, err := backends.Run(t.Context(), b, tx, backends.Hooks{})
+	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), box) {
+		t.Errorf("got %v, want ErrNotExist and %s", err, box)
 	}
 	wantStatuses(t, tx, backends.TryLater)
+}
+
+// The log names what the trouble is with, from the root on.
+func TestErrorsNameWholePaths(t *testing.T) {
+	for _, inTheWay := range []string{"", "example.org", "example.org/ann", "example.org/ann/tmp", "example.org/ann/new"} {
+		dir, b := newBackend(t, func(s *Settings) {
+			s.Path = strings.Replace(s.Path, "/{domain}", "/base/{domain}", 1)
+		})
+		file := filepath.Join(dir, "base", inTheWay)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		tx := transaction("hello", "ann@example.org")
+		_, err := backends.Run(t.Context(), b, tx, backends.Hooks{})
+		if err == nil || !strings.Contains(err.Error(), " "+file) {
+			t.Errorf("got %v, want an error that names %s", err, file)
+		}
+		wantStatuses(t, tx, backends.TryLater)
+	}
 }
 
 // Links that the owner of a mailbox makes lead nowhere.
@@ -291,7 +351,7 @@ func TestBadSettingsNameTheirKey(t *testing.T) {
 		change func(*Settings)
 		want   string
 	}{
-		{func(s *Settings) { s.Path = "" }, `path: "": is not set`},
+		{func(s *Settings) { s.Path = "" }, `path: is missing; want a path such as /`},
 		{func(s *Settings) { s.Path = "/mail/{name}" }, `path: "/mail/{name}": "{name}"`},
 		{func(s *Settings) { s.Path = "/mail/{user" }, `path: "/mail/{user": "{user"`},
 		{func(s *Settings) { s.Path = "/mail/user}" }, `path: "/mail/user}": "user}"`},

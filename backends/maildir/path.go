@@ -29,9 +29,6 @@ type component struct{ before, placeholder, after string }
 var componentForm = regexp.MustCompile(`^([^{}]*)(?:\{(user|detail|domain|address)\}([^{}]*))?$`)
 
 func parseTemplate(path string) (template, error) {
-	if path == "" {
-		return template{}, errors.New("is not set; want a path such as /var/vmail/{domain}/{user}")
-	}
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return template{}, err
@@ -54,6 +51,16 @@ func parseTemplate(path string) (template, error) {
 		t.components = append(t.components, c)
 	}
 	return t, nil
+}
+
+// firstOfUser returns the place of the first component whose directory is of
+// one user, or of the last one.
+func (t template) firstOfUser() int {
+	i := slices.IndexFunc(t.components, func(c component) bool { return c.placeholder == "user" || c.placeholder == "address" })
+	if i < 0 {
+		return len(t.components) - 1
+	}
+	return i
 }
 
 // Addresses that have no mailbox.
