@@ -45,7 +45,7 @@ func parseConfig(file, text string, shipped []string) (*Config, error) {
 	c.SetDefaults()
 	v := validation{Config: c, shipped: shipped}
 	for _, f := range settings.Decode(values, c) {
-		v.fault(f.Key, "%s", f.Text)
+		v.fault(f.Key, "%s%s", f.Text, listenerHint(f.Key, values))
 	}
 	v.config()
 	if len(v.problems) > 0 {
@@ -53,6 +53,19 @@ func parseConfig(file, text string, shipped []string) (*Config, error) {
 		return c, v.problems
 	}
 	return c, nil
+}
+
+// listenerHint tells those who wrote a key at the top how listeners are
+// written.
+func listenerHint(key string, values map[string]any) string {
+	_, table := values[key].(map[string]any)
+	switch {
+	case table && key == "listener":
+		return "; write [[listener]]"
+	case table && slices.Contains([]string{"limits", "recipients", "routes", "senders", "tls"}, key):
+		return "; did you mean [listener." + key + "] below a [[listener]]?"
+	}
+	return ""
 }
 
 // A Problem is something that is wrong in a configuration file, or in a file

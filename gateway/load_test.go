@@ -1,10 +1,13 @@
 package gateway
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -50,7 +53,7 @@ func portable(t *testing.T, path string, problems Problems) string {
 }
 
 func TestAllProblemsAtOnceWithFileLineAndKey(t *testing.T) {
-	for _, name := range []string{"two-listeners", "top", "listeners", "rules"} {
+	for _, name := range []string{"two-listeners", "empty", "top", "listeners", "rules"} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join("testdata/config", name+".toml")
 			c, err := Load(path, testPlugins)
@@ -317,5 +320,86 @@ func TestWarnings(t *testing.T) {
 	}
 	if got, want := portable(t, path, c.Warnings()), problemsOf(t, path); got != want {
 		t.Errorf("got:\n%s\n\nwant:\n%s", got, want)
+	}
+}
+
+// asNobody runs f on a thread that has the rights of nobody.
+func asNobody(t *testing.T, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // for ever: the thread ends with the goroutine
+		for _, call := range [][4]uintptr{
+			{unix.SYS_SETGROUPS},
+			{unix.SYS_SETRESGID, nobody, nobody, nobody},
+			{unix.SYS_SETRESUID, nobody, nobody, nobody},
+		} {
+			if _, _, err := unix.RawSyscall(call[0], call[1], call[2], call[3]); err != 0 {
+				t.Errorf("system call %d: %v", call[0], err)
+				return
+			}
+		}
+		f()
+	}()
+	<-done
+}
+
+const nobody = 65534
+
+// What Listen would refuse for want of rights is found before.
+func TestRightsToMakeSocket(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can make directories for others")
+	}
+	for _, test := range []struct {
+		name string
+		dir  os.FileMode // of nobody and group root
+		keys string
+		want string
+	}{
+		{"own", 0o700, "", ""},
+		{"own user and group", 0o700, "owner = 'nobody'\ngroup = 'nogroup'", ""},
+		{"other user", 0o700, "owner = 'root'", "listener[0].owner: only root may give the socket to another user, and mailgw runs as nobody"},
+		{"other group", 0o700, "group = 'root'", "listener[0].group: user nobody is not in group root; add it (usermod -aG root nobody)"},
+		{"group of the directory", 0o700 | os.ModeSetgid, "group = 'root'", ""},
+		{"not writable", 0o500, "", "listener[0].address: user nobody cannot write to "},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			parent, err := os.MkdirTemp("", "") // unlike t.TempDir, below a directory that others may enter
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { os.RemoveAll(parent) })
+			dir := filepath.Join(parent, "run")
+			for _, err := range []error{os.Chmod(parent, 0o755), os.Mkdir(dir, 0o700), os.Chown(dir, nobody, 0), os.Chmod(dir, test.dir)} {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			asNobody(t, func() {
+				c, err := listenerConfig(t, fmt.Sprintf("protocol = 'lmtp'\naddress = 'unix:%s/socket'\n%s", dir, test.keys))
+				if test.want != "" {
+					if err == nil || !strings.Contains(err.Error(), test.want) {
+						t.Errorf("got %v, want %q", err, test.want)
+					}
+					return
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				// It was right.
+				s, err := New(c, nil, slog.New(slog.DiscardHandler))
+				if err == nil {
+					err = s.Listen()
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				s.Shutdown(context.Background())
+			})
+		})
 	}
 }

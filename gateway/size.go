@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 )
@@ -25,10 +26,21 @@ func (s *Size) UnmarshalText(text []byte) error {
 	}
 	n, err := strconv.ParseInt(number, 10, 64)
 	if err != nil || n < 0 || Size(n) > (1<<62)/unit {
-		return fmt.Errorf("%q is not a size such as 4096, 256KiB or 50MiB", text)
+		return fmt.Errorf("%q is not a size such as 4096, 256KiB or 50MiB%s", text, nearbySize(string(text)))
 	}
 	*s = Size(n) * unit
 	return nil
+}
+
+var otherUnit = regexp.MustCompile(`^\s*([0-9]+)\s*([KMGkmg])([Ii]?[Bb])?\s*$`)
+
+// nearbySize returns what a text that is no size probably means.
+func nearbySize(text string) string {
+	match := otherUnit.FindStringSubmatch(text)
+	if match == nil {
+		return ""
+	}
+	return "; did you mean " + match[1] + strings.ToUpper(match[2]) + "iB?"
 }
 
 // String returns s in the largest unit that divides it.

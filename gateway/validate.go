@@ -73,14 +73,22 @@ func (v *validation) path(path string) string {
 
 func (v *validation) directory(key, path string) string {
 	path = v.path(path)
-	if info, err := os.Stat(path); err != nil {
+	if err := checkDirectory(path); err != nil {
 		v.fault(key, "%v", err)
-	} else if !info.IsDir() {
-		v.fault(key, "%s is no directory", path)
-	} else if err := unix.Access(path, unix.W_OK|unix.X_OK); err != nil {
-		v.fault(key, "cannot write to %s: %v", path, err)
 	}
 	return path
+}
+
+// checkDirectory checks that files can be made in a directory.
+func checkDirectory(path string) error {
+	if info, err := os.Stat(path); err != nil {
+		return err
+	} else if !info.IsDir() {
+		return fmt.Errorf("%s is no directory", path)
+	} else if err := unix.Access(path, unix.W_OK|unix.X_OK); err != nil {
+		return fmt.Errorf("user %s cannot write to %s: %w", userName(), path, err)
+	}
+	return nil
 }
 
 func (v *validation) oneOf(key, value string, words ...string) {
@@ -172,7 +180,9 @@ func (v *validation) unique(key string, i int) {
 }
 
 func (v *validation) listener(key string, l *ListenerConfig) {
-	if !goodName.MatchString(l.Name) {
+	if l.Name == "" {
+		v.fault(key+".name", "is missing; %s", nameWanted)
+	} else if !goodName.MatchString(l.Name) {
 		v.fault(key+".name", "%q is no name: %s", l.Name, nameWanted)
 	}
 	v.address(key, l)
@@ -275,16 +285,51 @@ func (v *validation) address(key string, l *ListenerConfig) {
 			v.fault(key+"."+name, "is for unix:PATH only")
 		}
 	}
+	canBind := hasPath && err == nil
 	if l.Owner != "" {
-		if _, err := user.Lookup(l.Owner); err != nil {
+		if u, err := user.Lookup(l.Owner); err != nil {
 			v.fault(key+".owner", "%v", err)
+		} else if canBind && u.Uid != strconv.Itoa(os.Geteuid()) && !mayChown() {
+			v.fault(key+".owner", "only root may give the socket to another user, and mailgw runs as %s; leave owner out, or run it as %s", userName(), l.Owner)
 		}
 	}
 	if l.Group != "" {
-		if _, err := user.LookupGroup(l.Group); err != nil {
+		if g, err := user.LookupGroup(l.Group); err != nil {
 			v.fault(key+".group", "%v", err)
+		} else if canBind && !mayGive(g.Gid, filepath.Dir(address)) {
+			v.fault(key+".group", "user %s is not in group %[2]s; add it (usermod -aG %[2]s %[1]s), or let the directory give its group (chmod g+s)", userName(), l.Group)
 		}
 	}
+}
+
+// mayChown reports whether this process may give files to anybody.
+func mayChown() bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	err := unix.Capget(&header, &sets[0])
+	return err == nil && sets[0].Effective&(1<<unix.CAP_CHOWN) != 0
+}
+
+// mayGive reports whether a file of this process in a directory may have a
+// group. A directory with the setgid bit gives its own.
+func mayGive(group, directory string) bool {
+	mine, _ := os.Getgroups()
+	mine = append(mine, os.Getegid())
+	var dir unix.Stat_t
+	if err := unix.Stat(directory, &dir); err == nil && dir.Mode&unix.S_ISGID != 0 {
+		mine = append(mine, int(dir.Gid))
+	}
+	gid, err := strconv.Atoi(group)
+	return err == nil && slices.Contains(mine, gid) || mayChown()
+}
+
+// userName names the user that this process runs as.
+func userName() string {
+	uid := strconv.Itoa(os.Geteuid())
+	if u, err := user.LookupId(uid); err == nil {
+		return u.Username
+	}
+	return uid
 }
 
 func checkTCP(address, protocol string) error {
@@ -316,12 +361,7 @@ func checkSocketPath(path string) error {
 	if err := checkLength(path + ".new"); err != nil {
 		return err
 	}
-	if info, err := os.Stat(filepath.Dir(path)); err != nil {
-		return fmt.Errorf("directory of the socket: %w", err)
-	} else if !info.IsDir() {
-		return fmt.Errorf("%s is no directory", filepath.Dir(path))
-	}
-	return nil
+	return checkDirectory(filepath.Dir(path))
 }
 
 // checkLength checks the name of a unix socket.

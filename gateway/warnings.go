@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mailgw/mailgw/internal/settings"
 )
 
 // Warnings returns what is allowed but hardly meant.
@@ -19,6 +21,9 @@ func (c *Config) Warnings() Problems {
 	}
 	for i := range c.Listeners {
 		w.listener(fmt.Sprintf("listener[%d]", i), &c.Listeners[i])
+	}
+	for name, b := range c.Backends {
+		w.backend(settings.Join("backend", name), name, b)
 	}
 	c.Sort(w.problems)
 	return w.problems
@@ -60,4 +65,31 @@ func (w *warnings) listener(key string, l *ListenerConfig) {
 	if l.Limits.AnswerTimeout >= 10*time.Minute {
 		w.warn(key+".limits.answer_timeout", "by default Postfix waits 10 minutes only, and then sends the message again")
 	}
+}
+
+func (w *warnings) backend(key, name string, b BackendConfig) {
+	_, given := w.lines[key+".timeout"]
+	routed := false
+	for _, l := range w.Listeners {
+		if !l.uses(name) {
+			continue
+		}
+		routed = true
+		if given && b.Timeout > l.Limits.AnswerTimeout {
+			w.warn(key+".timeout", "listener %s answers after %v, its limits.answer_timeout", l.Name, l.Limits.AnswerTimeout)
+		}
+	}
+	if !routed {
+		w.warn(key, "no route names it, so that serve does not start it")
+	}
+}
+
+// uses reports whether a backend stands in a route.
+func (l *ListenerConfig) uses(backend string) bool {
+	for _, route := range l.Routes {
+		if slices.Contains(route, backend) {
+			return true
+		}
+	}
+	return false
 }
