@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -57,6 +58,7 @@ func TestProblemsAreToldTogether(t *testing.T) {
 	_, file = configure(t, badTOML)
 	stdout, stderr, code := runToEnd(t, "check", "--config", file)
 	lines := strings.Split(strings.TrimSuffix(stderr, "\n"), "\n")
+	lines = slices.DeleteFunc(lines, func(line string) bool { return strings.HasPrefix(line, "warning: ") })
 	if stdout != "" || code != exitConfig || len(lines) != 5 {
 		t.Fatalf("exit code %d, printed\n%s%s", code, stdout, stderr)
 	}
@@ -74,7 +76,7 @@ func TestProblemsAreToldTogether(t *testing.T) {
 
 	// A plugin that no route names is not started.
 	stdout, stderr, code = runToEnd(t, "serve", "--config", file)
-	if stdout != "" || code != exitConfig || strings.Count(stderr, file+":") != 4 || strings.Contains(stderr, "backend.dies") {
+	if stdout != "" || code != exitConfig || strings.Count(stderr, "\n"+file+":") != 4 || strings.Contains(stderr, "backend.dies: ended") {
 		t.Errorf("serve: exit code %d, printed\n%s%s", code, stdout, stderr)
 	}
 }

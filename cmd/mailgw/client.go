@@ -191,7 +191,7 @@ func (c *client) announces(args string) error {
 	for pair := range strings.FieldsSeq(args) {
 		name, _, _ := strings.Cut(strings.ToUpper(pair), "=")
 		if !slices.Contains(announced, name) {
-			return exitError{exitRefused, fmt.Errorf("the server does not announce XFORWARD %s", name)}
+			return exitError{exitRefused, fmt.Errorf("the server does not announce XFORWARD %s (mailgw does so to those in the xforward of its listener)", name)}
 		}
 	}
 	return nil

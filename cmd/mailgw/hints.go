@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -33,6 +34,10 @@ func printHints(w io.Writer, c *gateway.Config, addrs map[string]net.Addr) {
 	fmt.Fprintln(w)
 	for _, name := range routed(c) {
 		fmt.Fprintf(w, "  %s: %s\n", name, describe(c.Backends[name]))
+		if path, ok := c.Backends[name].Settings["path"].(string); ok && c.Backends[name].Plugin == "maildir" {
+			common, _, _ := strings.Cut(path, "{")
+			fmt.Fprintf(w, "      see its mail: find %s -type f\n", filepath.Dir(common+"x"))
+		}
 	}
 	fmt.Fprintln(w, "\nCtrl-C ends it.")
 }
@@ -64,12 +69,12 @@ func exampleOf(pattern string) string {
 // describe names the plugin of a backend and, if it is one that ships, its
 // settings. Those of others may hold secrets.
 func describe(b gateway.BackendConfig) string {
+	if !slices.Contains(shippedNames(), b.Plugin) {
+		return fmt.Sprintf("%s, %d settings (values not shown)", b.Plugin, len(b.Settings))
+	}
 	words := []string{b.Plugin}
 	for _, key := range slices.Sorted(maps.Keys(b.Settings)) {
-		value := []byte("...")
-		if slices.Contains(shippedNames(), b.Plugin) {
-			value, _ = json.Marshal(b.Settings[key]) // it went to the plugin as JSON
-		}
+		value, _ := json.Marshal(b.Settings[key]) // it went to the plugin as JSON
 		words = append(words, fmt.Sprintf("%s = %s", key, value))
 	}
 	return strings.Join(words, ", ")

@@ -58,6 +58,9 @@ of their own, and tells the client what became of it, for each recipient.
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
+	root.SetVersionTemplate(versionLine())
+	// Files are offered where a flag names one, and nowhere else.
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.AddCommand(serveCommand(), checkCommand(), pluginCommand(), sendCommand(), versionCommand())
 	root.SetArgs(args)
 	root.SetIn(stdin)

@@ -92,8 +92,8 @@ func TestVersion(t *testing.T) {
 	if words := strings.Fields(stdout); code != 0 || len(words) != 4 || words[0] != "mailgw" || words[1] != version() {
 		t.Errorf("exit code %d, printed %q", code, stdout)
 	}
-	if stdout, _, _ := command(t, "", "--version"); !strings.Contains(stdout, version()) {
-		t.Errorf("--version printed %q", stdout)
+	if got, _, _ := command(t, "", "--version"); got != stdout {
+		t.Errorf("--version printed %q, version %q", got, stdout)
 	}
 }
 
@@ -127,8 +127,17 @@ func TestCompletion(t *testing.T) {
 	}
 
 	// What the scripts ask the program.
-	stdout, _, _ := command(t, "", "__complete", "plugin", "ma")
-	if !strings.HasPrefix(stdout, "maildir\n") {
-		t.Errorf("plugin ma<TAB> gives %q", stdout)
+	for line, want := range map[string]string{
+		"plugin ma":        "maildir\n:4\n",             // 4: no files
+		"send --to a@x un": "tcp:\nunix:\nunix:@\n:6\n", // 2: no space after it
+		"send --to ":       ":4\n",
+		"send --file ":     ":0\n",
+		"serve ":           ":4\n",
+		"check --config ":  "toml\n:8\n", // 8: files with that name
+	} {
+		stdout, _, _ := command(t, "", append([]string{"__complete"}, strings.Split(line, " ")...)...)
+		if stdout != want {
+			t.Errorf("%s<TAB> gives %q, want %q", line, stdout, want)
+		}
 	}
 }

@@ -36,16 +36,17 @@ func sendCommand() *cobra.Command {
 		Use:   "send --to ADDRESS... SERVER",
 		Short: "Send a test message and print each recipient's answer",
 		Long: `Send sends a message to a server and prints the answer that each recipient got,
-one a line, in the order of --to.
+one a line, in the order of --to. SMTP has one answer for all recipients of a
+message, LMTP one for each.
 
 SERVER is tcp:HOST:PORT, unix:PATH, or unix:@NAME for an abstract socket. Over
 tcp it is spoken to in SMTP, over unix in LMTP, unless --smtp or --lmtp is given.
 
 The message is a small one made for the test, or the content of --file ("-" for
-standard input), with CRLF in place of each LF that has no CR before it. A CR
-without LF is refused: the connection ends before the message does, so that the
-server delivers nothing. Nothing else is changed, no header field is added, and
-no parameter is sent that was not asked for.
+standard input), with CRLF in place of each LF that has no CR before it, and at
+the end if there is none. A CR without LF is refused: the connection ends before
+the message does, so that the server delivers nothing. Nothing else is changed,
+no header field is added, and no parameter is sent that was not asked for.
 
 A recipient that gets no answer because the server hangs up, or says nothing for
 --timeout, is to be tried again later.
@@ -61,13 +62,21 @@ Exit codes:
   mailgw send --to a@example.org --to b@example.org --file mail.eml unix:/run/mailgw/lmtp.sock
   mailgw send --to you@example.org --xforward NAME=client.example,ADDR=192.0.2.7 --verbose unix:var/lmtp.sock
   mailgw send --from "" --to you@example.org --rcpt-param NOTIFY=NEVER --smtp unix:@mailgw`,
-		Args: cobra.ExactArgs(1),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return fmt.Errorf("want one SERVER, %s; found %d", serverWanted, len(args))
+			}
+			return nil
+		},
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			return []cobra.Completion{"tcp:", "unix:", "unix:@"}, cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return f.run(args[0], cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringArrayVar(&f.to, "to", nil, "recipient; may be repeated")
+	flags.StringArrayVar(&f.to, "to", nil, "recipient; to be repeated for each")
 	flags.StringVar(&f.from, "from", "sender@example.org", `sender; "" is the null sender`)
 	flags.StringVar(&f.helo, "helo", hostname(), "name in HELO, EHLO or LHLO")
 	flags.StringVarP(&f.file, "file", "f", "", `file with the message, "-" for standard input`)
@@ -79,8 +88,7 @@ Exit codes:
 	flags.BoolVar(&f.lmtp, "lmtp", false, "speak LMTP")
 	flags.BoolVar(&f.smtp, "smtp", false, "speak SMTP")
 	flags.BoolVarP(&f.verbose, "verbose", "v", false, "print the dialogue, without messages, on standard error")
-	cmd.MarkFlagRequired("to")
-	cmd.MarkFlagsMutuallyExclusive("lmtp", "smtp")
+	cmd.RegisterFlagCompletionFunc("file", cobra.FixedCompletions(nil, cobra.ShellCompDirectiveDefault))
 	return cmd
 }
 
@@ -96,6 +104,9 @@ func hostname() string {
 func (f *sendFlags) run(server string, stdin io.Reader, stdout, stderr io.Writer) error {
 	network, address, err := parseServer(server)
 	if err != nil {
+		return err
+	}
+	if err := f.check(); err != nil {
 		return err
 	}
 	e, err := f.envelope()
@@ -184,6 +195,8 @@ func worse(a, b int) int {
 	return order[max(slices.Index(order, a), slices.Index(order, b))]
 }
 
+const serverWanted = "tcp:HOST:PORT, unix:PATH or unix:@NAME"
+
 // parseServer reads an address in the form that gateway.toml has too.
 func parseServer(s string) (network, address string, err error) {
 	network, address, _ = strings.Cut(s, ":")
@@ -195,7 +208,12 @@ func parseServer(s string) (network, address string, err error) {
 			err = errors.New("no path")
 		}
 	default:
-		err = errors.New("neither tcp:HOST:PORT, unix:PATH nor unix:@NAME")
+		err = errors.New("want " + serverWanted)
+		if _, _, notTCP := net.SplitHostPort(s); notTCP == nil {
+			err = fmt.Errorf("%w; did you mean tcp:%s?", err, s)
+		} else if strings.ContainsAny(s, "/@") {
+			err = fmt.Errorf("%w; did you mean unix:%s?", err, s)
+		}
 	}
 	if err != nil {
 		return "", "", fmt.Errorf("server %q: %w", s, err)
@@ -203,12 +221,32 @@ func parseServer(s string) (network, address string, err error) {
 	return network, address, nil
 }
 
+// check finds flags that make no sense.
+func (f *sendFlags) check() error {
+	switch {
+	case len(f.to) == 0:
+		return errors.New("want a recipient, --to ADDRESS")
+	case f.lmtp && f.smtp:
+		return errors.New("want --lmtp or --smtp, not both")
+	case f.count < 1:
+		return errors.New("--count is less than 1")
+	case f.count > 1 && f.file == "-":
+		return errors.New("standard input can be read once only; give --count a --file with a name")
+	case f.timeout <= 0:
+		return fmt.Errorf("--timeout %v is not above zero", f.timeout)
+	}
+	for _, to := range f.to {
+		// A comma may stand in a local part that is quoted, and in a route.
+		if strings.ContainsAny(to, ",; ") && strings.Count(to, "@") > 1 && !strings.ContainsAny(to, `":`) {
+			return fmt.Errorf("--to %q has several addresses; give each a --to of its own", to)
+		}
+	}
+	return nil
+}
+
 // envelope makes the commands before the message, which strangers to SMTP
 // must not be able to split.
 func (f *sendFlags) envelope() (e envelope, err error) {
-	if f.count < 1 {
-		return e, errors.New("--count is less than 1")
-	}
 	for _, attrs := range f.xforward {
 		args := strings.ReplaceAll(attrs, ",", " ")
 		if err := new(xforward.Attrs).Parse(args); err != nil {

@@ -228,15 +228,19 @@ func TestSendUsage(t *testing.T) {
 		want string
 		code int
 	}{
-		{[]string{"tcp:127.0.0.1:1"}, `required flag(s) "to" not set`, exitUsage},
-		{[]string{"--to", "a@x"}, "accepts 1 arg(s), received 0", exitUsage},
-		{[]string{"--to", "a@x", "127.0.0.1:25"}, `server "127.0.0.1:25": neither tcp:HOST:PORT, unix:PATH nor unix:@NAME`, exitUsage},
+		{[]string{"tcp:127.0.0.1:1"}, "want a recipient, --to ADDRESS", exitUsage},
+		{[]string{"--to", "a@x"}, "want one SERVER, tcp:HOST:PORT, unix:PATH or unix:@NAME; found 0", exitUsage},
+		{[]string{"--to", "a@x", "127.0.0.1:25"}, `server "127.0.0.1:25": want tcp:HOST:PORT, unix:PATH or unix:@NAME; did you mean tcp:127.0.0.1:25?`, exitUsage},
+		{[]string{"--to", "a@x", "var/lmtp.sock"}, "did you mean unix:var/lmtp.sock?", exitUsage},
 		{[]string{"--to", "a@x", "tcp:127.0.0.1"}, "missing port", exitUsage},
 		{[]string{"--to", "a@x", "unix:"}, "no path", exitUsage},
 		{[]string{"--to", "a@x>\r\nRSET", "unix:@x"}, "control character", exitUsage},
-		{[]string{"--to", "a@x", "--lmtp", "--smtp", "unix:@x"}, "none of the others can be", exitUsage},
+		{[]string{"--to", "a@x", "--lmtp", "--smtp", "unix:@x"}, "want --lmtp or --smtp, not both", exitUsage},
 		{[]string{"--to", "a@x", "--xforward", "COLOUR=red", "unix:@x"}, "bad XFORWARD attribute name", exitUsage},
 		{[]string{"--to", "a@x", "--count", "0", "unix:@x"}, "--count is less than 1", exitUsage},
+		{[]string{"--to", "a@x", "--count", "2", "--file", "-", "unix:@x"}, "standard input can be read once only", exitUsage},
+		{[]string{"--to", "a@x", "--timeout", "0s", "unix:@x"}, "--timeout 0s is not above zero", exitUsage},
+		{[]string{"--to", "a@x,b@x", "unix:@x"}, `--to "a@x,b@x" has several addresses`, exitUsage},
 		{[]string{"--to", "a@x", "--colour", "unix:@x"}, "unknown flag: --colour", exitUsage},
 		{[]string{"--to", "a@x", "--file", "testdata/missing", "unix:@x"}, "testdata/missing", exitMessage},
 	} {
