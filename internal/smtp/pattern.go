@@ -48,7 +48,7 @@ func ParsePattern(text string) (Pattern, error) {
 	}
 	at := lastAt(text)
 	if at < 0 {
-		return Pattern{}, errors.New("no domain; want user@domain, @domain, user@* or *")
+		return Pattern{}, errors.New("no domain; want user@domain, @domain, user@*, *, postmaster or <>")
 	}
 	local, domain := text[:at], text[at+1:]
 	allLocals, allDomains := local == "" || local == "*", domain == "*"
@@ -58,7 +58,10 @@ func ParsePattern(text string) (Pattern, error) {
 	if allDomains {
 		domain = "all"
 	}
-	if local[0] == '@' {
+	switch {
+	case local == "@":
+		return Pattern{}, errors.New("two @")
+	case local[0] == '@':
 		return Pattern{}, errors.New("a source route")
 	}
 	quoted, literal := local[0] == '"', strings.HasPrefix(domain, "[")
