@@ -434,14 +434,9 @@ func (d *dialog) sizeParam(tx *transaction, value string) (smtp.Reply, bool) {
 var tooLarge = backends.NewStatus(552, "5.3.4", "message too large")
 
 func (d *dialog) bodyParam(tx *transaction, value string) (smtp.Reply, bool) {
-	switch strings.ToUpper(value) {
-	case "7BIT", "8BITMIME":
+	tx.binary = strings.EqualFold(value, "BINARYMIME")
+	if strings.EqualFold(value, "7BIT") || strings.EqualFold(value, "8BITMIME") || tx.binary && d.Chunking {
 		return smtp.Reply{}, true
-	case "BINARYMIME":
-		tx.binary = true
-		if d.Chunking {
-			return smtp.Reply{}, true
-		}
 	}
 	return reply(501, "5.5.4", "BODY is 7BIT or 8BITMIME"), false
 }
