@@ -1,0 +1,94 @@
+package gateway
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/internal/smtp"
+)
+
+// A paramCheck returns the refusal of a parameter's value.
+type paramCheck func(d *dialog, tx *transaction, value string) (r smtp.Reply, ok bool)
+
+var mailParams = map[string]paramCheck{
+	"SIZE":     (*dialog).sizeParam,
+	"BODY":     (*dialog).bodyParam,
+	"SMTPUTF8": (*dialog).utf8Param,
+	"RET":      dsnParam(func(v string, _ bool) error { return smtp.CheckRet(v) }),
+	"ENVID":    dsnParam(func(v string, _ bool) error { return smtp.CheckEnvID(v) }),
+}
+
+var rcptParams = map[string]paramCheck{
+	"NOTIFY": dsnParam(func(v string, _ bool) error { return smtp.CheckNotify(v) }),
+	"ORCPT":  dsnParam(smtp.CheckORcpt),
+}
+
+func (d *dialog) checkParams(tx *transaction, known map[string]paramCheck, params []string) (smtp.Reply, bool) {
+	for _, p := range params {
+		keyword, value, _ := strings.Cut(p, "=")
+		check, ok := known[strings.ToUpper(keyword)]
+		if !ok {
+			check = (*dialog).unknownParam
+		}
+		if r, ok := check(d, tx, value); !ok {
+			if r.Code == 555 {
+				r.Text = fmt.Sprintf("parameter not supported: %.40s", keyword)
+			}
+			return r, false
+		}
+		if !tx.utf8 && !smtp.IsASCII(p) {
+			return pathReply("", smtp.ErrNeedsUTF8), false
+		}
+	}
+	return smtp.Reply{}, true
+}
+
+// unknownParam lets a parameter pass if the listener keeps what it does not
+// know. RFC 5321, section 4.1.1.11.
+func (d *dialog) unknownParam(*transaction, string) (smtp.Reply, bool) {
+	return reply(555, "5.5.4", "parameter not supported"), d.UnknownParameters == "keep"
+}
+
+// dsnParam checks a parameter of RFC 3461 where the listener takes them.
+func dsnParam(check func(value string, utf8 bool) error) paramCheck {
+	return func(d *dialog, tx *transaction, value string) (smtp.Reply, bool) {
+		if !d.DSN {
+			return d.unknownParam(tx, value)
+		}
+		if err := check(value, tx.utf8); err != nil {
+			return reply(501, "5.5.4", err.Error()), false
+		}
+		return smtp.Reply{}, true
+	}
+}
+
+func (d *dialog) sizeParam(tx *transaction, value string) (smtp.Reply, bool) {
+	// RFC 1870, section 4: up to 20 digits.
+	if value == "" || len(value) > 20 || strings.Trim(value, "0123456789") != "" {
+		return reply(501, "5.5.4", "SIZE is a number of octets"), false
+	}
+	size, err := strconv.ParseInt(value, 10, 64)
+	if limit := int64(d.Limits.MessageSize); limit > 0 && (err != nil || size > limit) {
+		return statusReply(tooLarge), false
+	}
+	return smtp.Reply{}, true
+}
+
+var tooLarge = backends.NewStatus(552, "5.3.4", "message too large")
+
+func (d *dialog) bodyParam(tx *transaction, value string) (smtp.Reply, bool) {
+	tx.binary = strings.EqualFold(value, "BINARYMIME")
+	if strings.EqualFold(value, "7BIT") || strings.EqualFold(value, "8BITMIME") || tx.binary && d.Chunking {
+		return smtp.Reply{}, true
+	}
+	return reply(501, "5.5.4", "BODY is 7BIT or 8BITMIME"), false
+}
+
+func (d *dialog) utf8Param(_ *transaction, value string) (smtp.Reply, bool) {
+	if value != "" {
+		return reply(501, "5.5.4", "SMTPUTF8 has no value"), false
+	}
+	return smtp.Reply{}, true
+}
