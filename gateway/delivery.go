@@ -25,6 +25,7 @@ type transaction struct {
 	recipients []recipient
 	utf8       bool      // SMTPUTF8
 	binary     bool      // BODY=BINARYMIME
+	prdr       bool      // PRDR
 	charged    int64     // octets of the spool's budget that the envelope takes
 	began      time.Time // at MAIL
 
@@ -202,6 +203,16 @@ func (d *delivery) fold() backends.Status {
 		return response
 	}
 	return worst
+}
+
+// bestOf returns the first 2yz, else the first 4yz, else the first status.
+func bestOf(all []backends.Status) backends.Status {
+	for _, is := range []func(backends.Status) bool{backends.Status.Positive, backends.Status.Temporary} {
+		if i := slices.IndexFunc(all, is); i >= 0 {
+			return all[i]
+		}
+	}
+	return all[0]
 }
 
 // worstOf returns the first 4yz, else the first 5yz, else the first status.

@@ -65,7 +65,7 @@ var verbs = map[string]verb{
 	"MAIL":     {handle: (*dialog).mail},
 	"RCPT":     {handle: (*dialog).rcpt},
 	"DATA":     {handle: (*dialog).data, then: readMessage},
-	"BDAT":     {handle: (*dialog).bdat, then: readChunk, refused: skipChunk},
+	"BDAT":     {handle: (*dialog).bdat, then: readChunk, refused: skipChunk, clear: true}, // needs MAIL anyway
 	"RSET":     {handle: (*dialog).rset},
 	"NOOP":     {handle: (*dialog).noop, clear: true},
 	"QUIT":     {handle: (*dialog).quit, then: hangUp, clear: true},
@@ -185,6 +185,9 @@ func (d *dialog) ehlo(args string) smtp.Reply {
 	}
 	d.extended = true
 	keywords := []string{d.hostname, "PIPELINING", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES"}
+	if d.Protocol == "smtp" {
+		keywords = append(keywords, "PRDR")
+	}
 	if most := d.Limits.Recipients; most > 0 {
 		keywords = append(keywords, "LIMITS RCPTMAX="+strconv.Itoa(most)) // RFC 9422
 	}

@@ -16,6 +16,7 @@ var mailParams = map[string]paramCheck{
 	"SIZE":     (*dialog).sizeParam,
 	"BODY":     (*dialog).bodyParam,
 	"SMTPUTF8": (*dialog).utf8Param,
+	"PRDR":     (*dialog).prdrParam,
 	"RET":      dsnParam(func(v string, _ bool) error { return smtp.CheckRet(v) }),
 	"ENVID":    dsnParam(func(v string, _ bool) error { return smtp.CheckEnvID(v) }),
 }
@@ -90,5 +91,17 @@ func (d *dialog) utf8Param(_ *transaction, value string) (smtp.Reply, bool) {
 	if value != "" {
 		return reply(501, "5.5.4", "SMTPUTF8 has no value"), false
 	}
+	return smtp.Reply{}, true
+}
+
+// prdrParam asks for an answer for each recipient in SMTP.
+func (d *dialog) prdrParam(tx *transaction, value string) (smtp.Reply, bool) {
+	switch {
+	case d.Protocol != "smtp":
+		return d.unknownParam(tx, value)
+	case value != "":
+		return reply(501, "5.5.4", "PRDR has no value"), false
+	}
+	tx.prdr = true
 	return smtp.Reply{}, true
 }

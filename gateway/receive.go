@@ -159,32 +159,46 @@ func (d *delivery) refuse(s backends.Status, err error) {
 	d.release()
 }
 
-// replies gives what the client is told: one reply in SMTP; in LMTP one for
-// each recipient, in the order of RCPT, as soon as it and its predecessors
-// are known (RFC 2033, section 4.2). It calls block before it waits.
+// replies gives what the client is told. In LMTP that is one reply for each
+// recipient, in the order of RCPT, as soon as it and its predecessors are known
+// (RFC 2033, section 4.2). In SMTP it is one for all, unless the client asked
+// for PRDR. It calls block before it waits.
 func (d *delivery) replies(protocol string, block func()) iter.Seq[smtp.Reply] {
 	return func(yield func(smtp.Reply) bool) {
-		if protocol == "smtp" {
+		switch {
+		case protocol == "lmtp":
+			d.replyEach(block, yield)
+		case d.prdr && len(d.recipients) > 1:
+			// Exim takes the last one for what became of the message: a
+			// refusal there would override the answers before it.
+			_ = yield(reply(353, "", "an answer for each recipient follows")) &&
+				d.replyEach(block, yield) && yield(d.reply("", bestOf(d.answers)))
+		default:
 			block()
 			yield(d.reply("", d.fold()))
-			return
-		}
-		for i, r := range d.recipients {
-			s := d.poll(i)
-			if s.IsZero() {
-				block()
-				s = d.wait(i)
-			}
-			// A long address must not push the reason out of the line.
-			prefix := ""
-			if len(r.Address) < 200 {
-				prefix = "<" + r.Address + "> "
-			}
-			if !yield(d.reply(prefix, s)) {
-				return
-			}
 		}
 	}
+}
+
+// replyEach gives one reply for each recipient. It reports false if nobody
+// wants more.
+func (d *delivery) replyEach(block func(), yield func(smtp.Reply) bool) bool {
+	for i, r := range d.recipients {
+		s := d.poll(i)
+		if s.IsZero() {
+			block()
+			s = d.wait(i)
+		}
+		// A long address must not push the reason out of the line.
+		prefix := ""
+		if len(r.Address) < 200 {
+			prefix = "<" + r.Address + "> "
+		}
+		if !yield(d.reply(prefix, s)) {
+			return false
+		}
+	}
+	return true
 }
 
 // reply tells a status, with the ID of the transaction by which it is found
