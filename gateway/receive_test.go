@@ -42,12 +42,12 @@ func TestRepliesGoOutAsKnown(t *testing.T) {
 // On a full disk the client gets 452 4.3.1 after the end of the message, and
 // the session goes on; when there is room again, mail flows.
 func TestFullDisk(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root can mount the small file system that this fills")
-	}
 	dir := t.TempDir()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=256k"); err != nil {
-		t.Skipf("cannot mount a small file system: %v", err)
+		if os.Getenv("CI") == "true" {
+			t.Fatal(err)
+		}
+		t.Skipf("cannot mount the small file system that this fills, which takes root: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := syscall.Unmount(dir, 0); err != nil {

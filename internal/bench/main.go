@@ -4,8 +4,7 @@
 // the same client, Postfix's smtp-source, in turns, so that a machine whose
 // speed drifts favours neither.
 //
-// It wants the path of a mailgw binary and smtp-source and smtp-sink, which
-// Debian has in its package postfix.
+// It wants the path of a mailgw binary and Postfix's smtp-source and smtp-sink.
 package main
 
 import (
@@ -21,6 +20,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/mailgw/mailgw/internal/peers"
 )
 
 // A load is what the client sends in one round.
@@ -41,7 +42,6 @@ func main() {
 	mailgw := flag.String("mailgw", "bin/mailgw", "the `program` to measure")
 	rounds := flag.Int("rounds", 5, "how often each load is sent to each server")
 	flag.Parse()
-	os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin") // where Debian has smtp-sink
 	if err := run(*mailgw, *rounds); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -49,6 +49,10 @@ func main() {
 }
 
 func run(mailgw string, rounds int) error {
+	postfix, err := peers.FindPostfix(".")
+	if err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp("", "mailgw-bench-")
 	if err != nil {
 		return err
@@ -59,7 +63,7 @@ func run(mailgw string, rounds int) error {
 		return err
 	}
 	defer gateway.stop()
-	sink, err := startSink(dir)
+	sink, err := startSink(dir, postfix)
 	if err != nil {
 		return err
 	}
@@ -68,7 +72,7 @@ func run(mailgw string, rounds int) error {
 	fmt.Printf("LMTP on a unix socket, %d sessions, connections kept; median of %d rounds (least to most)\n\n", sessions, rounds)
 	fmt.Printf("%-8s %-10s %-28s %-28s\n", "message", "server", "messages/s", "CPU us/message")
 	for _, l := range loads {
-		if err := compare(l, rounds, gateway, sink); err != nil {
+		if err := compare(postfix, l, rounds, gateway, sink); err != nil {
 			return err
 		}
 	}
@@ -77,11 +81,11 @@ func run(mailgw string, rounds int) error {
 
 // compare sends l to both servers in turns, once without counting, and
 // prints a row for each and their ratio.
-func compare(l load, rounds int, gateway, sink *server) error {
+func compare(postfix peers.Postfix, l load, rounds int, gateway, sink *server) error {
 	var rates, cpus [2][]float64
 	for round := range rounds + 1 {
 		for i, s := range []*server{gateway, sink} {
-			rate, cpu, err := s.measure(l)
+			rate, cpu, err := s.measure(postfix, l)
 			if err != nil {
 				return fmt.Errorf("%s: %s: %w", s.name, l.name, err)
 			}
@@ -144,24 +148,23 @@ plugin = "discard"
 	if err != nil {
 		return nil, err
 	}
-	return start(dir, "mailgw", "gateway.sock", path, "serve", "--config", config)
+	return start(dir, "mailgw", "gateway.sock", exec.Command(path, "serve", "--config", config))
 }
 
-func startSink(dir string) (*server, error) {
+func startSink(dir string, postfix peers.Postfix) (*server, error) {
 	args := []string{"-L", "unix:sink.sock", "1000"}
 	if os.Getuid() == 0 {
 		args = append([]string{"-u", "nobody"}, args...) // it insists
 	}
-	return start(dir, "smtp-sink", "sink.sock", "smtp-sink", args...)
+	return start(dir, "smtp-sink", "sink.sock", postfix.Command(context.Background(), "smtp-sink", args...))
 }
 
-func start(dir, name, socket, program string, args ...string) (*server, error) {
+func start(dir, name, socket string, cmd *exec.Cmd) (*server, error) {
 	log, err := os.Create(filepath.Join(dir, name+".log"))
 	if err != nil {
 		return nil, err
 	}
-	s := &server{name: name, socket: filepath.Join(dir, socket), log: log}
-	s.cmd = exec.Command(program, args...)
+	s := &server{name: name, socket: filepath.Join(dir, socket), cmd: cmd, log: log}
 	s.cmd.Dir = dir
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	if err := s.cmd.Start(); err != nil {
@@ -192,20 +195,22 @@ func (s *server) wait() error {
 
 func (s *server) stop() {
 	s.cmd.Process.Signal(os.Interrupt)
+	kill := time.AfterFunc(20*time.Second, func() { s.cmd.Process.Kill() })
+	defer kill.Stop()
 	s.cmd.Wait()
 	s.log.Close()
 }
 
 // measure sends l once. cpu is what the server and its plugins spent, in
 // microseconds for each message.
-func (s *server) measure(l load) (rate, cpu float64, err error) {
+func (s *server) measure(postfix peers.Postfix, l load) (rate, cpu float64, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	before, err := cpuTime(s.cmd.Process.Pid)
 	if err != nil {
 		return 0, 0, err
 	}
-	client := exec.CommandContext(ctx, "smtp-source", "-L", "-d",
+	client := postfix.Command(ctx, "smtp-source", "-L", "-d",
 		"-s", strconv.Itoa(sessions), "-m", strconv.Itoa(l.messages), "-l", strconv.Itoa(l.size), "unix:"+s.socket)
 	began := time.Now()
 	out, err := client.CombinedOutput()

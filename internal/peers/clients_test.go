@@ -2,7 +2,6 @@ package peers
 
 import (
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -60,7 +59,7 @@ func TestSwaks(t *testing.T) {
 
 // smtp-source sends each message to three recipients, over several sessions.
 func TestSMTPSource(t *testing.T) {
-	files := findPostfix(t)
+	postfix := findPostfix(t)
 	g := startGateway(t, program, lmtpListener, toInbox, smtpListener, toInbox, inbox)
 	for user, server := range map[string][]string{
 		"lmtp": {"-L", "unix:" + g.socket()},
@@ -71,7 +70,7 @@ func TestSMTPSource(t *testing.T) {
 			"-s", "10", "-m", "200", "-r", "3", "-l", "10000",
 			"-M", "source.peers.example", "-f", "sender@peers.example", "-t", user + "@peers.example",
 		}, server...)
-		if out, err := files.command(filepath.Join(files.commands, "smtp-source"), args...).CombinedOutput(); err != nil {
+		if out, err := postfix.Command(t.Context(), "smtp-source", args...).CombinedOutput(); err != nil {
 			t.Errorf("smtp-source %q: %v\n%s", args, err, out)
 		}
 		for _, to := range []string{user, "2" + user, "3" + user} {

@@ -1,6 +1,7 @@
 package peers
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -19,7 +20,7 @@ import (
 
 // A postfix is a Postfix with its own configuration, queue and log.
 type postfix struct {
-	postfixFiles
+	Postfix
 	t        *testing.T
 	dir      string
 	address  string // of its SMTP server, HOST:PORT
@@ -29,48 +30,23 @@ type postfix struct {
 	lifeline io.Closer
 }
 
-// postfixFiles says where the programs of Postfix are.
-type postfixFiles struct {
-	daemons, commands string
-	libraries         string // empty where the system knows them
-}
-
-// findPostfix finds the Postfix that is installed, or the one that the script
-// install has unpacked beside another MTA.
-func findPostfix(t *testing.T) postfixFiles {
+// findPostfix skips the test if there is no Postfix.
+func findPostfix(t *testing.T) Postfix {
 	t.Helper()
-	const unpacked = "../../var/peers/postfix"
-	if _, err := os.Stat(unpacked); err == nil {
-		root, err := filepath.Abs(unpacked)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return postfixFiles{root + "/usr/lib/postfix/sbin", root + "/usr/sbin", root + "/usr/lib/postfix"}
-	}
-	postconf := peer(t, "postconf")
-	daemons, err := exec.Command(postconf, "-dh", "daemon_directory").Output()
+	p, err := FindPostfix("../..")
 	if err != nil {
-		t.Fatalf("postconf: %v", err)
+		without(t, "%v", err)
 	}
-	return postfixFiles{daemons: strings.TrimSpace(string(daemons)), commands: filepath.Dir(postconf)}
-}
-
-// command returns a command that runs one of the programs of Postfix.
-func (f postfixFiles) command(path string, args ...string) *exec.Cmd {
-	cmd := exec.Command(path, args...)
-	if f.libraries != "" {
-		cmd.Env = append(os.Environ(), "LD_LIBRARY_PATH="+f.libraries)
-	}
-	return cmd
+	return p
 }
 
 // newPostfix prepares a Postfix that is not started yet.
 func newPostfix(t *testing.T) *postfix {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("Postfix runs as root only")
+		without(t, "Postfix runs as root only")
 	}
-	p := &postfix{postfixFiles: findPostfix(t), t: t, dir: directory(t)}
+	p := &postfix{Postfix: findPostfix(t), t: t, dir: directory(t)}
 	p.log = filepath.Join(p.dir, "maillog")
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -99,7 +75,7 @@ func (p *postfix) start(main string) {
 	showOnFailure(p.t, p.log)
 	// Postfix ends when the shell finds the end of its standard input, which
 	// it does even if the tests and their process group are killed.
-	p.cmd = p.command("sh", "-c", `"$@" & read _; kill $!; wait $!`, "sh", p.daemons+"/master", "-c", p.dir, "-s")
+	p.cmd = p.Command(context.Background(), "/bin/sh", "-c", `"$@" & read _; kill $!; wait $!`, "sh", p.Daemons+"/master", "-c", p.dir, "-s")
 	p.cmd.Stdout, p.cmd.Stderr = p.t.Output(), p.t.Output()
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var err error
@@ -164,8 +140,8 @@ func (p *postfix) sgidGroup() *user.Group {
 func (p *postfix) configure(main string) {
 	p.t.Helper()
 	environment := "MAIL_CONFIG LANG=C TZ"
-	if p.libraries != "" {
-		environment += " LD_LIBRARY_PATH=" + p.libraries
+	if p.Libraries != "" {
+		environment += " LD_LIBRARY_PATH=" + p.Libraries
 	}
 	files := map[string]string{
 		"main.cf": fmt.Sprintf(`compatibility_level = 2
@@ -193,7 +169,7 @@ alias_database =
 # Messages stay as they were sent.
 local_header_rewrite_clients =
 lmtp_line_length_limit = 0
-%[7]s`, p.dir, p.daemons, p.commands, p.owner.Username, p.sgidGroup().Name, environment, main),
+%[7]s`, p.dir, p.Daemons, p.Commands, p.owner.Username, p.sgidGroup().Name, environment, main),
 		"master.cf": p.address + `  inet  n  -  n  -     -  smtpd
 cleanup    unix       n  -  n  -     0  cleanup
 qmgr       unix       n  -  n  300   1  qmgr
@@ -241,7 +217,7 @@ func (p *postfix) stop() {
 // run runs one of the commands of Postfix and returns what it prints.
 func (p *postfix) run(name string, args ...string) string {
 	p.t.Helper()
-	cmd := p.command(filepath.Join(p.commands, name), append([]string{"-c", p.dir}, args...)...)
+	cmd := p.Command(p.t.Context(), name, append([]string{"-c", p.dir}, args...)...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		p.t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
