@@ -84,6 +84,9 @@ type TLSConfig struct {
 // no limit, but for CommandLine.
 type LimitsConfig struct {
 	MessageSize        Size          `toml:"message_size"`
+	HeaderSize         Size          `toml:"header_size"`
+	HeaderFields       int           `toml:"header_fields"`
+	Hops               int           `toml:"hops"`
 	Recipients         int           `toml:"recipients"`
 	Connections        int           `toml:"connections"`
 	ConnectionsPerPeer int           `toml:"connections_per_peer"`
@@ -128,6 +131,9 @@ func (l *ListenerConfig) SetDefaults() {
 	l.BareNewlines = "refuse"
 	l.Limits = LimitsConfig{
 		MessageSize:        50 << 20,
+		HeaderSize:         1 << 20,
+		HeaderFields:       10000,
+		Hops:               100,
 		Recipients:         1000,
 		Connections:        1000,
 		ConnectionsPerPeer: 0,

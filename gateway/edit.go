@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -142,48 +141,19 @@ const (
 var errHeaderTooLarge = errors.New("edit: the header is too large")
 
 // fieldOffsets returns where each field of the header of m begins, and
-// behind the last one where the header ends. A field begins with each line
-// that does not begin with white space; the header ends before the first
-// empty line, or before the first line that is no field, or with the message.
+// behind the last one where the header ends.
 func fieldOffsets(m backends.Message) ([]int64, error) {
-	r := bufio.NewReader(io.NewSectionReader(m, 0, min(m.Size(), maxHeaderSize)))
 	var offsets []int64
-	for at, begins := int64(0), true; ; {
-		part, err := r.ReadSlice('\n')
-		if at == maxHeaderSize && m.Size() > at {
+	h := newHeaderReader(m)
+	for h.next() {
+		if h.starts {
+			offsets = append(offsets, h.at-int64(len(h.line)))
+		}
+		if h.at > maxHeaderSize || len(offsets) > maxHeaderFields {
 			return nil, errHeaderTooLarge
 		}
-		if begins && !isHeaderLine(part, len(offsets) > 0) {
-			return append(offsets, at), nil
-		}
-		if begins && part[0] != ' ' && part[0] != '\t' {
-			if len(offsets) == maxHeaderFields {
-				return nil, errHeaderTooLarge
-			}
-			offsets = append(offsets, at)
-		}
-		at += int64(len(part))
-		switch {
-		case err == io.EOF && m.Size() > maxHeaderSize:
-			return nil, errHeaderTooLarge
-		case err == io.EOF:
-			return append(offsets, at), nil
-		case err != nil && err != bufio.ErrBufferFull:
-			return nil, err
-		}
-		begins = err == nil
 	}
-}
-
-// isHeaderLine reports whether a line that begins with part belongs to the
-// header: it continues a field or has a name and a colon.
-func isHeaderLine(part []byte, continues bool) bool {
-	if len(part) > 0 && (part[0] == ' ' || part[0] == '\t') {
-		return continues
-	}
-	name, _, ok := bytes.Cut(part, []byte(":"))
-	name = bytes.TrimRight(name, " \t")
-	return ok && len(name) > 0 && !bytes.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' })
+	return append(offsets, h.at), h.err
 }
 
 // lineEnds looks for a CR or LF that stands alone, in a message that comes in

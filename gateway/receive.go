@@ -84,6 +84,9 @@ func (s *Server) take(d *dialog, r io.Reader, log *slog.Logger) error {
 func (s *Server) deliver(ctx context.Context, d *dialog, log *slog.Logger) *delivery {
 	delivery := s.newDelivery(d, log)
 	m := delivery.message
+	if delivery.fault == nil {
+		delivery.fault = checkHeader(m, d.Limits)
+	}
 	if refusal, ok := refusalOf(delivery.fault); ok {
 		m.Close()
 		delivery.refuse(refusal, delivery.fault)
@@ -108,6 +111,10 @@ func refusalOf(err error) (s backends.Status, ok bool) {
 		return tooLarge, true
 	case err == errBareNewline:
 		return bareNewline, true
+	case err == errHeaderLimit:
+		return headerTooLarge, true
+	case err == errHops:
+		return tooManyHops, true
 	case errors.As(err, &trouble):
 		return trouble.status(), true
 	}

@@ -235,6 +235,8 @@ func (v *validation) tls(key string, t *TLSConfig) {
 
 func (v *validation) limits(key string, l LimitsConfig) {
 	v.notNegative(key, map[string]int{
+		"header_fields":        l.HeaderFields,
+		"hops":                 l.Hops,
 		"recipients":           l.Recipients,
 		"connections":          l.Connections,
 		"connections_per_peer": l.ConnectionsPerPeer,

@@ -1,0 +1,94 @@
+package gateway
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+
+	"github.com/mailgw/mailgw/backends"
+)
+
+// Faults of a header, and what clients are told of them.
+var (
+	errHeaderLimit = errors.New("the header is larger than limits.header_size or limits.header_fields")
+	errHops        = errors.New("more Received fields than limits.hops")
+
+	headerTooLarge = backends.NewStatus(552, "5.3.4", "message header too large")
+	tooManyHops    = backends.NewStatus(554, "5.4.6", "too many hops")
+)
+
+// checkHeader returns an error if the header of m is beyond the limits.
+func checkHeader(m backends.Message, l LimitsConfig) error {
+	fields, hops := 0, 0
+	h := newHeaderReader(m)
+	for h.next() {
+		if h.starts {
+			fields++
+			if name, _, _ := bytes.Cut(h.line, []byte(":")); bytes.EqualFold(bytes.TrimRight(name, " \t"), []byte("Received")) {
+				hops++
+			}
+		}
+		switch {
+		case l.HeaderSize > 0 && h.at > int64(l.HeaderSize), l.HeaderFields > 0 && fields > l.HeaderFields:
+			return errHeaderLimit
+		case l.Hops > 0 && hops > l.Hops:
+			return errHops
+		}
+	}
+	if h.err != nil {
+		return spoolError{h.err}
+	}
+	return nil
+}
+
+// A headerReader reads the header of a message, line by line. A field begins
+// with each line that does not begin with white space; the header ends before
+// the first empty line, or before the first line that is no field, or with
+// the message.
+type headerReader struct {
+	r      *bufio.Reader
+	line   []byte // a line or a part of one, until the next call of next
+	at     int64  // octets of the header so far, the line's included
+	starts bool   // the line begins a field
+	begun  bool   // a field has begun
+	part   bool   // the line has no end yet
+	err    error  // of reading
+}
+
+func newHeaderReader(m backends.Message) *headerReader {
+	return &headerReader{r: bufio.NewReader(io.NewSectionReader(m, 0, m.Size()))}
+}
+
+// next reads a line. It reports false at the end of the header, and after an
+// error.
+func (h *headerReader) next() bool {
+	line, err := h.r.ReadSlice('\n')
+	if err != nil && err != io.EOF && err != bufio.ErrBufferFull {
+		h.err = err
+		return false
+	}
+	h.starts = false
+	if !h.part {
+		if !isHeaderLine(line, h.begun) {
+			return false
+		}
+		h.starts = line[0] != ' ' && line[0] != '\t'
+		h.begun = true
+	}
+	h.line = line
+	h.at += int64(len(line))
+	h.part = err == bufio.ErrBufferFull
+	return len(line) > 0
+}
+
+// isHeaderLine reports whether a line that begins with part belongs to the
+// header: it continues a field or has a name and a colon.
+func isHeaderLine(part []byte, continues bool) bool {
+	if len(part) > 0 && (part[0] == ' ' || part[0] == '\t') {
+		return continues
+	}
+	name, _, ok := bytes.Cut(part, []byte(":"))
+	name = bytes.TrimRight(name, " \t")
+	return ok && len(name) > 0 && !bytes.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' })
+}
