@@ -38,8 +38,9 @@ type client struct {
 // An answer is what the server said of a recipient, or why it said nothing.
 // Only the answer to the end of a message delivers it.
 type answer struct {
-	reply smtp.Reply
-	err   error
+	reply  smtp.Reply
+	err    error
+	shared int // recipients that the reply is for, if it is one for all
 }
 
 func (a answer) positive() bool { return a.err == nil && a.reply.Code/100 == 2 }
@@ -50,7 +51,11 @@ func (a answer) String() string {
 		return "no answer: " + a.err.Error()
 	}
 	words := strings.Fields(fmt.Sprint(a.reply.Code, " ", a.reply.Enhanced, " ", a.reply.Text))
-	return printable(strings.Join(words, " "))
+	text := printable(strings.Join(words, " "))
+	if a.shared > 1 {
+		text += fmt.Sprintf(" (one reply for %d recipients)", a.shared)
+	}
+	return text
 }
 
 // printable keeps a server from telling the terminal what to do.
@@ -229,7 +234,9 @@ func (c *client) data(message io.Reader, accepted []*answer) {
 	}
 
 	if !c.lmtp {
-		settle(c.readReply().final())
+		a := c.readReply().final()
+		a.shared = len(accepted)
+		settle(a)
 		return
 	}
 	for _, p := range accepted { // RFC 2033, section 4.2
@@ -275,7 +282,7 @@ func (c *client) readReply() answer {
 	for more := true; more && c.broken == nil; {
 		more, c.broken = c.readLine(&reply)
 	}
-	return answer{reply, c.broken}
+	return answer{reply: reply, err: c.broken}
 }
 
 // lastWords returns why the server hung up, so that err came of a write, if
