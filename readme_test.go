@@ -31,10 +31,11 @@ func snippets(t *testing.T, language string) []string {
 	return found
 }
 
-// checkout copies the sources to a directory of the test's.
+// checkout copies the sources to a directory of the test's, whose name is
+// mailgw.
 func checkout(t *testing.T) string {
 	t.Helper()
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "mailgw")
 	err := filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -65,15 +66,11 @@ func checkout(t *testing.T) string {
 }
 
 // A shell runs commands in a directory.
-type shell struct {
-	dir string
-	env []string
-}
+type shell struct{ dir string }
 
 func (s shell) command(line string) *exec.Cmd {
 	cmd := exec.Command("bash", "-c", line)
 	cmd.Dir = s.dir
-	cmd.Env = append(os.Environ(), s.env...)
 	return cmd
 }
 
@@ -167,7 +164,7 @@ var id = regexp.MustCompile(`\([0-9a-z]{16}\)`)
 // What the first lines of README.md show is what a reader sees.
 func TestReadmeFirstRun(t *testing.T) {
 	console := snippets(t, "console")
-	sh := shell{dir: checkout(t)}
+	sh := shell{checkout(t)}
 	command, firstLine, _ := strings.Cut(strings.TrimPrefix(console[0], "$ "), "\n")
 	printed := sh.background(t, command, "tcp:127.0.0.1:2525", "unix:var/lmtp.sock")
 	for _, block := range console[1:] {
@@ -185,7 +182,7 @@ func TestReadmeFirstRun(t *testing.T) {
 }
 
 func TestReadmeShell(t *testing.T) {
-	sh := shell{dir: checkout(t)}
+	sh := shell{checkout(t)}
 	for _, block := range snippets(t, "sh") {
 		if out, err := sh.command("set -e\n" + block).CombinedOutput(); err != nil {
 			t.Errorf("%s\n%v\n%s", block, err, out)
@@ -204,9 +201,9 @@ func TestReadmeConfigurations(t *testing.T) {
 	for _, text := range snippets(t, "toml") {
 		dir := t.TempDir()
 		text = strings.ReplaceAll(text, "/var/spool/postfix/mailgw", dir)
-		if strings.Contains(text, `"postfix"`) {
-			if err := exec.Command("getent", "group", "postfix").Run(); err != nil {
-				missing(t, "there is no group postfix")
+		if strings.Contains(text, `"uid:postfix"`) {
+			if err := exec.Command("getent", "passwd", "postfix").Run(); err != nil {
+				missing(t, "there is no user postfix")
 				continue
 			}
 		}
@@ -249,6 +246,29 @@ func TestReadmePostfix(t *testing.T) {
 	}
 }
 
+// Postfix reads the services of master.cf that README.md names, with each of
+// their parameters.
+func TestReadmePostfixServices(t *testing.T) {
+	if _, err := exec.LookPath("postconf"); err != nil {
+		missing(t, "Postfix is not installed")
+	}
+	for _, text := range snippets(t, "master") {
+		dir := t.TempDir()
+		for name, content := range map[string]string{"main.cf": "", "master.cf": text} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out, err := exec.Command("postconf", "-c", dir, "-P").CombinedOutput()
+		if err != nil || strings.Contains(string(out), "warning") {
+			t.Errorf("%v\n%s", err, out)
+		}
+		if got, want := strings.Count(string(out), "\n"), strings.Count(text, "\n  -o "); got != want {
+			t.Errorf("postconf shows %d parameters, want %d:\n%s", got, want, out)
+		}
+	}
+}
+
 // missing skips a test for want of a peer, which continuous integration has.
 func missing(t *testing.T, why string) {
 	t.Helper()
@@ -261,8 +281,7 @@ func missing(t *testing.T, why string) {
 // Each example does what its README says.
 func TestExamples(t *testing.T) {
 	dir := checkout(t)
-	bin := filepath.Join(dir, "bin")
-	if out := (shell{dir: dir}).run(t, "go build -o bin/mailgw ./cmd/mailgw"); out != "" {
+	if out := (shell{dir}).run(t, "make -s build"); out != "" {
 		t.Fatal(out)
 	}
 	for name, example := range map[string]struct {
@@ -273,15 +292,15 @@ func TestExamples(t *testing.T) {
 		"attachments": {"tcp:127.0.0.1:2525", []string{`X-Attachment: "invoice.pdf" ("application/pdf")`}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			sh := shell{dir: filepath.Join(dir, "examples", name), env: []string{"PATH=" + bin + ":" + os.Getenv("PATH")}}
+			sh := shell{filepath.Join(dir, "examples", name)}
 			var out strings.Builder
 			for line := range strings.Lines(contents(t, filepath.Join(sh.dir, "README.md"))) {
 				line, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "    ")
 				if !ok {
 					continue
 				}
-				if command, ok := strings.CutSuffix(line, " &"); ok {
-					sh.background(t, command, example.address)
+				if strings.HasSuffix(line, "mailgw serve") {
+					sh.background(t, line, example.address)
 				} else {
 					out.WriteString(sh.run(t, line))
 				}
