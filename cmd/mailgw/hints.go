@@ -36,6 +36,9 @@ func printHints(w io.Writer, c *gateway.Config, addrs map[string]net.Addr) {
 		fmt.Fprintf(w, "  %s: %s\n", name, describe(c.Backends[name]))
 		if path, ok := c.Backends[name].Settings["path"].(string); ok && c.Backends[name].Plugin == "maildir" {
 			common, _, _ := strings.Cut(path, "{")
+			if !filepath.IsAbs(common) {
+				common = c.Dir + "/" + common
+			}
 			fmt.Fprintf(w, "      see its mail: find %s -type f\n", filepath.Dir(common+"x"))
 		}
 	}

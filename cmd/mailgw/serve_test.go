@@ -221,6 +221,9 @@ func TestMessagesAreDeliveredByteForByte(t *testing.T) {
 			t.Errorf("mailgw %q: exit code %d\n%s%s", args, code, stdout, stderr)
 		}
 	}
+	if want := "find " + g.dir + "/mail -type f\n"; !strings.Contains(g.hints, want) {
+		t.Errorf("%q is not in\n%s", want, g.hints)
+	}
 	files, _ := filepath.Glob(filepath.Join(g.dir, "mail/you/new/*"))
 	if len(files) != len(commands) {
 		t.Errorf("%d files in the Maildir, want %d", len(files), len(commands))
