@@ -75,7 +75,33 @@ var testBackends = map[string]backends.Func{
 			tx.Redirect(1, "a@example.org", "b@example.org"))
 	},
 
+	"large edits": func(_ context.Context, tx *backends.DataContext) error {
+		if tx.Envelope.Recipients[0].Address == "parts" {
+			for i := range 5000 {
+				if err := tx.RemoveField(i); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		return tx.AddField(0, "X: "+strings.Repeat("y\r\n ", maxMessage/4)+"y")
+	},
+
 	"replaces": replaceMessage,
+
+	"set, then exit": func(_ context.Context, tx *backends.DataContext) error {
+		if tx.Envelope.Recipients[0].Address == "late" {
+			tx.StartDelivery(context.Background(), 0)
+			go func() {
+				tx.SetStatus(0, backends.Delivered)
+				os.Exit(3)
+			}()
+			return nil
+		}
+		tx.SetStatus(0, backends.Delivered)
+		os.Exit(3)
+		return nil
+	},
 
 	"fails":  func(context.Context, *backends.DataContext) error { return errors.New("disk on fire at /secret") },
 	"panics": func(context.Context, *backends.DataContext) error { panic("a bug") },

@@ -1,7 +1,9 @@
 package plugins
 
 import (
+	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"google.golang.org/grpc/encoding"
@@ -9,6 +11,7 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	protobuf "google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // chunkField is the number of the field chunk in ToPlugin and ToGateway. No
@@ -23,6 +26,13 @@ type frame struct {
 		GetChunk() []byte
 	}
 	chunk mem.BufferSlice
+
+	// most is how many parts the message may have when it is decoded; 0 is
+	// any number of them.
+	most int
+
+	// written is closed when the message is in the socket, or never will be.
+	written chan struct{}
 }
 
 // codec encodes and decodes frames without copying chunks, and leaves other
@@ -44,7 +54,7 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	}
 	n := f.chunk.Len()
 	if n == 0 {
-		return mem.BufferSlice{mem.SliceBuffer(head)}, nil
+		return mem.BufferSlice{f.telling(head)}, nil
 	}
 	head = protowire.AppendTag(head, chunkField, protowire.BytesType)
 	head = protowire.AppendVarint(head, uint64(n))
@@ -52,6 +62,27 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	return append(mem.BufferSlice{mem.SliceBuffer(head)}, f.chunk...), nil
 }
 
+// telling is a buffer with octets that closes f.written when gRPC frees it:
+// once it has written them, because the plugin's server has no write buffer.
+func (f *frame) telling(octets []byte) mem.Buffer {
+	if f.written == nil {
+		return mem.SliceBuffer(octets)
+	}
+	octets = slices.Grow(octets, poolable-len(octets))
+	return mem.NewBuffer(&octets, onPut(f.written))
+}
+
+// poolable is a capacity of buffers for which gRPC calls Put of their pools.
+const poolable = 2 << 10
+
+// An onPut is a pool for one buffer, and closed when that is put back.
+type onPut chan struct{}
+
+func (p onPut) Get(length int) *[]byte { return chunks.Get(length) }
+func (p onPut) Put(*[]byte)            { close(p) }
+
+// Unmarshal counts the parts of a frame's message before it makes them:
+// two octets of a message can be a hundred of memory.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	f, ok := v.(*frame)
 	if !ok {
@@ -61,7 +92,9 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	head, start, ok := findChunk(data)
 	if !ok {
 		// There is no chunk, or a peer has encoded it in a way of its own.
-		if err := c.CodecV2.Unmarshal(data, f.message); err != nil {
+		whole := data.MaterializeToBuffer(mem.DefaultBufferPool())
+		defer whole.Free()
+		if err := f.decode(whole.ReadOnlyData()); err != nil {
 			return err
 		}
 		if chunk := f.message.GetChunk(); len(chunk) > 0 {
@@ -70,12 +103,49 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 		return nil
 	}
 	first := data[0]
-	if err := protobuf.Unmarshal(first.ReadOnlyData()[:head], f.message); err != nil {
+	if err := f.decode(first.ReadOnlyData()[:head]); err != nil {
 		return err
 	}
 	data[1:].Ref()
 	f.chunk = append(mem.BufferSlice{first.Slice(start, first.Len())}, data[1:]...)
 	return nil
+}
+
+func (f *frame) decode(octets []byte) error {
+	if f.most > 0 {
+		if n := parts(octets, f.message.ProtoReflect().Descriptor()); n > f.most {
+			return fmt.Errorf("a message of %d parts, which is more than %d", n, f.most)
+		}
+	}
+	return protobuf.Unmarshal(octets, f.message)
+}
+
+// parts counts the messages and the elements of lists in a message. What is
+// malformed, it leaves to Unmarshal.
+func parts(octets []byte, d protoreflect.MessageDescriptor) (n int) {
+	for len(octets) > 0 {
+		number, kind, tag := protowire.ConsumeTag(octets)
+		if tag < 0 {
+			return n
+		}
+		size := protowire.ConsumeFieldValue(number, kind, octets[tag:])
+		if size < 0 {
+			return n
+		}
+		value := octets[tag : tag+size]
+		octets = octets[tag+size:]
+		switch field := d.Fields().ByNumber(number); {
+		case field == nil:
+		case field.Message() != nil && kind == protowire.BytesType:
+			inner, _ := protowire.ConsumeBytes(value)
+			n += 1 + parts(inner, field.Message())
+		case field.IsList() && field.Kind() == protoreflect.Uint32Kind:
+			n += size // at least as many as there are, packed or not
+		case field.IsList():
+			n++
+		}
+	}
+	return n
 }
 
 // findChunk returns the length of what comes before the chunk's tag, and
@@ -111,9 +181,14 @@ const (
 	// smallChunk is the size of chunks for peers that announce none.
 	smallChunk = 31 << 10
 
-	// maxMessage bounds one message from a plugin. A message for a plugin
-	// has the envelope, with as many recipients as the listener allows.
-	maxMessage = 4 << 20
+	// maxMessage and maxParts bound one message from a plugin, and with it
+	// what a sick one can make the gateway hold.
+	maxMessage = 256 << 10
+	maxParts   = 4096
+
+	// maxTransaction bounds one message for a plugin, which has the envelope
+	// with as many recipients as the listener allows.
+	maxTransaction = 64 << 20
 )
 
 // chunks is the pool of buffers for chunks. gRPC's own pool has nothing

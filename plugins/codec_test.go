@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -157,6 +158,40 @@ func FuzzCodecReadsLikeProtobuf(f *testing.F) {
 	})
 }
 
+// What a plugin sends is bounded before it is decoded, whatever it is made of.
+func TestMemoryForOneMessageIsBounded(t *testing.T) {
+	nest := func(octets []byte, fields ...protowire.Number) []byte {
+		for _, f := range fields {
+			octets = protowire.AppendBytes(protowire.AppendTag(nil, f, protowire.BytesType), octets)
+		}
+		return octets
+	}
+	repeat := func(s string) []byte { return bytes.Repeat([]byte(s), (maxMessage-100)/len(s)) }
+	for name, octets := range map[string][]byte{
+		"statuses":          repeat("\x12\x00"),
+		"statuses of parts": repeat("\x12\x02\x12\x00"),
+		"started":           repeat("\x08\x01"),
+		"started, packed":   nest(repeat("\x01"), 1),
+		"fields":            nest(repeat("\x0a\x00"), 3, 4),
+		"redirects":         nest(repeat("\x22\x00"), 3, 4),
+		"addresses":         nest(repeat("\x12\x00"), 4, 3, 4),
+		"results":           nest(repeat("\x12\x00\x1a\x00"), 4),
+		"chunk before":      append([]byte("\x7a\x01x"), repeat("\x12\x00")...),
+	} {
+		data := split(octets, len(octets))
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		err := newCodec().Unmarshal(data, &frame{message: &pb.ToGateway{}, most: maxParts})
+		runtime.ReadMemStats(&after)
+		if err == nil || !strings.Contains(err.Error(), "parts, which is more than 4096") {
+			t.Errorf("%s: got the error %v", name, err)
+		}
+		if used := after.TotalAlloc - before.TotalAlloc; used > 2*maxMessage {
+			t.Errorf("%s: took %d octets of memory, want at most %d", name, used, 2*maxMessage)
+		}
+	}
+}
+
 func TestCodecLeavesOtherMessagesAlone(t *testing.T) {
 	c := newCodec()
 	if c.Name() != encoding.GetCodecV2(proto.Name).Name() {
@@ -179,7 +214,7 @@ func TestChunkLivesUntilItIsWritten(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	octets, err := newCodec().Marshal(&frame{&pb.ToPlugin{}, chunk})
+	octets, err := newCodec().Marshal(&frame{message: &pb.ToPlugin{}, chunk: chunk})
 	if err != nil {
 		t.Fatal(err)
 	}

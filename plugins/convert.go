@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"strings"
 
+	protobuf "google.golang.org/protobuf/proto"
+
 	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/plugins/internal/pb"
 	"github.com/mailgw/mailgw/xforward"
@@ -105,7 +107,7 @@ func statusToWire(s backends.Status) *pb.Status {
 // statusFromWire returns an error for a status that is no answer at all. What
 // else is wrong with one, is for the gateway to mend.
 func statusFromWire(wire *pb.Status) (backends.Status, error) {
-	s := backends.NewStatus(int(wire.GetCode()), wire.GetEnhanced(), wire.GetText())
+	s := backends.NewStatus(int(wire.GetCode()), cut(wire.GetEnhanced()), cut(wire.GetText()))
 	if s.IsZero() {
 		return s, errors.New("protocol: an empty status")
 	}
@@ -113,14 +115,12 @@ func statusFromWire(wire *pb.Status) (backends.Status, error) {
 }
 
 // errorToWire says what an error of Deliver means. The gateway need not know
-// more of an error that is a Status.
+// more of an error that means a Status of its own.
 func errorToWire(err error) *pb.Returned {
-	if s := backends.StatusOf(err); s != backends.TryLater || errors.As(err, new(backends.Status)) {
+	if s := backends.StatusOf(err); s != backends.TryLater {
 		return &pb.Returned{Result: &pb.Returned_Status{Status: statusToWire(s)}}
 	}
-	const longest = 8 << 10
-	text := err.Error()
-	return &pb.Returned{Result: &pb.Returned_Failure{Failure: toUTF8(text[:min(len(text), longest)])}}
+	return &pb.Returned{Result: &pb.Returned_Failure{Failure: toUTF8(err.Error())}}
 }
 
 // returnedFromWire returns the error that the backend has returned, or makes
@@ -129,7 +129,7 @@ func errorToWire(err error) *pb.Returned {
 func returnedFromWire(r *pb.Returned, tx *backends.DataContext) (result, err error) {
 	switch r := r.GetResult().(type) {
 	case *pb.Returned_Failure:
-		return errors.New(r.Failure), nil
+		return errors.New(cut(r.Failure)), nil
 	case *pb.Returned_Status:
 		s, err := statusFromWire(r.Status)
 		return s, err
@@ -152,7 +152,16 @@ func editsToWire(e backends.Edits) *pb.Returned {
 	for i, addresses := range e.Redirects {
 		edits.Redirects = append(edits.Redirects, &pb.Redirect{Recipient: uint32(i), Addresses: toBytes(addresses)})
 	}
-	return &pb.Returned{Result: &pb.Returned_Edits{Edits: edits}}
+	returned := &pb.Returned{Result: &pb.Returned_Edits{Edits: edits}}
+	octets, err := protobuf.Marshal(&pb.ToGateway{Returned: returned})
+	n := parts(octets, (*pb.ToGateway)(nil).ProtoReflect().Descriptor())
+	switch {
+	case err != nil:
+		return errorToWire(err)
+	case len(octets) > maxMessage || n > maxParts:
+		return errorToWire(fmt.Errorf("the edits have %d octets and %d parts, more than %d and %d", len(octets), n, maxMessage, maxParts))
+	}
+	return returned
 }
 
 var opsToWire = map[backends.FieldOp]pb.FieldEdit_Op{
@@ -194,8 +203,17 @@ func editFieldFromWire(f *pb.FieldEdit, tx *backends.DataContext) error {
 	return fmt.Errorf("protocol: unknown edit %d", f.GetOp())
 }
 
-// toUTF8 makes text that protobuf takes for a string.
-func toUTF8(s string) string { return strings.ToValidUTF8(s, "?") }
+// toUTF8 makes text of bounded length that protobuf takes for a string.
+func toUTF8(s string) string { return cut(strings.ToValidUTF8(cut(s), "?")) }
+
+// cut bounds what is said of a plugin, or by it.
+func cut(s string) string {
+	const longest = 8 << 10
+	if len(s) <= longest {
+		return s
+	}
+	return strings.ToValidUTF8(s[:longest], "")
+}
 
 func toBytes[S ~[]string](from S) [][]byte {
 	var to [][]byte

@@ -61,6 +61,7 @@ type call struct {
 	// What the goroutine that receives knows.
 	pending  map[int]bool // recipients that are started and have no status
 	returned bool
+	ignored  int
 	held     *answer // was received too early
 }
 
@@ -139,7 +140,7 @@ func (c *call) send(rest int64, chunk int) {
 			return
 		}
 		message.Last = rest == 0
-		err = c.stream.SendMsg(&frame{message, data})
+		err = c.stream.SendMsg(&frame{message: message, chunk: data})
 		data.Free()
 		if err != nil {
 			return // it is received, too
@@ -195,7 +196,7 @@ func (c *call) next() (*answer, error) {
 		return a, nil
 	}
 	message := &pb.ToGateway{}
-	f := frame{message: message}
+	f := frame{message: message, most: maxParts}
 	if err := c.stream.RecvMsg(&f); err != nil {
 		return nil, c.explain(err)
 	}
@@ -227,19 +228,28 @@ func (c *call) recipients(m *pb.ToGateway) error {
 	return nil
 }
 
-func (c *call) checkIndex(i int) error {
-	if n := len(c.tx.Envelope.Recipients); i >= n {
-		return fmt.Errorf("protocol: recipient %d of %d", i, n)
+// maxIgnored is how many answers that do not count a plugin may give for one
+// transaction. Each of them is logged.
+const maxIgnored = 10
+
+// heed keeps book of answers that do not count: second ones, and those for
+// recipients that do not exist.
+func (c *call) heed(counts bool) error {
+	if counts {
+		return nil
+	}
+	if c.ignored++; c.ignored > maxIgnored {
+		return fmt.Errorf("protocol: more than %d answers that do not count", maxIgnored)
 	}
 	return nil
 }
 
 func (c *call) start(i int) error {
-	if err := c.checkIndex(i); err != nil {
-		return err
-	}
 	if c.returned {
 		return errors.New("protocol: a delivery was started after returned")
+	}
+	if err := c.heed(c.tx.Undecided(i) && !c.pending[i]); err != nil {
+		return err
 	}
 	if c.tx.Undecided(i) {
 		c.pending[i] = true
@@ -250,11 +260,11 @@ func (c *call) start(i int) error {
 }
 
 func (c *call) decide(i int, wire *pb.Status) error {
-	if err := c.checkIndex(i); err != nil {
-		return err
-	}
 	s, err := statusFromWire(wire)
 	if err != nil {
+		return err
+	}
+	if err := c.heed(c.tx.Undecided(i)); err != nil {
 		return err
 	}
 	delete(c.pending, i)
@@ -328,5 +338,5 @@ func (c *call) explain(err error) error {
 	case err == nil || err == io.EOF:
 		return errors.New("protocol: the call has ended without an answer")
 	}
-	return fmt.Errorf("plugin with pid %d: %w", c.pid, err)
+	return fmt.Errorf("plugin with pid %d: %s", c.pid, cut(err.Error()))
 }

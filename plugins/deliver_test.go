@@ -137,6 +137,12 @@ func TestEdits(t *testing.T) {
 	o.wantUndecided(t, 0, 1)
 }
 
+func TestEditsThatAreTooLarge(t *testing.T) {
+	h, _ := run(t, "large edits")
+	deliver(t.Context(), h, message("", "octets")).wantError(t, "the edits have 2")
+	deliver(t.Context(), h, message("", "parts")).wantError(t, "5002 parts, more than")
+}
+
 func TestMessageArrivesExactly(t *testing.T) {
 	h, _ := run(t, "echo")
 	octets := make([]byte, 6<<20) // more than gRPC lets through in one message

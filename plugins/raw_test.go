@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -56,7 +57,11 @@ func (raw) Deliver(stream grpc.BidiStreamingServer[pb.ToPlugin, pb.ToGateway]) e
 			Returned: &pb.Returned{},
 		})
 	}
-	for _, answer := range rawAnswers[address].answers {
+	answers := rawAnswers[address].answers
+	if address == "ignored" {
+		answers = ignoredAnswers
+	}
+	for _, answer := range answers {
 		if err := stream.Send(answer); err != nil {
 			return err
 		}
@@ -122,15 +127,15 @@ var rawAnswers = map[string]struct {
 	answers []*pb.ToGateway
 	err     string
 }{
-	"no such recipient":         {[]*pb.ToGateway{{Statuses: status250(2)}}, "recipient 2 of 2"},
-	"no such recipient at all":  {[]*pb.ToGateway{{Statuses: status250(1<<32 - 1)}}, "recipient 4294967295 of 2"},
-	"no such recipient started": {[]*pb.ToGateway{{Started: []uint32{7}}}, "recipient 7 of 2"},
-	"no status":                 {[]*pb.ToGateway{{Statuses: []*pb.RecipientStatus{{Recipient: 1}}}}, "an empty status"},
-	"no response":               {[]*pb.ToGateway{{SmtpResponse: &pb.Status{}}}, "an empty status"},
-	"no answer":                 {nil, "without an answer"},
-	"returned status":           {[]*pb.ToGateway{{Returned: &pb.Returned{Result: &pb.Returned_Status{}}}}, "an empty status"},
-	"chunk alone":               {[]*pb.ToGateway{{Chunk: []byte("x")}}, "chunk without a first one"},
-	"chunk with returned":       {[]*pb.ToGateway{{First: true, Chunk: []byte("x"), Returned: &pb.Returned{}}}, "together with a chunk"},
+	"many ignored answers":    {slices.Repeat([]*pb.ToGateway{{Statuses: status250(2)}}, maxIgnored+1), "more than 10 answers"},
+	"many ignored deliveries": {[]*pb.ToGateway{{Started: slices.Repeat([]uint32{7}, maxIgnored+1)}}, "more than 10 answers"},
+	"many empty statuses":     {[]*pb.ToGateway{unknown("\x12\x00", maxMessage/2-100)}, "a message of 130972 parts"},
+	"no status":               {[]*pb.ToGateway{{Statuses: []*pb.RecipientStatus{{Recipient: 1}}}}, "an empty status"},
+	"no response":             {[]*pb.ToGateway{{SmtpResponse: &pb.Status{}}}, "an empty status"},
+	"no answer":               {nil, "without an answer"},
+	"returned status":         {[]*pb.ToGateway{{Returned: &pb.Returned{Result: &pb.Returned_Status{}}}}, "an empty status"},
+	"chunk alone":             {[]*pb.ToGateway{{Chunk: []byte("x")}}, "chunk without a first one"},
+	"chunk with returned":     {[]*pb.ToGateway{{First: true, Chunk: []byte("x"), Returned: &pb.Returned{}}}, "together with a chunk"},
 	"message in part": {[]*pb.ToGateway{{First: true, Chunk: []byte("x")}, returnEdits(&pb.Edits{Message: true})},
 		"the other way round"},
 	"message not wanted": {[]*pb.ToGateway{{First: true, Last: true, Chunk: []byte("x")}, returnEdits(&pb.Edits{})},
@@ -143,9 +148,40 @@ var rawAnswers = map[string]struct {
 	"bad field": {[]*pb.ToGateway{returnEdits(&pb.Edits{Fields: []*pb.FieldEdit{{Field: []byte("A: b\r\nfrom@example.org")}}})},
 		"folded line"},
 	"bad operation": {[]*pb.ToGateway{returnEdits(&pb.Edits{Fields: []*pb.FieldEdit{{Op: 9}}})}, "unknown edit 9"},
-	"bad redirect":  {[]*pb.ToGateway{returnEdits(&pb.Edits{Redirects: []*pb.Redirect{{Recipient: 9}}})}, "no recipient 9"},
+	"bad redirect":  {[]*pb.ToGateway{returnEdits(&pb.Edits{Redirects: []*pb.Redirect{{Recipient: 9, Addresses: [][]byte{[]byte("a@example.org")}}}})}, "redirect recipient 9"},
 	"large message": {[]*pb.ToGateway{{First: true, Chunk: make([]byte, maxMessage+1)}}, "larger than max"},
-	"then waits":    {[]*pb.ToGateway{{Statuses: status250(9)}}, "recipient 9 of 2"},
+	"then waits":    {[]*pb.ToGateway{{SmtpResponse: &pb.Status{}}}, "an empty status"},
+	"long failure": {[]*pb.ToGateway{{Returned: &pb.Returned{Result: &pb.Returned_Failure{Failure: strings.Repeat("x", maxMessage-100)}}}},
+		"xxx"},
+}
+
+// unknown is a message with n times the same octets.
+func unknown(octets string, n int) *pb.ToGateway {
+	m := &pb.ToGateway{}
+	m.ProtoReflect().SetUnknown([]byte(strings.Repeat(octets, n)))
+	return m
+}
+
+// ignoredAnswers has some that do not count, among others that do.
+var ignoredAnswers = []*pb.ToGateway{
+	{Started: []uint32{7}},
+	{Statuses: status250(2)},
+	{Statuses: status250(0)},
+	{Statuses: []*pb.RecipientStatus{{Status: &pb.Status{Code: 550}}, {Recipient: 1<<32 - 1, Status: &pb.Status{Code: 250}}}},
+	{Returned: &pb.Returned{}},
+}
+
+func TestAnswersThatDoNotCount(t *testing.T) {
+	h, _ := run(t, "raw")
+	o := deliver(t.Context(), h, message("hello", "ignored", "two"))
+	if o.err != nil || o.statuses[0].Code != 250 {
+		t.Errorf("got %v and the error %v", o.statuses, o.err)
+	}
+	o.wantUndecided(t, 1)
+	none, second := "there is no such recipient", "the recipient has its status already"
+	if want := []string{none, none, second, none}; !slices.Equal(o.ignored, want) {
+		t.Errorf("got %q, want %q", o.ignored, want)
+	}
 }
 
 func TestPluginThatBreaksTheProtocol(t *testing.T) {
@@ -155,6 +191,9 @@ func TestPluginThatBreaksTheProtocol(t *testing.T) {
 			tx := message("hello", name, "two")
 			o := deliver(t.Context(), h, tx)
 			o.wantError(t, test.err)
+			if n := len(o.err.Error()); n > 10_000 {
+				t.Errorf("the error has %d octets", n)
+			}
 			o.wantUndecided(t, 0, 1)
 		})
 	}

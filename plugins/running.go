@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/go-plugin"
 	"github.com/hashicorp/go-plugin/runner"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/mailgw/mailgw/backends"
@@ -26,6 +27,9 @@ const (
 	// stopTimeout is how long a plugin has to exit, go-plugin's own 2
 	// seconds included.
 	stopTimeout = 3 * time.Second
+
+	// maxFaults is how many faults of its settings a plugin can tell.
+	maxFaults = 100
 )
 
 // A running plugin is a process and the connection to it.
@@ -137,6 +141,7 @@ func dialOptions() []grpc.DialOption {
 		grpc.WithTransportCredentials(newSameUser()),
 		grpc.WithStaticStreamWindowSize(64 << 10),
 		grpc.WithStaticConnWindowSize(1 << 20),
+		grpc.WithMaxHeaderListSize(64 << 10),
 		grpc.WithDefaultCallOptions(
 			grpc.ForceCodecV2(newCodec()),
 			grpc.MaxCallRecvMsgSize(maxMessage),
@@ -164,14 +169,14 @@ func (r *running) configure(ctx context.Context, request *pb.ConfigureRequest) (
 // refusal is the error that a plugin has answered with.
 func refusal(answer *pb.ConfigureResponse) error {
 	var faults []settings.Fault
-	for _, f := range answer.GetFaults() {
-		faults = append(faults, settings.Fault{Key: f.GetKey(), Text: f.GetText()})
+	for _, f := range answer.GetFaults()[:min(len(answer.GetFaults()), maxFaults)] {
+		faults = append(faults, settings.Fault{Key: cut(f.GetKey()), Text: cut(f.GetText())})
 	}
 	if faults != nil {
 		return SettingsError{faults}
 	}
 	if text := answer.GetError(); text != "" {
-		return errors.New(text)
+		return errors.New(cut(text))
 	}
 	return nil
 }
@@ -188,6 +193,14 @@ func (r *running) check(ctx context.Context) error {
 		return fmt.Errorf("health check: %w", err)
 	}
 	return nil
+}
+
+// drain waits until what a plugin that has ended wrote to its socket is read.
+func (r *running) drain() {
+	// Another process may hold the socket for ever.
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	r.conn.WaitForStateChange(ctx, connectivity.Ready)
 }
 
 // stop ends the plugin, unless it has ended, and waits until nothing of it is

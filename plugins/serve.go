@@ -141,7 +141,8 @@ func newServer(options []grpc.ServerOption) *grpc.Server {
 	return grpc.NewServer(append(options,
 		grpc.Creds(newSameUser()),
 		grpc.ForceServerCodecV2(newCodec()),
-		grpc.MaxRecvMsgSize(16*maxMessage),
+		grpc.MaxRecvMsgSize(maxTransaction),
+		grpc.WriteBufferSize(0), // so that a buffer that is freed was written
 		grpc.StaticStreamWindowSize(4*maxChunk),
 		grpc.StaticConnWindowSize(64*maxChunk),
 	)...)

@@ -134,7 +134,25 @@ func (c sameUser) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo
 	if err := checkUser(conn); err != nil {
 		return nil, nil, err
 	}
-	return c.TransportCredentials.ServerHandshake(conn)
+	return c.TransportCredentials.ServerHandshake(&frameConn{Conn: conn})
+}
+
+// A frameConn writes HTTP/2 frames in one piece. A gRPC server without a
+// write buffer writes the header of a frame and its payload apart.
+type frameConn struct {
+	net.Conn
+	frame []byte
+}
+
+func (c *frameConn) Write(p []byte) (int, error) {
+	const header = 9 // RFC 9113, section 4.1: the first three octets are the length of the payload
+	c.frame = append(c.frame, p...)
+	if f := c.frame; len(f) < header || len(f)-header < int(f[0])<<16|int(f[1])<<8|int(f[2]) {
+		return len(p), nil
+	}
+	_, err := c.Conn.Write(c.frame)
+	c.frame = c.frame[:0]
+	return len(p), err
 }
 
 func (c sameUser) Clone() credentials.TransportCredentials { return c }

@@ -79,6 +79,7 @@ func (h *Host) watch(r *running) {
 	for {
 		select {
 		case <-r.process.exited:
+			r.drain()
 			return
 		case <-h.ctx.Done():
 			return

@@ -107,6 +107,19 @@ func TestStatusSurvivesCrash(t *testing.T) {
 	}
 }
 
+// SetStatus returns when the status cannot be lost any more.
+func TestStatusJustBeforeExitCounts(t *testing.T) {
+	for n := range 20 {
+		address := []string{"now", "late"}[n%2]
+		t.Run(address, func(t *testing.T) {
+			h, _ := run(t, "set, then exit")
+			if o := deliver(t.Context(), h, message(long, address, "two")); o.status(t, 0) != backends.Delivered {
+				t.Errorf("got %v and the error %v", o.statuses, o.err)
+			}
+		})
+	}
+}
+
 func TestLastWordsOfPlugin(t *testing.T) {
 	h, log := run(t, "late")
 	deliver(t.Context(), h, message("hello", "panic"))

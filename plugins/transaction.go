@@ -37,7 +37,7 @@ func (s *server) Deliver(stream grpc.BidiStreamingServer[pb.ToPlugin, pb.ToGatew
 	ctx := context.WithValue(stream.Context(), txKey{}, tx.ID)
 
 	n := len(tx.Envelope.Recipients)
-	a := &answers{stream: stream, started: make([]bool, n), answered: make([]bool, n)}
+	a := &answers{stream: stream, answered: make([]bool, n)}
 	a.changed.L = &a.mu
 	undecided, err := backends.Run(ctx, guarded(backend), tx, backends.Hooks{
 		Status:       a.status,
@@ -49,9 +49,9 @@ func (s *server) Deliver(stream grpc.BidiStreamingServer[pb.ToPlugin, pb.ToGatew
 		},
 	})
 	if err != nil {
-		a.returned(ctx, undecided, errorToWire(err))
+		a.returned(undecided, errorToWire(err))
 	} else {
-		a.returned(ctx, undecided, editsToWire(tx.Edits()))
+		a.returned(undecided, editsToWire(tx.Edits()))
 	}
 	a.finish(ctx)
 	return ctx.Err()
@@ -100,33 +100,43 @@ type answers struct {
 
 	mu       sync.Mutex
 	changed  sync.Cond // answered has changed
-	started  []bool
-	answered []bool // the status was sent, or there is none to send
+	answered []bool    // the status was sent, or there is none to send
 	closed   bool
 }
 
 // send sends a message. If it cannot, the gateway is gone or does not want to
 // know, and the ctx of the transaction ends. The caller holds a.mu.
-func (a *answers) send(m *pb.ToGateway, chunk mem.BufferSlice) error {
+func (a *answers) send(f *frame) error {
 	if a.closed {
 		return errors.New("the transaction has ended")
 	}
-	return a.stream.SendMsg(&frame{m, chunk})
+	return a.stream.SendMsg(f)
 }
 
+// status returns when the status is in the socket, so that it survives
+// whatever becomes of the plugin then.
 func (a *answers) status(i int, s backends.Status) {
+	written := make(chan struct{})
+	status := &pb.RecipientStatus{Recipient: uint32(i), Status: statusToWire(s)}
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.send(&pb.ToGateway{Statuses: []*pb.RecipientStatus{{Recipient: uint32(i), Status: statusToWire(s)}}}, nil)
+	err := a.send(&frame{message: &pb.ToGateway{Statuses: []*pb.RecipientStatus{status}}, written: written})
+	a.mu.Unlock()
+	if err == nil {
+		select {
+		case <-written:
+		case <-a.stream.Context().Done():
+		}
+	}
+	a.mu.Lock()
 	a.answered[i] = true
 	a.changed.Broadcast()
+	a.mu.Unlock()
 }
 
 func (a *answers) start(i int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.send(&pb.ToGateway{Started: []uint32{uint32(i)}}, nil)
-	a.started[i] = true
+	a.send(&frame{message: &pb.ToGateway{Started: []uint32{uint32(i)}}})
 }
 
 func (a *answers) respond(s backends.Status) {
@@ -135,7 +145,7 @@ func (a *answers) respond(s backends.Status) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.send(&pb.ToGateway{SmtpResponse: statusToWire(s)}, nil)
+	a.send(&frame{message: &pb.ToGateway{SmtpResponse: statusToWire(s)}})
 }
 
 // replace sends a message that replaces the one at hand. The gateway keeps
@@ -150,7 +160,7 @@ func (a *answers) replace(r io.Reader) (backends.Message, error) {
 		if err == nil || last {
 			size += int64(chunk.Len())
 			a.mu.Lock()
-			err = a.send(&pb.ToGateway{First: first, Last: last}, chunk)
+			err = a.send(&frame{message: &pb.ToGateway{First: first, Last: last}, chunk: chunk})
 			a.mu.Unlock()
 		}
 		chunk.Free()
@@ -170,38 +180,31 @@ func (m sentMessage) ReadAt([]byte, int64) (int, error) {
 	return 0, errors.New("the message was sent to the gateway")
 }
 
-// returned sends what the backend has returned.
-func (a *answers) returned(ctx context.Context, undecided []int, r *pb.Returned) {
+// returned sends what the backend has returned. By then the statuses of all
+// recipients that are neither undecided nor started were sent.
+func (a *answers) returned(undecided []int, r *pb.Returned) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, i := range undecided {
 		a.answered[i] = true
 	}
-	// A status that another goroutine has set just before the return counts,
-	// and must not come after it.
-	a.wait(ctx, func(i int) bool { return a.answered[i] || a.started[i] })
-	a.send(&pb.ToGateway{Returned: r}, nil)
+	a.send(&frame{message: &pb.ToGateway{Returned: r}})
 }
 
-// finish waits for the deliveries that were started, and sends nothing more.
+// finish waits for the deliveries that were started, or the end of ctx, and
+// sends nothing more.
 func (a *answers) finish(ctx context.Context) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.wait(ctx, func(i int) bool { return a.answered[i] })
-	a.closed = true
-}
-
-// wait waits until ready is true of all recipients, or ctx ends. The caller
-// holds a.mu.
-func (a *answers) wait(ctx context.Context, ready func(i int) bool) {
 	defer context.AfterFunc(ctx, func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		a.changed.Broadcast()
 	})()
 	for i := range a.answered {
-		for !ready(i) && ctx.Err() == nil {
+		for !a.answered[i] && ctx.Err() == nil {
 			a.changed.Wait()
 		}
 	}
+	a.closed = true
 }

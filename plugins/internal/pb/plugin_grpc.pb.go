@@ -6,6 +6,8 @@
 //
 //   MAILGW_PLUGIN=mailgw.plugin.v1  says that the gateway is the caller
 //   PLUGIN_PROTOCOL_VERSIONS=1      versions of this protocol, with commas
+//   PLUGIN_MIN_PORT=0               means nothing here, and neither does
+//   PLUGIN_MAX_PORT=0               this one: they are for sockets of TCP
 //   PLUGIN_UNIX_SOCKET_DIR=DIR      where the program makes its unix socket
 //   MAILGW_LIFELINE=3               a file descriptor; at its end of file the
 //                                   gateway is gone, and the program exits
@@ -15,16 +17,24 @@
 //
 //   1|1|unix|DIR/name|grpc
 //
-// It has 10 seconds for this. What it prints afterwards on stdout and stderr
-// goes to the gateway's log, line by line. A line that is a JSON object with
+// It has 10 seconds for this. What else it prints on stdout and stderr, before
+// and afterwards, goes to the gateway's log, line by line, 1000 lines at once
+// and 100 a second in the long run; what is more is counted and dropped. A line that is a JSON object with
 // "level" and "msg" becomes a record of that level with all its attributes;
 // "tx" should be the ID of a transaction. It ignores SIGTERM and SIGINT: the
 // gateway decides when a plugin ends.
 //
 // Besides the service Plugin it serves grpc.health.v1.Health, with SERVING
-// for the service "plugin"; the gateway kills a plugin that does not answer.
+// for the service "plugin". The gateway asks every 5 seconds, and kills a
+// plugin that does not answer within 10: it must answer while all its workers
+// are busy with transactions, too.
 // It should serve the method Shutdown of plugin.GRPCController, which is the
 // wish that it exits; the gateway kills it 2 seconds later at the latest.
+//
+// A message to the gateway has at most 256 KiB, and at most 4096 parts: the
+// messages within it and the elements of its lists, at all depths, where an
+// element of started counts for each of its octets. A larger one ends the
+// call. Texts are cut to 8 KiB.
 //
 // Fields of type bytes may be anything that mail may contain. Fields of type
 // string are UTF-8.
@@ -71,6 +81,11 @@ type PluginClient interface {
 	// crash, and then returned. The call goes on for the recipients that are
 	// started and have no status by then; with the last of these it ends.
 	// Silence is no success: a recipient without a status gets 451.
+	//
+	// A status survives the plugin once its octets are in the socket. The first
+	// one for a recipient counts. The gateway ignores and logs a second one,
+	// and one for a recipient that does not exist; more than 10 of these end
+	// the call.
 	Deliver(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ToPlugin, ToGateway], error)
 }
 
@@ -122,6 +137,11 @@ type PluginServer interface {
 	// crash, and then returned. The call goes on for the recipients that are
 	// started and have no status by then; with the last of these it ends.
 	// Silence is no success: a recipient without a status gets 451.
+	//
+	// A status survives the plugin once its octets are in the socket. The first
+	// one for a recipient counts. The gateway ignores and logs a second one,
+	// and one for a recipient that does not exist; more than 10 of these end
+	// the call.
 	Deliver(grpc.BidiStreamingServer[ToPlugin, ToGateway]) error
 	mustEmbedUnimplementedPluginServer()
 }
