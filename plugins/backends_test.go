@@ -89,6 +89,20 @@ var testBackends = map[string]backends.Func{
 
 	"replaces": replaceMessage,
 
+	// It closes its sockets and lives on.
+	"deaf": func(_ context.Context, tx *backends.DataContext) error {
+		tx.SetAll(backends.Delivered)
+		if tx.Envelope.Recipients[0].Address != "closes" {
+			return nil
+		}
+		for fd := range 200 {
+			if to, _ := os.Readlink(fmt.Sprint("/proc/self/fd/", fd)); strings.HasPrefix(to, "socket:") {
+				syscall.Shutdown(fd, syscall.SHUT_RDWR)
+			}
+		}
+		select {}
+	},
+
 	"set, then exit": func(_ context.Context, tx *backends.DataContext) error {
 		if tx.Envelope.Recipients[0].Address == "late" {
 			tx.StartDelivery(context.Background(), 0)

@@ -99,6 +99,10 @@ func (h *Host) open(ctx context.Context, tx *backends.DataContext) (*call, error
 		if status.Code(err) != codes.Unavailable {
 			return nil, explained
 		}
+		select {
+		case r.suspect <- struct{}{}: // it may live, but without its socket
+		default:
+		}
 		if r, err = h.plugin(waiting, r); err != nil {
 			return nil, ended(ctx, err)
 		}

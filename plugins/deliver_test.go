@@ -242,9 +242,14 @@ func TestDeadlineCrossesTheBorder(t *testing.T) {
 
 func TestDeadlineEndsDeliver(t *testing.T) {
 	h, _ := run(t, "hangs")
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	o := deliver(ctx, h, message("hello", "one", "two"))
+	// A deadline that is over when the first recipient has its status.
+	ctx, cancel := context.WithCancelCause(t.Context())
+	tx := message("hello", "one", "two")
+	go func() {
+		eventually(t, "the first recipient has its status", func() bool { return !tx.Status(0).IsZero() })
+		cancel(context.DeadlineExceeded)
+	}()
+	o := deliver(deadline{ctx}, h, tx)
 	if backends.StatusOf(o.err) != backends.TimedOut {
 		t.Errorf("got the error %v, want %v", o.err, backends.TimedOut)
 	}
@@ -252,6 +257,16 @@ func TestDeadlineEndsDeliver(t *testing.T) {
 		t.Errorf("got %v", o.statuses)
 	}
 	o.wantUndecided(t, 1)
+}
+
+// A deadline is a ctx whose end is that of its deadline.
+type deadline struct{ context.Context }
+
+func (d deadline) Err() error {
+	if d.Context.Err() == nil {
+		return nil
+	}
+	return context.DeadlineExceeded
 }
 
 // A recipient that has a status must not go on to the next backend.

@@ -78,6 +78,7 @@ type times struct {
 	checkEvery   time.Duration // between health checks
 	checkTimeout time.Duration // of a health check
 	patience     time.Duration // of a transaction while no plugin runs
+	stable       time.Duration // after which a plugin has not failed at its start
 }
 
 var defaultTimes = times{
@@ -85,6 +86,7 @@ var defaultTimes = times{
 	checkEvery:   5 * time.Second,
 	checkTimeout: 10 * time.Second,
 	patience:     2 * time.Second,
+	stable:       10 * time.Second,
 }
 
 // Start starts a plugin and configures it. Its error is or wraps a

@@ -146,8 +146,17 @@ func TestKilledGatewayLeavesNoPlugin(t *testing.T) {
 // dead reports whether a process that is not our child has ended, even if
 // nobody has waited for it.
 func dead(pid int) bool {
-	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	return err != nil || strings.Contains(string(stat), ") Z ")
+	s := state(pid)
+	return s == "" || s == "Z"
+}
+
+// state is the state of a process as ps shows it: S, T, Z. It is empty if there
+// is no such process.
+func state(pid int) string {
+	stat, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	_, after, _ := strings.Cut(string(stat), ") ")
+	s, _, _ := strings.Cut(after, " ")
+	return s
 }
 
 // Where the kernel does not kill it, the plugin sees that its lifeline ends.

@@ -38,7 +38,9 @@ type running struct {
 	process *process
 	conn    *grpc.ClientConn
 	plugin  pb.PluginClient
-	began   time.Time
+
+	launched, began time.Time     // when its process started, and when it was ready
+	suspect         chan struct{} // gets something when it is to be checked at once
 
 	chunk        int // size of the chunks that it gets
 	capabilities backends.Capabilities
@@ -51,7 +53,7 @@ type running struct {
 // that lives as long as the plugin shall. sockets is the directory for its
 // socket.
 func launch(ctx context.Context, c Command, t times, sockets string, request *pb.ConfigureRequest) (*running, error) {
-	r := &running{began: time.Now(), words: &words{}}
+	r := &running{launched: time.Now(), suspect: make(chan struct{}, 1), words: &words{}}
 	err := r.connect(ctx, c, t.handshake, sockets)
 	var answer *pb.ConfigureResponse
 	if err == nil {

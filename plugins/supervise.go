@@ -9,18 +9,18 @@ import (
 const (
 	firstDelay = 100 * time.Millisecond
 	maxDelay   = 30 * time.Second
-
-	// A plugin that has lived that long has not failed at its start.
-	stableAfter = 10 * time.Second
 )
 
 // A backoff says how long to wait before a plugin is started again: not at
 // all the first time, and then longer and longer until one lives for a while.
-type backoff struct{ failures int }
+type backoff struct {
+	stableAfter time.Duration // a plugin that has lived that long is no failure
+	failures    int
+}
 
 // next returns the delay after a plugin that lived so long.
 func (b *backoff) next(lived time.Duration) time.Duration {
-	if lived >= stableAfter {
+	if lived >= b.stableAfter {
 		b.failures = 0
 	}
 	b.failures++
@@ -54,11 +54,13 @@ func (h *Host) supervise(ctx context.Context, started chan<- error) {
 	h.capabilities = r.capabilities
 	h.began(r)
 	started <- nil
-	for again := (&backoff{}); r != nil; r = h.restart(again, r.began) {
+	for again := (&backoff{stableAfter: h.times.stable}); r != nil; {
 		h.watch(r)
+		lived := time.Since(r.began)
 		h.set(nil)
 		r.stop()
-		h.report(r)
+		h.report(r, lived)
+		r = h.restart(again, lived)
 	}
 	if err := h.sockets.remove(); err != nil {
 		h.command.Log.Warn("backend", "event", "stopped", "error", err)
@@ -67,7 +69,8 @@ func (h *Host) supervise(ctx context.Context, started chan<- error) {
 
 func (h *Host) began(r *running) {
 	h.command.Log.Info("backend", "event", "started", "pid", r.process.pid,
-		"delay", time.Since(r.began).Round(time.Microsecond))
+		"delay", time.Since(r.launched).Round(time.Microsecond))
+	r.began = time.Now()
 	h.set(r)
 }
 
@@ -84,6 +87,7 @@ func (h *Host) watch(r *running) {
 		case <-h.ctx.Done():
 			return
 		case <-ticker.C:
+		case <-r.suspect:
 		}
 		ctx, cancel := context.WithTimeout(h.ctx, h.times.checkTimeout)
 		err := r.check(ctx)
@@ -97,20 +101,20 @@ func (h *Host) watch(r *running) {
 }
 
 // report logs how the plugin has ended.
-func (h *Host) report(r *running) {
+func (h *Host) report(r *running, lived time.Duration) {
 	log := h.command.Log.With("pid", r.process.pid, "how", r.process.how())
 	if h.ctx.Err() != nil {
 		log.Info("backend", "event", "stopped")
 		return
 	}
-	log.Error("backend", "event", "exited", "lived", time.Since(r.began).Round(time.Millisecond), "stderr", r.words.all())
+	log.Error("backend", "event", "exited", "lived", lived.Round(time.Millisecond), "output", r.words.all())
 }
 
 // restart starts the plugin again and again until it runs. It returns nil if
 // it is to run no more.
-func (h *Host) restart(again *backoff, began time.Time) *running {
-	for {
-		delay := again.next(time.Since(began))
+func (h *Host) restart(again *backoff, lived time.Duration) *running {
+	for ; ; lived = 0 {
+		delay := again.next(lived)
 		h.mu.Lock()
 		closing := h.closing
 		h.mu.Unlock()
@@ -123,7 +127,6 @@ func (h *Host) restart(again *backoff, began time.Time) *running {
 		case <-h.ctx.Done():
 			return nil
 		}
-		began = time.Now()
 		r, err := launch(h.ctx, h.command, h.times, h.sockets.path, h.request)
 		if err == nil {
 			h.began(r)

@@ -124,7 +124,7 @@ func TestLastWordsOfPlugin(t *testing.T) {
 	h, log := run(t, "late")
 	deliver(t.Context(), h, message("hello", "panic"))
 	record := log.wait(t, 1, "exited", "")[0]
-	words := fmt.Sprint(record["stderr"])
+	words := fmt.Sprint(record["output"])
 	if record["how"] != "exit status 2" || !strings.HasPrefix(words, "[panic: a bug elsewhere") || !strings.Contains(words, "backends_test.go") {
 		t.Errorf("got the record %v, want the panic", record)
 	}
@@ -196,7 +196,7 @@ func TestBackoff(t *testing.T) {
 		// One that has lived for a while starts over.
 		{[]time.Duration{time.Hour, 0, 0, time.Hour, 0}, "[0s 100ms 200ms 0s 100ms]"},
 	} {
-		var b backoff
+		b := backoff{stableAfter: defaultTimes.stable}
 		var got []time.Duration
 		for _, lived := range test.lived {
 			got = append(got, b.next(lived))
@@ -207,12 +207,40 @@ func TestBackoff(t *testing.T) {
 	}
 }
 
+// The time of a start that fails is no life.
+func TestBackoffOfPluginThatHangsAtItsStart(t *testing.T) {
+	times := defaultTimes
+	times.handshake, times.stable = time.Second, 500*time.Millisecond
+	_, log, file := runFragile(t, times)
+	if err := os.WriteFile(file+".hangs", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	syscall.Kill(log.pid(t, 1), syscall.SIGKILL)
+	delays := log.wait(t, 3, "restarting", "")
+	if first, last := delays[0]["delay"], delays[2]["delay"]; last.(float64) < first.(float64)+float64(100*time.Millisecond) {
+		t.Errorf("got the delays %v and then %v, want them to grow", first, last)
+	}
+}
+
+// The transaction waits for the next process, which has a socket.
+func TestPluginThatLosesItsSocket(t *testing.T) {
+	h, log := run(t, "deaf")
+	deliver(t.Context(), h, message("hello", "closes")).wantError(t, "plugin with pid")
+	if o := deliver(t.Context(), h, message("hello", "one")); o.statuses[0] != backends.Delivered {
+		t.Errorf("got %v and the error %v", o.statuses, o.err)
+	}
+	log.wait(t, 1, "unhealthy", "")
+}
+
 // fragile is a plugin that adds a line to the file in LOG at each transaction
-// and ends. It does not start while there is the file LOG.down.
+// and ends. It does not start while there is the file LOG.down or LOG.hangs.
 func fragile() {
 	log := os.Getenv("LOG")
 	if _, err := os.Stat(log + ".down"); err == nil {
 		os.Exit(1)
+	}
+	if _, err := os.Stat(log + ".hangs"); err == nil {
+		select {}
 	}
 	Serve(struct{}{}, func(struct{}) (backends.Backend, error) {
 		return backends.Func(func(_ context.Context, tx *backends.DataContext) error {
@@ -267,10 +295,11 @@ func TestTransactionWithoutPlugin(t *testing.T) {
 func TestStoppedPluginIsKilled(t *testing.T) {
 	log := newGatewayLog()
 	times := defaultTimes
-	times.checkEvery, times.checkTimeout = 20*time.Millisecond, 500*time.Millisecond
+	times.checkEvery, times.checkTimeout = 20*time.Millisecond, 3*time.Second
 	h := runCommand(t, command(t, "answers", log), times)
 	pid := log.pid(t, 1)
 	syscall.Kill(pid, syscall.SIGSTOP)
+	eventually(t, "the plugin is stopped", func() bool { return state(pid) == "T" })
 
 	// A transaction that it has, and one that comes later, both end.
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
