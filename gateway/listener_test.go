@@ -140,9 +140,10 @@ func TestListenAllOrNone(t *testing.T) {
 	defer taken.Close()
 	path := filepath.Join(t.TempDir(), "socket")
 	s := testServer(t, testBackends, "protocol = 'lmtp'\naddress = 'unix:"+path+"'\n[listener.routes]\n'*' = ['verdict']\n"+
-		"[[listener]]\nname = 'second'\nprotocol = 'smtp'\naddress = 'tcp:"+taken.Addr().String()+"'\n[listener.routes]\n'*' = ['verdict']\n")
+		"[[listener]]\nname = 'second'\nprotocol = 'smtp'\naddress = 'tcp:"+taken.Addr().String()+"'\n[listener.routes]\n'*' = ['verdict']\n"+
+		"[[listener]]\nname = 'third'\nprotocol = 'smtp'\naddress = 'tcp:192.0.2.1:0'\n[listener.routes]\n'*' = ['verdict']\n")
 	err = s.Listen()
-	if err == nil || !strings.Contains(err.Error(), "listener second: ") || !errors.Is(err, syscall.EADDRINUSE) {
+	if err == nil || !strings.Contains(err.Error(), "listener second: ") || !strings.Contains(err.Error(), "listener third: ") || !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("got %v", err)
 	}
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {

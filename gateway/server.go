@@ -67,7 +67,8 @@ func (c *Config) checkCapabilities(all map[string]backends.Backend) (problems Pr
 		}
 		for pattern, route := range l.Routes {
 			last := route[len(route)-1]
-			if b, ok := all[last].(backends.Capable); ok && b.Capabilities().DSN {
+			b, there := all[last]
+			if can, ok := b.(backends.Capable); !there || ok && can.Capabilities().DSN {
 				continue
 			}
 			problems = append(problems, c.Problem(fmt.Sprintf("listener[%d].dsn", i), fmt.Sprintf(
@@ -78,16 +79,20 @@ func (c *Config) checkCapabilities(all map[string]backends.Backend) (problems Pr
 }
 
 // Listen opens the sockets of all listeners, or none if one of them fails.
+// The error has all that failed.
 func (s *Server) Listen() error {
-	for i, l := range s.listeners {
+	var failed []error
+	for _, l := range s.listeners {
 		if err := l.open(); err != nil {
-			for _, opened := range s.listeners[:i] {
-				opened.close()
-			}
-			return fmt.Errorf("listener %s: %w", l.Name, err)
+			failed = append(failed, fmt.Errorf("listener %s: %w", l.Name, err))
 		}
 	}
-	return nil
+	if failed != nil {
+		for _, l := range s.listeners {
+			l.close()
+		}
+	}
+	return errors.Join(failed...)
 }
 
 // Addrs returns the address that each listener is bound to, by its name.
