@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/mailgw/mailgw/gateway"
+	"github.com/mailgw/mailgw/internal/peers"
 )
 
 // snippets returns the fenced blocks of README.md in one language.
@@ -224,22 +225,10 @@ func TestReadmeConfigurations(t *testing.T) {
 
 // Postfix knows every parameter that README.md names.
 func TestReadmePostfix(t *testing.T) {
-	if _, err := exec.LookPath("postconf"); err != nil {
-		missing(t, "Postfix is not installed")
-	}
 	for _, text := range snippets(t, "postfix") {
-		dir := t.TempDir()
-		for name, content := range map[string]string{"main.cf": text, "master.cf": ""} {
-			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		out, err := exec.Command("postconf", "-c", dir, "-n").CombinedOutput()
-		if err != nil || strings.Contains(string(out), "warning") {
-			t.Errorf("%v\n%s", err, out)
-		}
+		out := postconf(t, map[string]string{"main.cf": text, "master.cf": ""}, "-n")
 		for line := range strings.Lines(text) {
-			if !strings.Contains(string(out), line) {
+			if !strings.Contains(out, line) {
 				t.Errorf("postconf does not show %q:\n%s", line, out)
 			}
 		}
@@ -249,24 +238,32 @@ func TestReadmePostfix(t *testing.T) {
 // Postfix reads the services of master.cf that README.md names, with each of
 // their parameters.
 func TestReadmePostfixServices(t *testing.T) {
-	if _, err := exec.LookPath("postconf"); err != nil {
-		missing(t, "Postfix is not installed")
-	}
 	for _, text := range snippets(t, "master") {
-		dir := t.TempDir()
-		for name, content := range map[string]string{"main.cf": "", "master.cf": text} {
-			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		out, err := exec.Command("postconf", "-c", dir, "-P").CombinedOutput()
-		if err != nil || strings.Contains(string(out), "warning") {
-			t.Errorf("%v\n%s", err, out)
-		}
-		if got, want := strings.Count(string(out), "\n"), strings.Count(text, "\n  -o "); got != want {
+		out := postconf(t, map[string]string{"main.cf": "", "master.cf": text}, "-P")
+		if got, want := strings.Count(out, "\n"), strings.Count(text, "\n  -o "); got != want {
 			t.Errorf("postconf shows %d parameters, want %d:\n%s", got, want, out)
 		}
 	}
+}
+
+// postconf returns what Postfix makes of its files.
+func postconf(t *testing.T, files map[string]string, flag string) string {
+	t.Helper()
+	postfix, err := peers.FindPostfix(".")
+	if err != nil {
+		missing(t, err.Error())
+	}
+	dir := t.TempDir()
+	for name, content := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := postfix.Command(t.Context(), "postconf", "-c", dir, flag).CombinedOutput()
+	if err != nil || strings.Contains(string(out), "warning") {
+		t.Errorf("postconf: %v\n%s", err, out)
+	}
+	return string(out)
 }
 
 // missing skips a test for want of a peer, which continuous integration has.
