@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -52,6 +53,7 @@ func (h *Host) Deliver(ctx context.Context, tx *backends.DataContext) error {
 type call struct {
 	tx     *backends.DataContext
 	caller context.Context // of Deliver
+	began  time.Time
 	ctx    context.Context // of the stream
 	cancel context.CancelCauseFunc
 	pid    int
@@ -74,11 +76,12 @@ type answer struct {
 // open sends the beginning of tx to the plugin that runs, or to the next one
 // if that has not taken any of it.
 func (h *Host) open(ctx context.Context, tx *backends.DataContext) (*call, error) {
+	began := time.Now()
 	waiting, cancel := context.WithTimeoutCause(ctx, h.times.patience, errNotRunning)
 	defer cancel()
 	r, err := h.plugin(waiting, nil)
 	if err != nil {
-		return nil, ended(ctx, err)
+		return nil, ended(ctx, began, err)
 	}
 	first := frame{message: &pb.ToPlugin{Transaction: transactionToWire(tx), Last: tx.Size <= int64(r.chunk)}}
 	defer func() { first.chunk.Free() }()
@@ -88,7 +91,7 @@ func (h *Host) open(ctx context.Context, tx *backends.DataContext) (*call, error
 		}
 	}
 	for {
-		c := &call{tx: tx, caller: ctx, pid: r.process.pid, sent: make(chan struct{}), pending: map[int]bool{}}
+		c := &call{tx: tx, caller: ctx, began: began, pid: r.process.pid, sent: make(chan struct{}), pending: map[int]bool{}}
 		c.ctx, c.cancel = context.WithCancelCause(ctx)
 		if err = c.begin(r, &first); err == nil {
 			go c.send(tx.Size-int64(first.chunk.Len()), r.chunk)
@@ -104,18 +107,38 @@ func (h *Host) open(ctx context.Context, tx *backends.DataContext) (*call, error
 		default:
 		}
 		if r, err = h.plugin(waiting, r); err != nil {
-			return nil, ended(ctx, err)
+			return nil, ended(ctx, began, err)
 		}
 	}
 }
 
 // ended returns the error of ctx if it has ended, else err.
-func ended(ctx context.Context, err error) error {
+func ended(ctx context.Context, began time.Time, err error) error {
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return endOf(ctx, began)
 	}
 	return err
 }
+
+// endOf returns the error of a ctx that has ended.
+func endOf(ctx context.Context, began time.Time) error {
+	if ctx.Err() != context.DeadlineExceeded {
+		return ctx.Err()
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		return noAnswer(deadline.Sub(began))
+	}
+	return noAnswer(time.Since(began))
+}
+
+// noAnswer is a context.DeadlineExceeded that tells how long the wait was.
+type noAnswer time.Duration
+
+func (e noAnswer) Error() string {
+	return fmt.Sprintf("no answer within %v", time.Duration(e).Round(10*time.Millisecond))
+}
+
+func (e noAnswer) Unwrap() error { return context.DeadlineExceeded }
 
 // begin sends the first message. If its error is Unavailable, none of it has
 // left.
@@ -334,11 +357,11 @@ func (c *call) explain(err error) error {
 	cause := context.Cause(c.ctx)
 	switch {
 	case c.caller.Err() != nil:
-		return c.caller.Err()
+		return endOf(c.caller, c.began)
 	case cause != nil:
 		return cause // of send
 	case status.Code(err) == codes.DeadlineExceeded:
-		return context.DeadlineExceeded // by the plugin's clock
+		return noAnswer(time.Since(c.began)) // by the plugin's clock
 	case err == nil || err == io.EOF:
 		return errors.New("protocol: the call has ended without an answer")
 	}

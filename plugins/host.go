@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
+	"reflect"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -114,6 +116,9 @@ func (h *Host) start(ctx context.Context) error {
 	if values == nil {
 		values = map[string]any{}
 	}
+	if faults := unsendable("", values); faults != nil {
+		return SettingsError{faults}
+	}
 	text, err := json.Marshal(values)
 	if err != nil {
 		return fmt.Errorf("settings: %w", err)
@@ -134,6 +139,25 @@ func (h *Host) start(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// unsendable finds the numbers that TOML has and JSON has not.
+func unsendable(path string, value any) (faults []settings.Fault) {
+	switch v := reflect.ValueOf(value); v.Kind() {
+	case reflect.Map:
+		for _, key := range v.MapKeys() {
+			faults = append(faults, unsendable(settings.Join(path, key.String()), v.MapIndex(key).Interface())...)
+		}
+	case reflect.Slice:
+		for i := range v.Len() {
+			faults = append(faults, unsendable(fmt.Sprintf("%s[%d]", path, i), v.Index(i).Interface())...)
+		}
+	case reflect.Float64:
+		if f := v.Float(); math.IsNaN(f) || math.IsInf(f, 0) {
+			faults = []settings.Fault{{Key: path, Text: fmt.Sprintf("want a finite number, found %v", f)}}
+		}
+	}
+	return faults
 }
 
 // version is that of the gateway's module, or "(devel)".

@@ -4,11 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 const (
@@ -29,6 +30,7 @@ type lines struct {
 	log   *slog.Logger
 	level slog.Level // of lines that say none
 	last  *words     // may be nil
+	rate  *rate
 
 	mu   sync.Mutex
 	line []byte
@@ -60,7 +62,11 @@ func (l *lines) Flush() {
 
 func (l *lines) end() {
 	line := bytes.TrimRight(l.line, "\r")
-	if len(line) > 0 {
+	if len(line) > 0 && !l.rate.take(l.log, time.Now()) {
+		if l.last != nil && line[0] != '{' {
+			l.last.add(string(line))
+		}
+	} else if len(line) > 0 {
 		if record, ok := parseRecord(line); ok && !l.cut {
 			l.log.LogAttrs(context.Background(), record.level, "backend", record.attrs...)
 		} else {
@@ -81,6 +87,49 @@ func (l *lines) plain(line string) {
 	}
 }
 
+const (
+	burstLines     = 1000 // that a plugin may write at once
+	linesPerSecond = 100  // that it may write in the long run
+)
+
+// A rate bounds the lines of one plugin in the log. Once they are too many, it
+// drops all for a second, and then tells how many there were.
+type rate struct {
+	mu      sync.Mutex
+	used    float64 // lines of the burst
+	at      time.Time
+	dropped int
+}
+
+// take reports whether a line may be logged.
+func (r *rate) take(log *slog.Logger, now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.used = max(0, r.used-now.Sub(r.at).Seconds()*linesPerSecond)
+	r.at = now
+	if r.used > burstLines-1 || r.dropped > 0 && r.used > burstLines-linesPerSecond {
+		r.dropped++
+		return false
+	}
+	r.tell(log)
+	r.used++
+	return true
+}
+
+// tell logs how many lines were dropped, if there are any.
+func (r *rate) tell(log *slog.Logger) {
+	if r.dropped > 0 {
+		log.Warn("backend", "event", "log", "text", fmt.Sprintf("%d lines dropped", r.dropped))
+		r.dropped = 0
+	}
+}
+
+func (r *rate) flush(log *slog.Logger) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.tell(log)
+}
+
 type record struct {
 	level slog.Level
 	attrs []slog.Attr
@@ -95,29 +144,46 @@ func parseRecord(line []byte) (r record, ok bool) {
 	if line[0] != '{' {
 		return r, false
 	}
-	var fields map[string]any
-	d := json.NewDecoder(bytes.NewReader(line))
-	d.UseNumber()
-	if d.Decode(&fields) != nil || d.InputOffset() != int64(len(line)) {
+	fields, ok := parseFields(line)
+	if !ok {
 		return r, false
 	}
-	level, isText := fields[slog.LevelKey].(string)
-	message, hasMessage := fields[slog.MessageKey].(string)
-	if !isText || !hasMessage || r.level.UnmarshalText([]byte(level)) != nil {
-		return r, false
-	}
-	for _, key := range []string{slog.TimeKey, slog.LevelKey, slog.MessageKey} {
-		delete(fields, key)
-	}
-	r.attrs = []slog.Attr{slog.String("event", "log"), slog.String("text", message)}
-	for _, key := range slices.Sorted(maps.Keys(fields)) {
-		value := fields[key]
-		if slices.Contains(reserved, key) {
-			key = "plugin." + key
+	r.attrs = []slog.Attr{slog.String("event", "log"), {}}
+	hasLevel, hasMessage := false, false
+	for _, f := range fields {
+		text, isText := f.Value.Any().(string)
+		switch {
+		case f.Key == slog.TimeKey:
+		case f.Key == slog.LevelKey:
+			hasLevel = isText && r.level.UnmarshalText([]byte(text)) == nil
+		case f.Key == slog.MessageKey:
+			r.attrs[1], hasMessage = slog.String("text", text), isText
+		case slices.Contains(reserved, f.Key):
+			r.attrs = append(r.attrs, slog.Attr{Key: "plugin." + f.Key, Value: f.Value})
+		default:
+			r.attrs = append(r.attrs, f)
 		}
-		r.attrs = append(r.attrs, slog.Any(key, value))
 	}
-	return r, true
+	return r, hasLevel && hasMessage
+}
+
+// parseFields returns the fields of a JSON object in their order.
+func parseFields(object []byte) (fields []slog.Attr, ok bool) {
+	if !json.Valid(object) {
+		return nil, false
+	}
+	d := json.NewDecoder(bytes.NewReader(object))
+	d.UseNumber()
+	d.Token()
+	for d.More() {
+		key, _ := d.Token()
+		var value any
+		if d.Decode(&value) != nil {
+			return nil, false
+		}
+		fields = append(fields, slog.Any(key.(string), value))
+	}
+	return fields, true
 }
 
 // words keeps the last lines that were not made for a log, or the first ones
@@ -141,6 +207,20 @@ func (w *words) add(line string) {
 		w.lines = slices.Delete(w.lines, 0, 1)
 	}
 	w.lines = append(w.lines, line[:min(len(line), lastWordsLine)])
+}
+
+// few are those that fit into an error.
+func (w *words) few() []string {
+	const few, longest = 3, 150
+	all := w.all()
+	if w.trace {
+		all = all[:min(few, len(all))]
+	}
+	all = all[max(0, len(all)-few):]
+	for i, line := range all {
+		all[i] = line[:min(len(line), longest)]
+	}
+	return all
 }
 
 func (w *words) all() []string {

@@ -3,8 +3,10 @@ package plugins
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestLinesOfPlugin(t *testing.T) {
@@ -33,7 +35,7 @@ func TestLinesOfPlugin(t *testing.T) {
 	} {
 		for _, size := range []int{1, 100, len(test.written)} {
 			log := newGatewayLog()
-			l := &lines{log: log.logger(), level: slog.LevelWarn, last: &words{}}
+			l := &lines{log: log.logger(), level: slog.LevelWarn, last: &words{}, rate: &rate{}}
 			for rest := test.written; rest != ""; rest = rest[min(size, len(rest)):] {
 				l.Write([]byte(rest[:min(size, len(rest))]))
 			}
@@ -60,12 +62,57 @@ func printRecord(r map[string]any) string {
 }
 
 func TestMemoryForLinesIsBounded(t *testing.T) {
-	l := &lines{log: slog.New(slog.DiscardHandler), last: &words{}}
+	l := &lines{log: slog.New(slog.DiscardHandler), last: &words{}, rate: &rate{}}
 	for range 1000 {
 		l.Write(make([]byte, 100_000))
 	}
 	if cap(l.line) > 2*maxLine {
 		t.Errorf("%d octets of a line are kept", cap(l.line))
+	}
+}
+
+func TestLinesInTheLogAreBounded(t *testing.T) {
+	log := newGatewayLog()
+	var r rate
+	now := time.Now()
+	logged := func(n int, after time.Duration) (logged int) {
+		now = now.Add(after)
+		for range n {
+			if r.take(log.logger(), now) {
+				logged++
+			}
+		}
+		return logged
+	}
+	for _, test := range []struct {
+		n     int
+		after time.Duration
+		want  int
+	}{
+		{5000, time.Hour, 1000}, {1, 500 * time.Millisecond, 0}, {500, 500 * time.Millisecond, 100}, {1, time.Second, 1}, {5000, time.Hour, 1000},
+	} {
+		if got := logged(test.n, test.after); got != test.want {
+			t.Errorf("%d lines after %v: logged %d, want %d", test.n, test.after, got, test.want)
+		}
+	}
+	r.flush(log.logger())
+	var told []any
+	for _, record := range log.records {
+		told = append(told, record["text"])
+	}
+	if want := []any{"4001 lines dropped", "400 lines dropped", "4000 lines dropped"}; !slices.Equal(told, want) {
+		t.Errorf("got %v, want %v", told, want)
+	}
+}
+
+func TestAttributesKeepTheirOrder(t *testing.T) {
+	r, ok := parseRecord([]byte(`{"level":"INFO","z":1,"msg":"m","a":[2],"event":3,"g":{"y":1}}`))
+	var keys []string
+	for _, a := range r.attrs {
+		keys = append(keys, a.Key)
+	}
+	if want := []string{"event", "text", "z", "a", "plugin.event", "g"}; !ok || !slices.Equal(keys, want) {
+		t.Errorf("got %v, %v, want %v", keys, ok, want)
 	}
 }
 

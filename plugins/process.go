@@ -1,14 +1,17 @@
 package plugins
 
 import (
-	"bytes"
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -24,9 +27,10 @@ import (
 type process struct {
 	cmd            *exec.Cmd
 	sockets        string    // directory of its socket
-	output         io.Writer // gets what comes on stdout after the handshake
+	output         io.Writer // gets what comes on stdout besides the handshake
 	stdout, stderr *os.File
 	lifeline       *os.File
+	shook          atomic.Bool
 
 	exited chan struct{} // closed when it has ended
 	err    error         // how it ended; once exited is closed
@@ -41,6 +45,9 @@ type process struct {
 // c and what go-plugin adds, and nothing else.
 func newProcess(c Command, added []string, sockets string, output io.Writer) *process {
 	p := &process{cmd: exec.Command(c.Path, c.Args...), sockets: sockets, output: output, exited: make(chan struct{})}
+	if c.Path == "/proc/self/exe" {
+		p.cmd.Args[0] = "mailgw: " + c.Name // for ps
+	}
 	p.cmd.Env = []string{} // nil would be the environment of the gateway
 	for key, value := range c.Env {
 		p.cmd.Env = append(p.cmd.Env, key+"="+value)
@@ -152,8 +159,11 @@ func (p *process) Stdout() io.ReadCloser {
 	return struct {
 		io.Reader
 		io.Closer
-	}{&firstLine{r: p.stdout, rest: p.output}, p.stdout}
+	}{&handshakeReader{r: bufio.NewReaderSize(p.stdout, maxLine), rest: p.output, found: &p.shook}, p.stdout}
 }
+
+// shookHands reports whether the program has written a handshake.
+func (p *process) shookHands() bool { return p.shook.Load() }
 
 func (p *process) Stderr() io.ReadCloser           { return p.stderr }
 func (p *process) Name() string                    { return p.cmd.Path }
@@ -180,29 +190,35 @@ func (p *process) HostToPlugin(network, address string) (string, string, error) 
 	return network, address, nil
 }
 
-// firstLine reads the first line of r, which is the handshake, and writes all
-// that follows to rest.
-type firstLine struct {
-	r    io.Reader
-	rest io.Writer
-	over bool
+// handshakeLine is how the line with go-plugin's handshake begins.
+var handshakeLine = regexp.MustCompile(`^\d+\|\d+\|`)
+
+// A handshakeReader reads the handshake and nothing else. What comes before it,
+// from a library that greets, say, and after it goes to rest.
+type handshakeReader struct {
+	r     *bufio.Reader
+	rest  io.Writer
+	found *atomic.Bool
+	seen  int // octets before the handshake
 }
 
-func (f *firstLine) Read(p []byte) (int, error) {
+// mostBefore is how much a program may write before its handshake.
+const mostBefore = 1 << 20
+
+func (h *handshakeReader) Read(p []byte) (int, error) {
+	inLine := false
 	for {
-		n, err := f.r.Read(p)
-		if f.over {
-			f.rest.Write(p[:n])
-			if err != nil {
-				return 0, err
-			}
-			continue
+		part, err := h.r.ReadSlice('\n')
+		if !inLine && !h.found.Load() && handshakeLine.Match(part) && len(part) <= len(p) {
+			h.found.Store(true)
+			return copy(p, part), err
 		}
-		if end := bytes.IndexByte(p[:n], '\n') + 1; end > 0 {
-			f.over = true
-			f.rest.Write(p[end:n])
-			n = end
+		h.rest.Write(part)
+		if h.seen += len(part); h.seen > mostBefore && !h.found.Load() {
+			return 0, errors.New("too much before the handshake")
 		}
-		return n, err
+		if inLine = err == bufio.ErrBufferFull; err != nil && !inLine {
+			return 0, err
+		}
 	}
 }

@@ -34,6 +34,7 @@ const (
 
 // A running plugin is a process and the connection to it.
 type running struct {
+	log     *slog.Logger
 	client  *plugin.Client
 	process *process
 	conn    *grpc.ClientConn
@@ -47,13 +48,14 @@ type running struct {
 
 	outputs []*lines
 	words   *words
+	rate    *rate
 }
 
 // launch starts the plugin and configures it. It is to be called on a thread
 // that lives as long as the plugin shall. sockets is the directory for its
 // socket.
 func launch(ctx context.Context, c Command, t times, sockets string, request *pb.ConfigureRequest) (*running, error) {
-	r := &running{launched: time.Now(), suspect: make(chan struct{}, 1), words: &words{}}
+	r := &running{log: c.Log, launched: time.Now(), suspect: make(chan struct{}, 1), words: &words{}, rate: &rate{}}
 	err := r.connect(ctx, c, t.handshake, sockets)
 	var answer *pb.ConfigureResponse
 	if err == nil {
@@ -130,7 +132,7 @@ func (r *running) clientConfig(c Command, sockets string) *plugin.ClientConfig {
 }
 
 func (r *running) output(log *slog.Logger, level slog.Level) *lines {
-	l := &lines{log: log, level: level, last: r.words}
+	l := &lines{log: log, level: level, last: r.words, rate: r.rate}
 	r.outputs = append(r.outputs, l)
 	return l
 }
@@ -220,8 +222,9 @@ func (r *running) stop() {
 	for _, output := range r.outputs {
 		output.Flush()
 	}
+	r.rate.flush(r.log)
 	if r.process != nil {
-		os.RemoveAll(r.process.sockets)
+		os.RemoveAll(r.process.sockets) // go-plugin leaves it if there was no process
 	}
 }
 
@@ -230,11 +233,15 @@ func (r *running) explain(err error) error {
 	if r.process == nil || r.process.pid == 0 {
 		return err
 	}
-	if how := r.process.how(); how != "signal: killed" {
+	how := r.process.how()
+	if how != "signal: killed" {
 		err = fmt.Errorf("ended at its start: %s", how)
 	}
-	if words := r.words.all(); len(words) > 0 {
+	if words := r.words.few(); len(words) > 0 {
 		err = fmt.Errorf("%w; it wrote: %q", err, words)
+	}
+	if !r.process.shookHands() && (how == "signal: killed" || r.process.err == nil) {
+		err = fmt.Errorf("%w; is it a mailgw plugin? it must call plugins.Serve", err)
 	}
 	return err
 }

@@ -3,6 +3,7 @@ package plugins
 import (
 	"bytes"
 	"context"
+	"encoding"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/go-plugin"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -42,9 +44,16 @@ import (
 //
 // A panic in Deliver is an error of that transaction alone. SIGTERM, SIGINT
 // and SIGHUP are ignored, because the gateway decides when a plugin ends.
+//
+// The working directory is that of gateway.toml. The environment is empty but
+// for what the backend's env in gateway.toml gives, and some variables of the
+// protocol.
 func Serve[S any](defaults S, open func(S) (backends.Backend, error)) {
 	if reflect.TypeFor[S]().Kind() != reflect.Struct {
 		panic("plugins: Serve: the defaults are not a struct")
+	}
+	if name := untagged(reflect.TypeFor[S]()); name != "" {
+		panic("plugins: Serve: field " + name + " of the settings has no toml tag")
 	}
 	serve(func(values map[string]any) (backends.Backend, []settings.Fault, error) {
 		s := defaults
@@ -57,6 +66,32 @@ func Serve[S any](defaults S, open func(S) (backends.Backend, error)) {
 		}
 		return b, nil, err
 	})
+}
+
+// untagged returns the name of an exported field of t, or of a struct in it,
+// that no setting can reach because it has no tag.
+func untagged(t reflect.Type) string {
+	switch {
+	case reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]()):
+		return ""
+	case t.Kind() == reflect.Slice || t.Kind() == reflect.Map || t.Kind() == reflect.Pointer:
+		return untagged(t.Elem())
+	case t.Kind() != reflect.Struct:
+		return ""
+	}
+	for i := range t.NumField() {
+		f := t.Field(i)
+		switch tag := f.Tag.Get("toml"); {
+		case !f.IsExported() || tag == "-":
+		case tag == "":
+			return f.Name
+		default:
+			if name := untagged(f.Type); name != "" {
+				return f.Name + "." + name
+			}
+		}
+	}
+	return ""
 }
 
 // settingFaults returns the faults of which err consists: SettingErrors,
@@ -83,42 +118,60 @@ type opener func(values map[string]any) (backends.Backend, []settings.Fault, err
 
 func serve(open opener) {
 	if os.Getenv(handshake.MagicCookieKey) != handshake.MagicCookieValue {
-		fmt.Fprint(os.Stderr, manual())
-		os.Exit(2)
+		fmt.Fprint(os.Stderr, manual(os.Args))
+		os.Exit(64) // EX_USAGE
 	}
 	// A signal that is caught, unlike one that is ignored, is not ignored by
 	// the programs that the plugin starts.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	followLifeline()
 	s := &server{open: open, stdout: os.Stdout, stderr: os.Stderr}
-	handler := slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: &s.level})
+	// What the package log writes is of one level, before this and after it.
+	slog.SetLogLoggerLevel(slog.LevelWarn)
+	handler := slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: &s.level, ReplaceAttr: readable})
 	slog.SetDefault(slog.New(txHandler{root: handler}))
+	trouble := &strings.Builder{}
 	plugin.Serve(&plugin.ServeConfig{
 		HandshakeConfig: handshake,
 		Plugins: plugin.PluginSet{pluginName: service{
 			register: func(r *grpc.Server) { pb.RegisterPluginServer(r, s) },
 		}},
 		GRPCServer: newServer,
-		Logger:     silent(),
+		Logger:     hclog.New(&hclog.LoggerOptions{Level: hclog.Error, Output: trouble, DisableTime: true}),
 	})
-	s.close()
+	if !s.close() {
+		fmt.Fprintf(s.stderr, "the plugin was not configured: %s\n", strings.TrimSpace(trouble.String()))
+		os.Exit(1)
+	}
 	os.Exit(0)
 }
 
-// manual tells somebody who has started the plugin by hand what to do.
-func manual() string {
+// readable makes a duration a string, as people write it.
+func readable(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
+}
+
+// manual tells somebody who has started the plugin by hand what to do. args
+// are the command line.
+func manual(args []string) string {
 	program, err := os.Executable()
 	if err != nil {
-		program = os.Args[0]
+		program = args[0]
 	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "This is a plugin of mailgw, which starts it. Name it in gateway.toml:\n\n")
-	fmt.Fprintf(&b, "    [backend.NAME]\n    plugin = %q\n", program)
-	if args := os.Args[1:]; len(args) > 0 {
-		fmt.Fprintf(&b, "    args = [%s]\n", strings.ReplaceAll(strings.Trim(fmt.Sprintf("%q", args), "[]"), `" "`, `", "`))
+	// The plugins that ship with the gateway are named by their names.
+	if len(args) == 3 && args[1] == "plugin" {
+		program = args[2]
 	}
-	fmt.Fprintf(&b, "\nand name the backend in a route of a listener.\n")
-	return b.String()
+	return fmt.Sprintf(`This is a plugin of mailgw, which starts it. Name it in gateway.toml:
+
+    [backend.NAME]
+    plugin = %q
+
+and name the backend in a route of a listener.
+`, program)
 }
 
 // followLifeline ends the plugin when the gateway has ended without stopping
@@ -225,10 +278,12 @@ func (s *server) enter() (backends.Backend, error) {
 }
 
 // close waits for the transactions and closes the backend. The gateway has
-// drained them, or has cancelled what is left.
-func (s *server) close() {
+// drained them, or has cancelled what is left. It reports whether Configure was
+// ever called.
+func (s *server) close() bool {
 	s.mu.Lock()
 	s.closing = true
+	configured := s.configured
 	s.mu.Unlock()
 	s.calls.Wait()
 	if closer, ok := s.backend.(io.Closer); ok {
@@ -236,6 +291,7 @@ func (s *server) close() {
 			slog.Error("close", "error", err)
 		}
 	}
+	return configured
 }
 
 // stack is the stack of a panic, cut so that it fits into a line of the log.

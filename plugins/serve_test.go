@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -127,12 +129,66 @@ func TestPluginStartedByHand(t *testing.T) {
 	var stderr strings.Builder
 	p.Stderr = &stderr
 	p.Run()
-	if code := p.ProcessState.ExitCode(); code != 2 {
-		t.Errorf("got the exit code %d, want 2", code)
+	if code := p.ProcessState.ExitCode(); code != 64 {
+		t.Errorf("got the exit code %d, want 64", code)
 	}
-	for _, text := range []string{"gateway.toml", fmt.Sprintf("plugin = %q\n", self.Path), `args = ["plugin", "answers"]`} {
+	for _, text := range []string{"gateway.toml", "plugin = \"answers\"\n"} {
 		if !strings.Contains(stderr.String(), text) {
 			t.Errorf("got %q, want %q in it", stderr.String(), text)
+		}
+	}
+	if got, want := manual([]string{"./p", "-v"}), fmt.Sprintf("plugin = %q\n", self.Path); !strings.Contains(got, want) {
+		t.Errorf("got %q, want %q in it", got, want)
+	}
+}
+
+func TestServeThatCannotListen(t *testing.T) {
+	self := command(t, "answers", newGatewayLog())
+	p := exec.Command(self.Path, self.Args...)
+	p.Env = []string{"MAILGW_PLUGIN=mailgw.plugin.v1", "PLUGIN_PROTOCOL_VERSIONS=1", "PLUGIN_UNIX_SOCKET_DIR=/nonexistent"}
+	output, _ := p.CombinedOutput()
+	if code := p.ProcessState.ExitCode(); code != 1 || !strings.Contains(string(output), "/nonexistent") {
+		t.Errorf("got the exit code %d and %q", code, output)
+	}
+}
+
+func TestNumbersThatCannotCross(t *testing.T) {
+	c := command(t, "settings", newGatewayLog())
+	c.Settings = map[string]any{"a": 1.5, "rules": []any{map[string]any{"to": math.Inf(-1)}}, "list": []map[string]any{{"x.y": math.NaN()}}}
+	_, err := Start(t.Context(), c)
+	var e SettingsError
+	if !errors.As(err, &e) || len(e.Faults) != 2 {
+		t.Fatalf("got the error %v, want two faults", err)
+	}
+	for _, text := range []string{"rules[0].to: want a finite number, found -Inf", `list[0]."x.y": want a finite number, found NaN`} {
+		if !strings.Contains(err.Error(), text) {
+			t.Errorf("got %q, want %q in it", err, text)
+		}
+	}
+}
+
+func TestFieldsWithoutTags(t *testing.T) {
+	type inner struct {
+		Tagged string `toml:"tagged"`
+		To     string
+	}
+	for _, test := range []struct {
+		settings any
+		want     string
+	}{
+		{testSettings{}, ""},
+		{struct {
+			internal int
+			Skipped  int       `toml:"-"`
+			At       time.Time `toml:"at"`
+		}{}, ""},
+		{struct{ Name string }{}, "Name"},
+		{struct {
+			Rules map[string][]*inner `toml:"rules"`
+		}{}, "Rules.To"},
+	} {
+		if got := untagged(reflect.TypeOf(test.settings)); got != test.want {
+			t.Errorf("%T: got %q, want %q", test.settings, got, test.want)
 		}
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,6 +27,9 @@ var testPrograms = map[string]func(){
 	},
 	"mute":     func() { select {} },
 	"babbles":  func() { fmt.Println("Welcome!"); select {} },
+	"succeeds": func() {},
+	"twenty":   func() { fmt.Fprint(os.Stderr, strings.Repeat("word\n", 19)+"last\n"); os.Exit(7) },
+	"greets":   greets,
 	"flood":    func() { io.Copy(os.Stdout, endless{}) },
 	"tcp":      func() { fmt.Println("1|1|tcp|127.0.0.1:1|grpc"); select {} },
 	"nothing":  func() { fmt.Println("1|1|unix|/nonexistent|grpc"); select {} },
@@ -36,13 +41,15 @@ var testPrograms = map[string]func(){
 
 func TestFaultyProgramAtStart(t *testing.T) {
 	for name, want := range map[string][]string{
-		"exits":   {"exit status 7", `"no licence\x1b"`},
-		"mute":    {"no handshake within 100ms"},
-		"babbles": {"handshake", "Welcome!"},
-		"flood":   {"handshake"},
-		"tcp":     {"not on a unix socket"},
-		"nothing": {"/nonexistent"},
-		"missing": {"no such file"},
+		"exits":    {"exit status 7", `"no licence\x1b"`},
+		"succeeds": {"ended at its start: exit status 0; is it a mailgw plugin? it must call plugins.Serve"},
+		"twenty":   {`it wrote: ["word" "word" "last"]`},
+		"mute":     {"no handshake within 100ms"},
+		"babbles":  {"no handshake within 3s", "Welcome!", "it must call plugins.Serve"},
+		"flood":    {"handshake"},
+		"tcp":      {"not on a unix socket"},
+		"nothing":  {"/nonexistent"},
+		"missing":  {"no such file"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			checkLeaks(t)
@@ -53,6 +60,8 @@ func TestFaultyProgramAtStart(t *testing.T) {
 				c.Path = "/nonexistent"
 			case "mute":
 				times.handshake = 100 * time.Millisecond
+			case "babbles":
+				times.handshake = 3 * time.Second
 			}
 			_, err := start(t.Context(), c, times)
 			for _, text := range append(want, "backend "+name) {
@@ -60,10 +69,49 @@ func TestFaultyProgramAtStart(t *testing.T) {
 					t.Errorf("got the error %v, want one with %q", err, text)
 				}
 			}
-			if err != nil && (len(err.Error()) > 1000 || strings.ContainsAny(err.Error(), "\n\x00")) {
+			if err != nil && (len(err.Error()) > 2500 || strings.ContainsAny(err.Error(), "\n\x00")) {
 				t.Errorf("the error is too long, or not one line: %q", err)
 			}
 		})
+	}
+}
+
+func greets() {
+	fmt.Println("Welcome!")
+	fmt.Println(strings.Repeat("x", 3*maxLine) + "1|1|unix|x|grpc")
+	log.Println("before")
+	Serve(struct{}{}, func(struct{}) (backends.Backend, error) {
+		log.Println("after")
+		slog.Info("read", "z", 1500*time.Millisecond, "a", 1)
+		return testBackends["answers"], nil
+	})
+}
+
+// Many a library prints something before Serve is called.
+func TestOutputBeforeHandshake(t *testing.T) {
+	h, log := run(t, "greets")
+	if o := deliver(t.Context(), h, message("hello", "delivered")); o.statuses[0] != backends.Delivered {
+		t.Errorf("got %v and the error %v", o.statuses, o.err)
+	}
+	log.wait(t, 1, "log", "Welcome!")
+	for _, text := range []string{"before", "after"} {
+		if level := log.wait(t, 1, "log", text)[0]["level"]; level != "WARN" {
+			t.Errorf("%s: got the level %v", text, level)
+		}
+	}
+	if z := log.wait(t, 1, "log", "read")[0]["z"]; z != "1.5s" {
+		t.Errorf("got the duration %v", z)
+	}
+}
+
+func TestShippedPluginHasTitle(t *testing.T) {
+	log := newGatewayLog()
+	c := command(t, "answers", log)
+	c.Path = "/proc/self/exe"
+	runCommand(t, c, defaultTimes)
+	title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", log.pid(t, 1)))
+	if !strings.HasPrefix(string(title), "mailgw: answers\x00") {
+		t.Errorf("got the title %q, %v", title, err)
 	}
 }
 
