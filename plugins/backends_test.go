@@ -42,6 +42,11 @@ var testBackends = map[string]backends.Func{
 		return ctx.Err()
 	},
 
+	"silent": func(ctx context.Context, _ *backends.DataContext) error {
+		<-ctx.Done()
+		return ctx.Err()
+	},
+
 	// The status tells what has come over the border.
 	"echo": func(_ context.Context, tx *backends.DataContext) error {
 		body, err := io.ReadAll(tx.Body)

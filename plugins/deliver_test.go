@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -216,6 +217,33 @@ func heap() int64 {
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapInuse)
 }
+
+// A message that has left is not kept to be sent again.
+func TestSentMessageIsNotKept(t *testing.T) {
+	const n, size = 50, 190 << 10
+	h, _ := run(t, "silent")
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	before := heap()
+	var left atomic.Int64
+	for range n {
+		tx := message("", "one")
+		tx.Size = size
+		tx.Body = io.MultiReader(io.LimitReader(endless{}, size-1), iotest.OneByteReader(readerFunc(func(p []byte) (int, error) {
+			left.Add(1)
+			return 1, nil
+		})))
+		wg.Go(func() { h.Deliver(ctx, tx) })
+	}
+	eventually(t, "all messages were read", func() bool { return left.Load() == n })
+	eventually(t, "the messages were sent", func() bool { return (heap()-before)/n < size/2 })
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 func TestMessageThatCannotBeRead(t *testing.T) {
 	h, _ := run(t, "echo")

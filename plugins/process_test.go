@@ -189,6 +189,23 @@ func TestLifeline(t *testing.T) {
 	}
 }
 
+func TestHostHoldsTheLifeline(t *testing.T) {
+	h, log := run(t, "answers")
+	h.running.process.lifeline.Close()
+	if how := log.wait(t, 1, "exited", "")[0]["how"]; how != "exit status 1" {
+		t.Errorf("the plugin ended with %v", how)
+	}
+	log.wait(t, 2, "started", "")
+}
+
+func TestKilledProcessDoesNotStart(t *testing.T) {
+	p := newProcess(command(t, "answers", newGatewayLog()), nil, "", io.Discard)
+	p.kill()
+	if err := p.Start(t.Context()); err != context.Canceled {
+		t.Errorf("got the error %v", err)
+	}
+}
+
 func TestProcessesOfPluginEndWithIt(t *testing.T) {
 	for _, how := range []string{"crash", "close"} {
 		t.Run(how, func(t *testing.T) {

@@ -2,12 +2,17 @@ package plugins
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestSocketDirectory(t *testing.T) {
@@ -88,6 +93,44 @@ func TestSocketPathThatIsTooLong(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(parent); len(left) > 0 {
 		t.Errorf("%v is left", left)
+	}
+}
+
+func TestPeerOfAnotherUserIsRefused(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can be another user")
+	}
+	l, err := net.Listen("unix", fmt.Sprintf("@mailgw-test-%d", os.Getpid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for uid, want := range map[uintptr]string{0: "", 65534: "has the uid 65534"} {
+		connected := make(chan error)
+		go func() {
+			runtime.LockOSThread() // and never unlocked: the thread ends with its uid
+			fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if _, _, e := syscall.RawSyscall(syscall.SYS_SETRESUID, uid, uid, uid); err == nil && e != 0 {
+				err = e
+			}
+			if err == nil {
+				err = unix.Connect(fd, &unix.SockaddrUnix{Name: l.Addr().String()})
+			}
+			connected <- err
+			unix.Close(fd)
+		}()
+		if err := <-connected; err != nil {
+			t.Fatal(err)
+		}
+		conn, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = checkUser(conn)
+		conn.Close()
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("uid %d: got the error %v, want %q", uid, err, want)
+		}
 	}
 }
 

@@ -16,7 +16,12 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/plugins/internal/pb"
 )
 
 // testPrograms are programs that are no good plugins.
@@ -112,6 +117,40 @@ func TestShippedPluginHasTitle(t *testing.T) {
 	title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", log.pid(t, 1)))
 	if !strings.HasPrefix(string(title), "mailgw: answers\x00") {
 		t.Errorf("got the title %q, %v", title, err)
+	}
+}
+
+func TestProgramThatIsMissingLeavesNothing(t *testing.T) {
+	c := command(t, "answers", newGatewayLog())
+	c.Path = "/nonexistent"
+	sockets := t.TempDir()
+	if _, err := launch(t.Context(), c, defaultTimes, sockets, nil); err == nil {
+		t.Error("it was started")
+	}
+	if left, _ := os.ReadDir(sockets); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// endedStream is a stream that has ended before its first message.
+type endedStream struct {
+	grpc.BidiStreamingClient[pb.ToPlugin, pb.ToGateway]
+	pb.PluginClient
+}
+
+func (s endedStream) Deliver(context.Context, ...grpc.CallOption) (grpc.BidiStreamingClient[pb.ToPlugin, pb.ToGateway], error) {
+	return s, nil
+}
+func (endedStream) SendMsg(any) error { return io.EOF }
+func (endedStream) Recv() (*pb.ToGateway, error) {
+	return nil, status.Error(codes.Unavailable, "gone")
+}
+
+// Why a stream has ended decides whether the next plugin may get the message.
+func TestBeginTellsWhyTheStreamHasEnded(t *testing.T) {
+	err := (&call{ctx: t.Context()}).begin(&running{plugin: endedStream{}}, &frame{})
+	if status.Code(err) != codes.Unavailable {
+		t.Errorf("got the error %v", err)
 	}
 }
 
@@ -335,7 +374,8 @@ func TestTransactionWithoutPlugin(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
-	if o := deliver(ctx, h, message("hello", "one")); backends.StatusOf(o.err) != backends.TimedOut {
+	o := deliver(ctx, h, message("hello", "one"))
+	if backends.StatusOf(o.err) != backends.TimedOut || !strings.HasPrefix(o.err.Error(), "no answer within ") {
 		t.Errorf("got the error %v, want the one of the context", o.err)
 	}
 }

@@ -22,7 +22,10 @@ var errTooMany = errors.New("too many parts")
 func deliver(ctx context.Context, tx *backends.DataContext) error {
 	m, err := message.Read(tx.Body)
 	if err != nil && !message.IsUnknownCharset(err) {
-		return nil // no MIME that we understand: it goes on as it is
+		// No MIME that we understand goes on as it is, unless what could not
+		// be read is the message itself.
+		_, err = io.Copy(io.Discard, tx.Body)
+		return err
 	}
 	found := 0
 	m.Walk(func(path []int, part *message.Entity, err error) error {
