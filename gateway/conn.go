@@ -72,7 +72,7 @@ func (c *conn) serve(ctx context.Context) {
 		var r smtp.Reply
 		var next action
 		switch {
-		case errors.Is(err, smtp.ErrLineTooLong), errors.Is(err, smtp.ErrBareNewline):
+		case err == smtp.ErrLineTooLong, err == smtp.ErrBareNewline, err == smtp.ErrLostChunk:
 			r, next = c.badLine(err)
 		case err != nil:
 			c.hangUp(err)
@@ -84,10 +84,16 @@ func (c *conn) serve(ctx context.Context) {
 		if r.Code >= 400 {
 			c.logRefused(line, r)
 		}
-		if next != readChunk {
+		if next == readChunk {
+			next, err = c.readChunk(ctx)
+		} else {
 			c.say(r)
+			err = nil
 		}
-		switch err := c.do(ctx, next); {
+		if err == nil {
+			err = c.do(ctx, next)
+		}
+		switch {
 		case err == errHungUp:
 			return
 		case err != nil:
@@ -105,10 +111,9 @@ func (c *conn) do(ctx context.Context, next action) error {
 	switch next {
 	case readMessage:
 		return c.readMessage(ctx)
-	case readChunk:
-		return c.readChunk(ctx)
 	case skipChunk:
-		_, err := io.Copy(io.Discard, c.patiently(smtp.NewChunkReader(c.r, c.chunk.size)))
+		r := messageReader{smtp.NewChunkReader(c.r, c.chunk.size), c, c.soonest(c.Limits.MessageTimeout)}
+		_, err := io.Copy(io.Discard, r)
 		return err
 	case startTLS:
 		if c.startTLS(ctx) != nil {
@@ -128,10 +133,12 @@ func (c *conn) startTLS(ctx context.Context) error {
 		return err
 	}
 	deadline := c.soonest(c.Limits.CommandTimeout)
-	c.socket.SetDeadline(deadline)
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	secure := tls.Server(c.socket, c.tls.server())
+	if !c.beginHandshake(deadline) {
+		return errClosing
+	}
+	secure := tls.Server(c.socket, c.tls.server)
 	if err := secure.HandshakeContext(ctx); err != nil {
 		c.log.Info("refused", "reason", "TLS handshake", "error", cause(err))
 		return err
@@ -141,6 +148,16 @@ func (c *conn) startTLS(ctx context.Context) error {
 	c.startedTLS(tlsSession(secure.ConnectionState()))
 	c.log.Debug("TLS", "version", c.session.TLS.Version, "cipher", c.session.TLS.Cipher, "client_certificate", c.session.TLS.ClientCertificate)
 	return nil
+}
+
+// beginHandshake sets until when a handshake may take. It reports false if
+// the server shuts down; one that has begun is ended by close.
+func (c *conn) beginHandshake(deadline time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.waiting = true
+	c.socket.SetDeadline(deadline)
+	return !c.closing
 }
 
 // hangUp takes leave of a client that went away, is too slow, or that the
@@ -219,6 +236,8 @@ func (c *conn) Read(p []byte) (int, error) {
 		return 0, errClosing
 	}
 	c.socket.SetReadDeadline(c.deadline)
+	// TLS writes while it reads, when the client asks for new keys.
+	c.socket.SetWriteDeadline(c.deadline.Add(c.Limits.CommandTimeout))
 	c.mu.Unlock()
 
 	n, err := c.stream.Read(p)
@@ -251,7 +270,11 @@ func (c *conn) expect(deadline time.Time, waiting bool) {
 }
 
 func (c *conn) readCommand() (string, error) {
-	c.expect(c.soonest(c.Limits.CommandTimeout), c.tx == nil)
+	deadline := c.soonest(c.Limits.CommandTimeout)
+	if c.tx != nil && c.tx.message != nil && c.tx.ends.Before(deadline) {
+		deadline = c.tx.ends // between two chunks
+	}
+	c.expect(deadline, c.tx == nil)
 	line, err := smtp.ReadLine(c.r, int(c.Limits.CommandLine))
 	return string(line), err
 }
@@ -264,8 +287,13 @@ type messageReader struct {
 	ends time.Time
 }
 
+// patiently reads a part of the transaction's message from r. The time of the
+// whole begins with the first part.
 func (c *conn) patiently(r io.Reader) messageReader {
-	return messageReader{r, c, c.soonest(c.Limits.MessageTimeout)}
+	if c.tx.ends.IsZero() {
+		c.tx.ends = c.soonest(c.Limits.MessageTimeout)
+	}
+	return messageReader{r, c, c.tx.ends}
 }
 
 func (r messageReader) Read(p []byte) (int, error) {
@@ -289,17 +317,22 @@ func (c *conn) readMessage(ctx context.Context) error {
 }
 
 // readChunk reads a part of the message, and after the last part goes on as
-// readMessage does.
-func (c *conn) readChunk(ctx context.Context) error {
+// readMessage does. It returns what follows the reply.
+func (c *conn) readChunk(ctx context.Context) (action, error) {
 	d, r, err := c.server.receiveChunk(ctx, c.dialog, c.patiently(smtp.NewChunkReader(c.r, c.chunk.size)), c.log)
 	switch {
 	case err != nil:
-		return err
-	case d == nil:
-		c.say(r)
-		return nil
+		return hangUp, err
+	case d != nil:
+		return readCommand, c.sayAnswers(d)
 	}
-	return c.sayAnswers(d)
+	next := readCommand
+	if r.Code >= 400 {
+		r, next = c.refuse(r)
+		c.logRefused("BDAT", r)
+	}
+	c.say(r)
+	return next, nil
 }
 
 func (c *conn) sayAnswers(d *delivery) (err error) {

@@ -29,9 +29,10 @@ type transaction struct {
 	charged    int64     // octets of the spool's budget that the envelope takes
 	began      time.Time // at MAIL
 
-	message *message // as far as it has come
-	lines   lineEnds // of chunks
-	fault   error    // why the message is refused, once that is known
+	message *message  // as far as it has come
+	ends    time.Time // until when the message may take, once it has begun
+	lines   lineEnds  // of chunks
+	fault   error     // why the message is refused, once that is known
 }
 
 // A recipient is one accepted RCPT and where it goes.
@@ -377,6 +378,10 @@ func (d *delivery) dataContext(b *branch, body io.Reader) *backends.DataContext 
 		Body:     body,
 	}
 	// Backends run side by side, and may change what is theirs.
+	if t := d.session.TLS; t != nil {
+		agreed := *t
+		tx.Session.TLS = &agreed
+	}
 	if x := d.session.XForward; x != nil {
 		attrs := *x
 		tx.Session.XForward = &attrs
@@ -399,7 +404,10 @@ func (d *delivery) respond(s backends.Status) {
 
 // replace spools a message that replaces the one at hand.
 func (d *delivery) replace(r io.Reader) (backends.Message, error) {
-	m, err := d.spool.store(&wholeLines{r: r}, d.maxSize)
+	if !d.binary {
+		r = &wholeLines{r: r}
+	}
+	m, err := d.spool.store(r, d.maxSize)
 	if err != nil {
 		if trouble := (spoolError{}); errors.As(err, &trouble) {
 			err = errors.Join(trouble.status(), err)

@@ -131,6 +131,9 @@ var hello = map[string]string{"smtp": "EHLO", "lmtp": "LHLO"}
 
 // badLine answers a line that could not be read as a command.
 func (d *dialog) badLine(err error) (smtp.Reply, action) {
+	if err == smtp.ErrLostChunk {
+		return reply(421, "4.7.0", d.hostname+" "+err.Error()), hangUp
+	}
 	return d.bad(reply(500, "5.5.2", err.Error()))
 }
 

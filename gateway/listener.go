@@ -37,7 +37,7 @@ func newListener(c *Config, l *ListenerConfig, budget *spool, log *slog.Logger) 
 	return &listener{
 		ListenerConfig: l,
 		hostname:       c.Hostname,
-		tls:            &tlsFiles{config: l.TLS, log: log.With("listener", l.Name)},
+		tls:            newTLSFiles(l.TLS, log.With("listener", l.Name)),
 		budget:         budget,
 		closed:         make(chan struct{}),
 		peers:          map[string]int{},

@@ -104,6 +104,7 @@ func TestBudgetIsGivenBack(t *testing.T) {
 	s := testServer(t, testBackends, "protocol = 'lmtp'\nchunking = true\n[listener.limits]\nmessage_size = 100000\n")
 	const memory = 64 << 10
 	s.spool.free.Store(memory)
+	s.spool.reserve = memory / 4
 	s.spool.threshold = 2 * chunkSize
 	serve(t, s)
 	begin := func() client {

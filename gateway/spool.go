@@ -19,6 +19,7 @@ import (
 type spool struct {
 	directory string
 	threshold int64        // of one message in memory
+	reserve   int64        // what chunks leave of the budget to envelopes
 	free      atomic.Int64 // what is left of the budget
 }
 
@@ -28,14 +29,16 @@ const chunkSize = 16 << 10
 var chunks = sync.Pool{New: func() any { return new([chunkSize]byte) }}
 
 func newSpool(c SpoolConfig) *spool {
-	s := &spool{directory: c.Directory, threshold: int64(c.Threshold)}
+	s := &spool{directory: c.Directory, threshold: int64(c.Threshold), reserve: int64(c.Memory) / 4}
 	s.free.Store(int64(c.Memory))
 	return s
 }
 
-// take spends a chunk of the budget. It returns nil if there is none left.
+// take spends a chunk of the budget. It returns nil if there is none left: a
+// message can go into a file, an envelope cannot.
 func (s *spool) take() *[chunkSize]byte {
-	if !s.charge(chunkSize) {
+	if s.free.Add(-chunkSize) < s.reserve {
+		s.free.Add(chunkSize)
 		return nil
 	}
 	return chunks.Get().(*[chunkSize]byte)

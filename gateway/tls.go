@@ -21,6 +21,7 @@ import (
 type tlsFiles struct {
 	config TLSConfig
 	log    *slog.Logger
+	server *tls.Config // of all handshakes, so that it has the keys of their tickets
 
 	mu      sync.Mutex
 	current *tls.Config
@@ -48,11 +49,13 @@ var clientAuthByCA = map[string]tls.ClientAuthType{
 	"require": tls.RequireAndVerifyClientCert,
 }
 
-// server returns the configuration of a handshake, which looks at the files.
-func (f *tlsFiles) server() *tls.Config {
-	return &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return f.get() }}
+func newTLSFiles(config TLSConfig, log *slog.Logger) *tlsFiles {
+	f := &tlsFiles{config: config, log: log}
+	f.server = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return f.get() }}
+	return f
 }
 
+// get returns what the files say now.
 func (f *tlsFiles) get() (*tls.Config, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

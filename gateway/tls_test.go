@@ -17,6 +17,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -342,5 +343,65 @@ func TestTLSConfigFaults(t *testing.T) {
 	_, err := listenerConfig(t, "protocol = 'smtp'\nrequire_tls = true")
 	if err == nil || !strings.Contains(err.Error(), "listener[0].require_tls: there is no TLS: tls.mode is off") {
 		t.Errorf("require_tls without TLS: %v", err)
+	}
+}
+
+// A client that dawdles in the handshake does not hold up a shutdown.
+func TestShutdownDuringHandshake(t *testing.T) {
+	ca := newIssuer(t)
+	s := tlsServer(t, "protocol = 'smtp'", "mode = 'implicit'\ncertificates = ['"+ca.file(t, t.TempDir(), "mx.example")+"']")
+	c := dialServer(t, s)
+	io.WriteString(c, "\x16")
+	for sessions := 0; sessions == 0; runtime.Gosched() {
+		s.mu.Lock()
+		sessions = len(s.conns)
+		s.mu.Unlock()
+	}
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// A client that comes again need not do the whole handshake again.
+func TestTLSSessionIsResumed(t *testing.T) {
+	ca := newIssuer(t)
+	s := tlsServer(t, "protocol = 'smtp'", "mode = 'implicit'\ncertificates = ['"+ca.file(t, t.TempDir(), "mx.example")+"']")
+	serve(t, s)
+	config := ca.client("mx.example")
+	config.ClientSessionCache = tls.NewLRUClientSessionCache(10)
+	for i := range 3 {
+		c, err := dial(t, s).secure(t, config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.hear(t)
+		c.ask(t, "NOOP", "QUIT")
+		if resumed := c.Conn.(*tls.Conn).ConnectionState().DidResume; resumed != (i > 0) {
+			t.Errorf("connection %d: resumed %v", i, resumed)
+		}
+	}
+}
+
+// What a backend does to its Session is its own affair.
+func TestSessionIsNotShared(t *testing.T) {
+	ca := newIssuer(t)
+	all := map[string]backends.Backend{"change": backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		tx.SetAll(backends.NewStatus(250, "2.0.0", tx.Session.TLS.Version+" "+tx.Session.XForward.Ident))
+		tx.Session.TLS.Version, tx.Session.XForward.Ident = "changed", "changed"
+		return nil
+	})}
+	s := testServer(t, all, "protocol = 'smtp'\nxforward = ['127.0.0.1']\n[listener.tls]\nmode = 'implicit'\ncertificates = ['"+
+		ca.file(t, t.TempDir(), "mx.example")+"']\n[listener.routes]\n'*' = ['change']\n'@example.com' = ['change']\n")
+	c, err := dialServer(t, s).secure(t, ca.client("mx.example"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.hear(t)
+	c.ask(t, "EHLO x")
+	for range 2 {
+		c.ask(t, "XFORWARD IDENT=q", "MAIL FROM:<>", "RCPT TO:<a@example.org>", "RCPT TO:<b@example.com>", "DATA")
+		if got := c.ask(t, "."); got != "250 2.0.0 TLS 1.3 q (ID)" {
+			t.Errorf("got %q", got)
+		}
 	}
 }

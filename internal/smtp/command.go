@@ -18,6 +18,10 @@ import (
 var (
 	ErrLineTooLong = errors.New("line too long")
 	ErrBareNewline = errors.New("line does not end in CRLF")
+
+	// ErrLostChunk is either of them for BDAT: a chunk follows, of which
+	// nobody can tell the size, so that no other line can be read.
+	ErrLostChunk = errors.New("no telling where the chunk of BDAT ends")
 )
 
 // ReadLine reads a command line of at most limit octets with its CRLF, which it
@@ -28,6 +32,7 @@ var (
 func ReadLine(r *bufio.Reader, limit int) ([]byte, error) {
 	line, err := r.ReadSlice('\n')
 	tooLong := len(line) > limit || err == bufio.ErrBufferFull
+	chunk := beginsBDAT(line)
 	for err == bufio.ErrBufferFull {
 		_, err = r.ReadSlice('\n')
 	}
@@ -35,12 +40,21 @@ func ReadLine(r *bufio.Reader, limit int) ([]byte, error) {
 	switch {
 	case err != nil:
 		return nil, err
+	case chunk && (tooLong || !ok || bytes.IndexByte(text, '\r') >= 0):
+		return nil, ErrLostChunk
 	case tooLong:
 		return nil, ErrLineTooLong
 	case !ok || bytes.IndexByte(text, '\r') >= 0:
 		return nil, ErrBareNewline
 	}
 	return text, nil
+}
+
+// beginsBDAT reports whether a line, or the beginning of one, has the verb
+// BDAT.
+func beginsBDAT(line []byte) bool {
+	line = bytes.TrimLeft(line, " \t")
+	return len(line) >= 4 && upper(string(line[:4])) == "BDAT"
 }
 
 // ParseCommand parts a line into the verb, in upper case, and what follows
