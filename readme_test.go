@@ -310,3 +310,59 @@ func TestExamples(t *testing.T) {
 		})
 	}
 }
+
+// What root does to set up a service runs here in a directory of the test's,
+// as whoever the test is: the paths and who owns what are taken away, and no
+// user is made.
+func TestReadmeRootCommands(t *testing.T) {
+	root := t.TempDir()
+	const stand = `
+useradd() { :; }
+install() {
+	local args=()
+	while [ $# -gt 0 ]; do
+		case $1 in
+		-o | -g) shift ;;
+		/*) args+=("$ROOT$1") ;;
+		*) args+=("$1") ;;
+		esac
+		shift
+	done
+	command install "${args[@]}"
+}
+`
+	sh := shell{dir: root}
+	for _, block := range snippets(t, "bash") {
+		if out, err := sh.command("set -e\nROOT='" + root + "'\n" + stand + block).CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("%s\n%v\n%s", block, err, out)
+		}
+	}
+	for path, want := range map[string]fs.FileMode{
+		"/var/spool/postfix/mailgw": fs.ModeDir | fs.ModeSetgid | 0o750,
+		"/var/vmail":                fs.ModeDir | 0o700,
+	} {
+		if info, err := os.Stat(root + path); err != nil || info.Mode() != want {
+			t.Errorf("%s: %v, %v, want %v", path, info, err, want)
+		}
+	}
+}
+
+// The command of the service is one that the program knows, and each line is
+// one of a unit.
+func TestReadmeService(t *testing.T) {
+	unit := snippets(t, "ini")[0]
+	line := regexp.MustCompile(`^(\[(Unit|Service|Install)\]|[A-Z]\w+=\S.*|#.*|)$`)
+	for text := range strings.Lines(unit) {
+		if text = strings.TrimSuffix(text, "\n"); !line.MatchString(text) {
+			t.Errorf("%q is no line of a unit", text)
+		}
+	}
+	command := regexp.MustCompile(`(?m)^ExecStart=/usr/local/bin/mailgw (.*)$`).FindStringSubmatch(unit)
+	if command == nil {
+		t.Fatal("no ExecStart")
+	}
+	args := append([]string{"run", "./cmd/mailgw"}, strings.Fields(command[1])...)
+	if out, err := exec.Command("go", append(args, "--help")...).CombinedOutput(); err != nil {
+		t.Errorf("%s: %v\n%s", command[1], err, out)
+	}
+}
