@@ -26,11 +26,17 @@ type Edits struct {
 
 	// Redirects has the new addresses of each recipient that is redirected.
 	Redirects map[int][]string
+
+	// Added are new recipients.
+	Added []Recipient
+
+	// Diversions has the named route of each recipient that is diverted.
+	Diversions map[int]string
 }
 
 // IsZero reports whether nothing is changed.
 func (e *Edits) IsZero() bool {
-	return e.Fields == nil && e.Message == nil && e.Sender == nil && e.Redirects == nil
+	return e.Fields == nil && e.Message == nil && e.Sender == nil && e.Redirects == nil && e.Added == nil && e.Diversions == nil
 }
 
 // A FieldEdit changes the header at one raw position. Positions count the
@@ -205,6 +211,40 @@ func (tx *DataContext) Redirect(i int, addresses ...string) error {
 	return nil
 }
 
+// AddRecipient adds a recipient, who takes the rest of the route even if
+// nobody else goes on. No recipient of the transaction gets a 2yz before the
+// added one has it; if that is refused, they get its status. The client is
+// told of nobody whom it did not name.
+func (tx *DataContext) AddRecipient(to Recipient) error {
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	if tx.ended {
+		return errEnded
+	}
+	tx.edits.Added = append(tx.edits.Added, Recipient{to.Address, slices.Clone(to.Params)})
+	return nil
+}
+
+// Divert sends recipient i by a route of [named_routes] in gateway.toml,
+// instead of what is left of its own: to a quarantine, for example. A
+// recipient is diverted once; after that it is an error of the delivery. The
+// last call counts.
+func (tx *DataContext) Divert(i int, route string) error {
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	if tx.ended {
+		return errEnded
+	}
+	if _, why := tx.fate(i); why != "" {
+		return fmt.Errorf("edit: divert recipient %d: %s", i, why)
+	}
+	if tx.edits.Diversions == nil {
+		tx.edits.Diversions = map[int]string{}
+	}
+	tx.edits.Diversions[i] = route
+	return nil
+}
+
 // Edits returns what was edited so far. Later edits do not change it.
 func (tx *DataContext) Edits() Edits {
 	tx.mu.Lock()
@@ -212,5 +252,7 @@ func (tx *DataContext) Edits() Edits {
 	e := tx.edits
 	e.Fields = slices.Clone(e.Fields)
 	e.Redirects = maps.Clone(e.Redirects)
+	e.Added = slices.Clone(e.Added)
+	e.Diversions = maps.Clone(e.Diversions)
 	return e
 }

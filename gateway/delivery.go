@@ -372,19 +372,10 @@ func (d *delivery) recovered(backend *namedBackend, b *branch) {
 func (d *delivery) dataContext(b *branch, body io.Reader) *backends.DataContext {
 	tx := &backends.DataContext{
 		ID:       d.id,
-		Session:  d.session,
+		Session:  d.session.Clone(), // backends run side by side, and may change what is theirs
 		Envelope: backends.Envelope{Sender: b.sender, Params: slices.Clone(d.params)},
 		Size:     b.message.Size(),
 		Body:     body,
-	}
-	// Backends run side by side, and may change what is theirs.
-	if t := d.session.TLS; t != nil {
-		agreed := *t
-		tx.Session.TLS = &agreed
-	}
-	if x := d.session.XForward; x != nil {
-		attrs := *x
-		tx.Session.XForward = &attrs
 	}
 	for _, to := range b.to {
 		tx.Envelope.Recipients = append(tx.Envelope.Recipients,

@@ -1,0 +1,127 @@
+package backends
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/mailgw/mailgw/xforward"
+)
+
+// opinionated implements every question, and tells what it was asked.
+type opinionated struct {
+	Func
+	err error
+}
+
+func said(text string) Status { return Status{250, "2.0.0", text} }
+
+func (o opinionated) CheckConnection(_ context.Context, s *Session) (Status, error) {
+	return said("connection " + s.ID), o.err
+}
+
+func (o opinionated) CheckHELO(_ context.Context, s *Session) (Status, error) {
+	return said("helo " + s.HELO), o.err
+}
+
+func (o opinionated) CheckSender(_ context.Context, _ *Session, e *Envelope) (Status, error) {
+	return said("sender " + e.Sender), o.err
+}
+
+func (o opinionated) CheckRecipient(_ context.Context, _ *Session, e *Envelope, to Recipient) (Opinion, error) {
+	return Opinion{Status: said("recipient " + e.Sender + " " + to.Address), For: 1, Key: "*"}, o.err
+}
+
+func (o opinionated) Authenticate(_ context.Context, _ *Session, c Credentials) (string, error) {
+	return c.User, o.err
+}
+
+func (o opinionated) SCRAMVerifier(_ context.Context, _ *Session, user string) (SCRAMVerifier, error) {
+	return SCRAMVerifier{Salt: []byte(user), Iterations: 1}, o.err
+}
+
+func (o opinionated) Verify(_ context.Context, _ *Session, text string) (Status, error) {
+	return said("verify " + text), o.err
+}
+
+func (o opinionated) Expand(_ context.Context, _ *Session, list string) ([]string, error) {
+	return []string{list}, o.err
+}
+
+func TestAskReachesTheMethod(t *testing.T) {
+	q := Question{
+		Session:     &Session{ID: "S1", HELO: "client.example"},
+		Envelope:    &Envelope{Sender: "from@example.org"},
+		Recipient:   Recipient{Address: "to@example.org"},
+		Credentials: Credentials{User: "user"},
+		Text:        "text",
+	}
+	for topic, want := range map[Topic]Answer{
+		AboutConnection: {Opinion: Opinion{Status: said("connection S1")}},
+		AboutHELO:       {Opinion: Opinion{Status: said("helo client.example")}},
+		AboutSender:     {Opinion: Opinion{Status: said("sender from@example.org")}},
+		AboutRecipient:  {Opinion: Opinion{Status: said("recipient from@example.org to@example.org"), For: 1, Key: "*"}},
+		AboutLogin:      {User: "user"},
+		AboutVerifier:   {Verifier: SCRAMVerifier{Salt: []byte("text"), Iterations: 1}},
+		AboutUser:       {Opinion: Opinion{Status: said("verify text")}},
+		AboutList:       {Members: []string{"text"}},
+	} {
+		b := opinionated{}
+		if !Answers(b, topic) || Answers(Func(nil), topic) {
+			t.Errorf("topic %d: answers %t, a Func %t, want true and false", topic, Answers(b, topic), Answers(Func(nil), topic))
+		}
+		q.About = topic
+		if got, err := Ask(t.Context(), b, q); err != nil || !reflect.DeepEqual(got, want) || got.IsZero() {
+			t.Errorf("topic %d: got %+v, %v, want %+v", topic, got, err, want)
+		}
+		broken := errors.New("broken")
+		if _, err := Ask(t.Context(), opinionated{err: broken}, q); err != broken {
+			t.Errorf("topic %d: got error %v, want %v", topic, err, broken)
+		}
+	}
+}
+
+func TestAskSurvivesPanic(t *testing.T) {
+	q := Question{About: AboutSender} // without an envelope
+	if a, err := Ask(t.Context(), opinionated{}, q); err == nil || !strings.HasPrefix(err.Error(), "panic: ") || !a.IsZero() {
+		t.Errorf("got %+v, %v, want the panic and no opinion", a, err)
+	}
+}
+
+func TestClientAddr(t *testing.T) {
+	peer := Peer{Addr: netip.MustParseAddrPort("192.0.2.1:25")}
+	client := &Client{Addr: netip.MustParseAddrPort("192.0.2.2:25")}
+	for _, test := range []struct {
+		session Session
+		want    string
+	}{
+		{Session{Peer: peer}, "192.0.2.1"},
+		{Session{}, "invalid IP"}, // a unix socket
+		{Session{Peer: peer, Client: client}, "192.0.2.2"},
+		{Session{Peer: peer, Client: &Client{}}, "invalid IP"},
+		{Session{Peer: peer, Client: client, XForward: &xforward.Attrs{Forwarded: true, Addr: "2001:db8::1"}}, "2001:db8::1"},
+		// What is not known is not taken from elsewhere.
+		{Session{Peer: peer, Client: client, XForward: &xforward.Attrs{Forwarded: true, Addr: "unknown"}}, "invalid IP"},
+		// IDENT alone says nothing of the client.
+		{Session{Peer: peer, XForward: &xforward.Attrs{Ident: "QUEUEID"}}, "192.0.2.1"},
+	} {
+		if got := test.session.ClientAddr().String(); got != test.want {
+			t.Errorf("%+v: got %s, want %s", test.session, got, test.want)
+		}
+	}
+}
+
+func TestSessionClone(t *testing.T) {
+	s := Session{Client: &Client{TLVs: []TLV{{Type: 1}}}, TLS: &TLS{Version: "TLS 1.3"}, XForward: &xforward.Attrs{Name: "a"}}
+	c := s.Clone()
+	if !reflect.DeepEqual(c, s) {
+		t.Errorf("got %+v, want %+v", c, s)
+	}
+	c.Client.TLVs[0].Type, c.TLS.Version, c.XForward.Name = 2, "", ""
+	if s.Client.TLVs[0].Type != 1 || s.TLS.Version == "" || s.XForward.Name == "" {
+		t.Errorf("a change of the clone changed the original: %+v", s)
+	}
+}
