@@ -26,6 +26,7 @@ var imports = map[string][]string{
 	"plugins":              {"backends", "plugins/internal/pb", "internal/settings", "xforward", "github.com/hashicorp/...", "google.golang.org/...", "golang.org/x/sys/unix"},
 	"plugins/internal/pb":  {"google.golang.org/..."},
 	"cmd/mailgw":           {"gateway", "plugins", "backends/...", "internal/...", "xforward", "github.com/spf13/cobra", "golang.org/x/sys/unix"},
+	"internal/gatewaytest": {},
 	"internal/peers":       {},
 	"internal/bench":       {"internal/peers"},
 	"examples/roster":      {"backends", "plugins"},

@@ -7,13 +7,15 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/mailgw/mailgw/internal/gatewaytest"
 )
 
 // Postfix hands over one message for three recipients, one of which is to be
 // deferred and one to be bounced.
 func TestPostfixGetsAnAnswerForEachRecipient(t *testing.T) {
 	p := newPostfix(t)
-	g := startGateway(t, program, lmtpListener, p.trusted(), byRules, rules, inbox)
+	g := gatewaytest.Start(t, gatewaytest.AsTested, gatewaytest.LMTP, p.trusted(), byRules, rules, gatewaytest.Inbox)
 	p.start(deliversTo(g))
 
 	message := lines(
@@ -35,10 +37,10 @@ func TestPostfixGetsAnAnswerForEachRecipient(t *testing.T) {
 	sendOne(t, "tcp", p.address, message, "sender@peers.example", "ann@peers.example", "busy@peers.example", "gone@peers.example")
 
 	// The fourth recipient is the sender, who gets the bounce.
-	log := follow(t, p.log)
+	log := gatewaytest.Follow(t, p.log)
 	status := map[string]logged{}
-	eventually(t, "Postfix has logged what became of four recipients", func() bool {
-		for _, line := range log.lines() {
+	gatewaytest.Eventually(t, "Postfix has logged what became of four recipients", func() bool {
+		for _, line := range log.Lines() {
 			if l, ok := parseLogged(line); ok {
 				status[l.to] = l
 			}
@@ -58,7 +60,7 @@ func TestPostfixGetsAnAnswerForEachRecipient(t *testing.T) {
 	}
 
 	id := status["ann@peers.example"].id
-	eventually(t, "the deferred recipient is alone in the queue", func() bool {
+	gatewaytest.Eventually(t, "the deferred recipient is alone in the queue", func() bool {
 		queue := p.queue()
 		return len(queue) == 1 && queue[0].ID == id &&
 			len(queue[0].Recipients) == 1 && queue[0].Recipients[0].Address == "busy@peers.example"
@@ -69,9 +71,9 @@ func TestPostfixGetsAnAnswerForEachRecipient(t *testing.T) {
 
 // checkMail checks that the Maildirs hold the message as it was sent, below
 // the field of Postfix, and the bounce, and nothing else.
-func checkMail(t *testing.T, g *gateway, message []byte) {
+func checkMail(t *testing.T, g *gatewaytest.Gateway, message []byte) {
 	t.Helper()
-	mail := g.mail("ann")
+	mail := g.Mail("ann")
 	if len(mail) != 1 {
 		t.Fatalf("ann has %d messages", len(mail))
 	}
@@ -79,13 +81,13 @@ func checkMail(t *testing.T, g *gateway, message []byte) {
 	if !ok || !regexp.MustCompile(`^Received: from .*\r\n(\t.*\r\n)+$`).MatchString(head) {
 		t.Errorf("ann has\n%q\nwant a Received field and\n%q", mail[0], message)
 	}
-	bounces := g.mail("sender")
+	bounces := g.Mail("sender")
 	if len(bounces) != 1 || !strings.Contains(bounces[0], "\r\nFinal-Recipient: rfc822; gone@peers.example\r\n") ||
 		!strings.Contains(bounces[0], "\r\nStatus: 5.1.1\r\n") {
 		t.Errorf("the sender has %q, want one bounce with status 5.1.1 of gone", bounces)
 	}
 	for _, user := range []string{"busy", "gone"} {
-		if mail := g.mail(user); len(mail) != 0 {
+		if mail := g.Mail(user); len(mail) != 0 {
 			t.Errorf("%s has %q", user, mail)
 		}
 	}
@@ -93,11 +95,11 @@ func checkMail(t *testing.T, g *gateway, message []byte) {
 
 // checkLog checks that the gateway's log tells the same story, under the id
 // that the message has in Postfix's queue.
-func checkLog(t *testing.T, g *gateway, id string) {
+func checkLog(t *testing.T, g *gatewaytest.Gateway, id string) {
 	t.Helper()
 	got := map[string]string{}
 	transactions := map[string]bool{}
-	for _, e := range g.parseEvents(follow(t, g.log).lines()) {
+	for _, e := range gatewaytest.Follow(t, g.Log).Events() {
 		if e.Ident != id {
 			continue
 		}

@@ -6,18 +6,20 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/mailgw/mailgw/internal/gatewaytest"
 )
 
 // swaks shows what it is told: <- for yes and <** for no.
 func TestSwaks(t *testing.T) {
 	swaks := peer(t, "swaks")
-	g := startGateway(t, program, lmtpListener, byRules, smtpListener, byRules, rules, inbox)
+	g := gatewaytest.Start(t, gatewaytest.AsTested, gatewaytest.LMTP, byRules, gatewaytest.SMTP, byRules, rules, gatewaytest.Inbox)
 	tests := []struct {
 		server, to string
 		want       []string // answers to the message
 	}{
 		{
-			"--protocol LMTP --socket " + g.socket(), "ann@peers.example,busy@peers.example,gone@peers.example,bob@peers.example",
+			"--protocol LMTP --socket " + g.Address("lmtp"), "ann@peers.example,busy@peers.example,gone@peers.example,bob@peers.example",
 			[]string{
 				"<-  250 2.0.0 <ann@peers.example> delivered",
 				"<** 450 4.2.1 <busy@peers.example> mailbox busy",
@@ -25,8 +27,8 @@ func TestSwaks(t *testing.T) {
 				"<-  250 2.0.0 <bob@peers.example> delivered",
 			},
 		},
-		{"--pipeline --server " + g.smtp, "ann@peers.example,bob@peers.example", []string{"<-  250 2.0.0 delivered"}},
-		{"--server " + g.smtp, "gone@peers.example", []string{"<** 550 5.1.1 no such user"}},
+		{"--pipeline --server " + g.Address("smtp"), "ann@peers.example,bob@peers.example", []string{"<-  250 2.0.0 delivered"}},
+		{"--server " + g.Address("smtp"), "gone@peers.example", []string{"<** 550 5.1.1 no such user"}},
 	}
 	for _, test := range tests {
 		args := append(strings.Fields(test.server), "--to", test.to,
@@ -45,7 +47,7 @@ func TestSwaks(t *testing.T) {
 		}
 	}
 	for user, want := range map[string]int{"ann": 2, "bob": 2, "busy": 0, "gone": 0} {
-		mail := g.mail(user)
+		mail := g.Mail(user)
 		if len(mail) != want {
 			t.Errorf("%s has %d messages, want %d", user, len(mail), want)
 		}
@@ -60,11 +62,11 @@ func TestSwaks(t *testing.T) {
 // smtp-source sends each message to three recipients, over several sessions.
 func TestSMTPSource(t *testing.T) {
 	postfix := findPostfix(t)
-	g := startGateway(t, program, lmtpListener, toInbox, smtpListener, toInbox, inbox)
+	g := gatewaytest.Start(t, gatewaytest.AsTested, gatewaytest.LMTP, gatewaytest.ToInbox, gatewaytest.SMTP, gatewaytest.ToInbox, gatewaytest.Inbox)
 	for user, server := range map[string][]string{
-		"lmtp": {"-L", "unix:" + g.socket()},
-		"smtp": {"inet:" + g.smtp},
-		"kept": {"-d", "-L", "unix:" + g.socket()},
+		"lmtp": {"-L", "unix:" + g.Address("lmtp")},
+		"smtp": {"inet:" + g.Address("smtp")},
+		"kept": {"-d", "-L", "unix:" + g.Address("lmtp")},
 	} {
 		args := append([]string{
 			"-s", "10", "-m", "200", "-r", "3", "-l", "10000",
@@ -74,7 +76,7 @@ func TestSMTPSource(t *testing.T) {
 			t.Errorf("smtp-source %q: %v\n%s", args, err, out)
 		}
 		for _, to := range []string{user, "2" + user, "3" + user} {
-			if n := len(g.mailFiles(to)); n != 200 {
+			if n := len(g.MailFiles(to)); n != 200 {
 				t.Errorf("%s has %d messages, want 200", to, n)
 			}
 		}

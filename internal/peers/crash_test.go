@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/mailgw/mailgw/internal/gatewaytest"
 )
 
 const (
@@ -21,7 +23,7 @@ const (
 // and again while it has transactions under way.
 func TestNothingIsLostWhenPluginIsKilled(t *testing.T) {
 	p := newPostfix(t)
-	g := startGateway(t, program, lmtpListener, p.trusted(), `
+	g := gatewaytest.Start(t, gatewaytest.AsTested, gatewaytest.LMTP, p.trusted(), `
 [listener.routes]
 "*" = ["inbox"]
 "bob@peers.example" = ["other"]
@@ -29,7 +31,7 @@ func TestNothingIsLostWhenPluginIsKilled(t *testing.T) {
 plugin = "maildir"
 [backend.other.settings]
 path = "mail/{user}"
-`, inbox)
+`, gatewaytest.Inbox)
 	// After one second only, Postfix may find that it is still at it, and then
 	// it waits for a minute.
 	p.start(deliversTo(g) + `
@@ -46,8 +48,8 @@ maximal_backoff_time = 2s
 	defer sending.Wait()
 
 	log := newMailLog(p)
-	killer := newKiller(g, "inbox")
-	eventually(t, "Postfix has delivered everything", func() bool {
+	killer := newKiller(t, g, "inbox")
+	gatewaytest.Eventually(t, "Postfix has delivered everything", func() bool {
 		killer.follow()
 		log.follow()
 		return len(log.sent) == 3*flow
@@ -56,7 +58,7 @@ maximal_backoff_time = 2s
 	if queue := p.queue(); len(queue) != 0 {
 		t.Errorf("Postfix still has %v", queue)
 	}
-	sendOne(t, "unix", g.socket(), lines("Subject: the gateway has never stopped", ""), "", "late@peers.example")
+	sendOne(t, "unix", g.Address("lmtp"), lines("Subject: the gateway has never stopped", ""), "", "late@peers.example")
 
 	t.Logf("%d of %d kills were in mid-transaction; Postfix deferred %v", len(killer.hit), len(killer.killed), log.deferred)
 	if len(killer.killed) != kills || len(killer.hit) < kills/2 {
@@ -85,20 +87,20 @@ type delivery struct{ id, to string }
 // A mailLog is what Postfix has logged.
 type mailLog struct {
 	t        *testing.T
-	lines    *follower
+	lines    *gatewaytest.Follower
 	message  map[string]string // id in the header by id in the queue
 	sent     map[delivery]bool // by id in the queue
 	deferred map[string]int    // by recipient
 }
 
 func newMailLog(p *postfix) *mailLog {
-	return &mailLog{p.t, follow(p.t, p.log), map[string]string{}, map[delivery]bool{}, map[string]int{}}
+	return &mailLog{p.t, gatewaytest.Follow(p.t, p.log), map[string]string{}, map[delivery]bool{}, map[string]int{}}
 }
 
 var messageID = regexp.MustCompile(`: (\w+): message-id=<(\d+@flow)>`)
 
 func (l *mailLog) follow() {
-	for _, line := range l.lines.lines() {
+	for _, line := range l.lines.Lines() {
 		if m := messageID.FindStringSubmatch(line); m != nil {
 			l.message[m[1]] = m[2]
 		}
@@ -117,9 +119,9 @@ func (l *mailLog) follow() {
 
 // A killer kills the plugin of a backend while it has transactions under way.
 type killer struct {
-	g       *gateway
+	g       *gatewaytest.Gateway
 	backend string
-	lines   *follower
+	lines   *gatewaytest.Follower
 
 	pid      int             // of the plugin, zero if none runs
 	seen     int             // events since it runs
@@ -129,9 +131,9 @@ type killer struct {
 	answered map[delivery]time.Time
 }
 
-func newKiller(g *gateway, backend string) *killer {
+func newKiller(t *testing.T, g *gatewaytest.Gateway, backend string) *killer {
 	return &killer{
-		g: g, backend: backend, lines: follow(g.t, g.log),
+		g: g, backend: backend, lines: gatewaytest.Follow(t, g.Log),
 		open: map[string]bool{}, hit: map[int]bool{}, answered: map[delivery]time.Time{},
 	}
 }
@@ -140,7 +142,7 @@ func newKiller(g *gateway, backend string) *killer {
 // live a little longer than the one before, so that they end at different
 // places.
 func (k *killer) follow() {
-	for _, e := range k.g.parseEvents(k.lines.lines()) {
+	for _, e := range k.lines.Events() {
 		k.event(e)
 	}
 	if k.pid != 0 && len(k.open) > 0 && len(k.killed) < kills && k.seen > 5*len(k.killed) {
@@ -150,7 +152,7 @@ func (k *killer) follow() {
 	}
 }
 
-func (k *killer) event(e event) {
+func (k *killer) event(e gatewaytest.Event) {
 	k.seen++
 	switch e.Message {
 	case "received":
@@ -206,12 +208,12 @@ func sendFlow(address string, to ...string) error {
 
 // arrivals returns when each message of the flow was there first, by its id in
 // the header and its recipient. All have to be whole.
-func arrivals(t *testing.T, g *gateway, users ...string) map[delivery]time.Time {
+func arrivals(t *testing.T, g *gatewaytest.Gateway, users ...string) map[delivery]time.Time {
 	t.Helper()
 	first := map[delivery]time.Time{}
 	for _, user := range users {
 		twice := 0
-		for _, path := range g.mailFiles(user) {
+		for _, path := range g.MailFiles(user) {
 			id, at := arrival(t, path)
 			d := delivery{id, user + "@peers.example"}
 			before, ok := first[d]

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mailgw/mailgw/internal/gatewaytest"
 )
 
 const (
@@ -19,15 +21,15 @@ const (
 // All clients end their messages at the same moment, so that all messages are
 // in the gateway at once and go to the plugin at once.
 func TestMemoryIsBounded(t *testing.T) {
-	g := startGateway(t, plainProgram, lmtpListener, toInbox, inbox)
-	g.needSpace(2 * clients * messageSize) // in the spool and in Maildirs
+	g := gatewaytest.Start(t, gatewaytest.Plain, gatewaytest.LMTP, gatewaytest.ToInbox, gatewaytest.Inbox)
+	needSpace(t, g.Dir, 2*clients*messageSize) // in the spool and in Maildirs
 
 	var sent, all sync.WaitGroup
 	sent.Add(clients)
 	delivered := make(chan int, clients)
 	for i := range clients {
 		all.Go(func() {
-			if err := sendLarge(g.socket(), i, &sent); err != nil {
+			if err := sendLarge(g.Address("lmtp"), i, &sent); err != nil {
 				t.Errorf("client %d: %v", i, err)
 				return
 			}
@@ -39,30 +41,30 @@ func TestMemoryIsBounded(t *testing.T) {
 		close(delivered)
 	}()
 	for i := range delivered {
-		checkLarge(g, i)
+		checkLarge(t, g, i)
 	}
 
-	peak := peakMemory(t, g.cmd.Process.Pid)
+	peak := gatewaytest.Memory(t, g.PID(), "VmHWM")
 	t.Logf("the gateway had up to %d MiB", peak>>20)
 	if peak >= mostMemory {
 		t.Errorf("that is not below %d MiB", mostMemory>>20)
 	}
-	for _, p := range g.running() {
-		if p.pid != g.cmd.Process.Pid {
-			t.Logf("the plugin had up to %d MiB", peakMemory(t, p.pid)>>20)
+	for _, p := range g.Running() {
+		if p.PID != g.PID() {
+			t.Logf("the plugin had up to %d MiB", gatewaytest.Memory(t, p.PID, "VmHWM")>>20)
 		}
 	}
 }
 
 // needSpace skips the test if the disk has no room.
-func (g *gateway) needSpace(octets uint64) {
-	g.t.Helper()
+func needSpace(t *testing.T, dir string, octets uint64) {
+	t.Helper()
 	var fs unix.Statfs_t
-	if err := unix.Statfs(g.dir, &fs); err != nil {
-		g.t.Fatal(err)
+	if err := unix.Statfs(dir, &fs); err != nil {
+		t.Fatal(err)
 	}
 	if free := fs.Bavail * uint64(fs.Bsize); free < octets {
-		without(g.t, "%s has %d MiB free, want %d", g.dir, free>>20, octets>>20)
+		gatewaytest.Without(t, "%s has %d MiB free, want %d", dir, free>>20, octets>>20)
 	}
 }
 
@@ -115,16 +117,16 @@ func largeMessage(i int) [][]byte {
 
 // checkLarge checks that the message of client i has arrived as it was, and
 // removes it.
-func checkLarge(g *gateway, i int) {
-	g.t.Helper()
-	files := g.mailFiles(clientName(i))
+func checkLarge(t *testing.T, g *gatewaytest.Gateway, i int) {
+	t.Helper()
+	files := g.MailFiles(clientName(i))
 	if len(files) != 1 {
-		g.t.Errorf("client %d: %d messages have arrived", i, len(files))
+		t.Errorf("client %d: %d messages have arrived", i, len(files))
 		return
 	}
 	text, err := os.ReadFile(files[0])
 	if err != nil {
-		g.t.Fatal(err)
+		t.Fatal(err)
 	}
 	same := true
 	for _, part := range largeMessage(i) {
@@ -133,9 +135,9 @@ func checkLarge(g *gateway, i int) {
 		}
 	}
 	if !same || len(text) > 0 {
-		g.t.Errorf("client %d: the message was changed", i)
+		t.Errorf("client %d: the message was changed", i)
 	}
 	if err := os.Remove(files[0]); err != nil {
-		g.t.Fatal(err)
+		t.Fatal(err)
 	}
 }

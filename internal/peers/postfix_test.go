@@ -16,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/mailgw/mailgw/internal/gatewaytest"
 )
 
 // A postfix is a Postfix with its own configuration, queue and log.
@@ -35,7 +37,7 @@ func findPostfix(t *testing.T) Postfix {
 	t.Helper()
 	p, err := FindPostfix("../..")
 	if err != nil {
-		without(t, "%v", err)
+		gatewaytest.Without(t, "%v", err)
 	}
 	return p
 }
@@ -44,9 +46,9 @@ func findPostfix(t *testing.T) Postfix {
 func newPostfix(t *testing.T) *postfix {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		without(t, "Postfix runs as root only")
+		gatewaytest.Without(t, "Postfix runs as root only")
 	}
-	p := &postfix{Postfix: findPostfix(t), t: t, dir: directory(t)}
+	p := &postfix{Postfix: findPostfix(t), t: t, dir: gatewaytest.Directory(t)}
 	p.log = filepath.Join(p.dir, "maillog")
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -72,7 +74,7 @@ func (p *postfix) start(main string) {
 	p.t.Helper()
 	p.makeQueue()
 	p.configure(main)
-	showOnFailure(p.t, p.log)
+	gatewaytest.ShowOnFailure(p.t, p.log)
 	// Postfix ends when the shell finds the end of its standard input, which
 	// it does even if the tests and their process group are killed.
 	p.cmd = p.Command(context.Background(), "/bin/sh", "-c", `"$@" & read _; kill $!; wait $!`, "sh", p.Daemons+"/master", "-c", p.dir, "-s")
@@ -86,7 +88,7 @@ func (p *postfix) start(main string) {
 		p.t.Fatal(err)
 	}
 	p.t.Cleanup(p.stop)
-	eventually(p.t, "Postfix listens", func() bool {
+	gatewaytest.Eventually(p.t, "Postfix listens", func() bool {
 		c, err := net.Dial("tcp", p.address)
 		if err == nil {
 			c.Close()
@@ -209,8 +211,8 @@ func (p *postfix) stop() {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	eventually(p.t, "all of Postfix has ended", func() bool {
-		return !slices.ContainsFunc(processes(p.t), func(s processStatus) bool { return s.group == group && !s.zombie })
+	gatewaytest.Eventually(p.t, "all of Postfix has ended", func() bool {
+		return !slices.ContainsFunc(gatewaytest.Processes(p.t), func(s gatewaytest.Process) bool { return s.Group == group && !s.Zombie })
 	})
 }
 
@@ -238,9 +240,9 @@ func (p *postfix) trusted() string {
 
 // deliversTo is for main.cf: mail for peers.example goes to the LMTP socket of
 // a gateway.
-func deliversTo(g *gateway) string {
+func deliversTo(g *gatewaytest.Gateway) string {
 	return "virtual_mailbox_domains = peers.example\n" +
-		"virtual_transport = lmtp:unix:" + g.socket() + "\n" +
+		"virtual_transport = lmtp:unix:" + g.Address("lmtp") + "\n" +
 		"lmtp_send_xforward_command = yes\n"
 }
 
