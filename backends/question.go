@@ -132,6 +132,15 @@ const (
 	AboutList                        // Verifier, Expand
 )
 
+var topics = []string{"nothing", "connection", "HELO", "sender", "recipient", "login", "verifier", "user", "list"}
+
+func (t Topic) String() string {
+	if t < 0 || int(t) >= len(topics) {
+		return fmt.Sprintf("topic %d", int(t))
+	}
+	return topics[t]
+}
+
 // A Question is the call of a method of one of the interfaces above, in a
 // form that can be passed on.
 type Question struct {
@@ -216,7 +225,7 @@ func Ask(ctx context.Context, b Backend, q Question) (a Answer, err error) {
 	case AboutList:
 		a.Members, err = b.(Verifier).Expand(ctx, q.Session, q.Text)
 	default:
-		err = fmt.Errorf("nothing can be asked about topic %d", q.About)
+		err = fmt.Errorf("no backend can be asked about %v", q.About)
 	}
 	return a, err
 }

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/mailgw/mailgw/internal/settings"
@@ -49,14 +50,18 @@ type ListenerConfig struct {
 	Owner    string      `toml:"owner"`    // of the unix socket
 	Group    string      `toml:"group"`    // of the unix socket
 
-	TLS               TLSConfig `toml:"tls"`
-	RequireTLS        bool      `toml:"require_tls"`
-	XForward          []string  `toml:"xforward"` // trusted peers
-	DSN               bool      `toml:"dsn"`
-	Chunking          bool      `toml:"chunking"`
-	OneRoute          bool      `toml:"one_route"`
-	UnknownParameters string    `toml:"unknown_parameters"` // refuse, keep
-	BareNewlines      string    `toml:"bare_newlines"`      // refuse, pass
+	TLS               TLSConfig  `toml:"tls"`
+	RequireTLS        bool       `toml:"require_tls"`
+	TLSSenders        []string   `toml:"tls_senders"` // patterns
+	Auth              AuthConfig `toml:"auth"`
+	AuthSenders       []string   `toml:"auth_senders"` // patterns
+	Ask               []string   `toml:"ask"`          // backends
+	XForward          []string   `toml:"xforward"`     // trusted peers
+	DSN               bool       `toml:"dsn"`
+	Chunking          bool       `toml:"chunking"`
+	OneRoute          bool       `toml:"one_route"`
+	UnknownParameters string     `toml:"unknown_parameters"` // refuse, keep
+	BareNewlines      string     `toml:"bare_newlines"`      // refuse, pass
 
 	Limits     LimitsConfig        `toml:"limits"`
 	Senders    AccessConfig        `toml:"senders"`
@@ -64,10 +69,11 @@ type ListenerConfig struct {
 	Routes     map[string][]string `toml:"routes"` // pattern to backends
 
 	// What Load made of the above.
-	trust      xforward.Trust
-	senders    access
-	recipients access
-	routes     patterns[*route]
+	trust                   xforward.Trust
+	senders                 access
+	recipients              access
+	routes                  patterns[*route]
+	tlsSenders, authSenders patterns[bool]
 }
 
 // A TLSConfig says whether and how a listener speaks TLS.
@@ -78,6 +84,13 @@ type TLSConfig struct {
 	MinVersion         string   `toml:"min_version"`         // 1.2, 1.3
 	ClientCertificates string   `toml:"client_certificates"` // ignore, ask, require
 	ClientCA           string   `toml:"client_ca"`           // file
+}
+
+// An AuthConfig says what AUTH offers, if a backend in Ask can decide.
+type AuthConfig struct {
+	Mechanisms []string `toml:"mechanisms"`
+	InClear    bool     `toml:"in_clear"` // without TLS, too
+	Required   bool     `toml:"required"`
 }
 
 // LimitsConfig are the limits of one listener. For sizes and counts zero means
@@ -94,6 +107,7 @@ type LimitsConfig struct {
 	BadCommands        int           `toml:"bad_commands"`
 	CommandTimeout     time.Duration `toml:"command_timeout"`
 	MessageTimeout     time.Duration `toml:"message_timeout"`
+	AskTimeout         time.Duration `toml:"ask_timeout"`
 	AnswerTimeout      time.Duration `toml:"answer_timeout"`
 	SessionTimeout     time.Duration `toml:"session_timeout"`
 }
@@ -127,6 +141,7 @@ func (c *Config) SetDefaults() {
 func (l *ListenerConfig) SetDefaults() {
 	l.Mode = 0o660
 	l.TLS = TLSConfig{Mode: "off", MinVersion: "1.2", ClientCertificates: "ignore"}
+	l.Auth.Mechanisms = slices.Clone(authMechanisms)
 	l.UnknownParameters = "refuse"
 	l.BareNewlines = "refuse"
 	l.Limits = LimitsConfig{
@@ -141,6 +156,7 @@ func (l *ListenerConfig) SetDefaults() {
 		BadCommands:        10,
 		CommandTimeout:     5 * time.Minute,
 		MessageTimeout:     30 * time.Minute,
+		AskTimeout:         90 * time.Second,
 		AnswerTimeout:      9 * time.Minute,
 		SessionTimeout:     24 * time.Hour,
 	}

@@ -42,7 +42,7 @@ func newConn(s *Server, d *dialog, socket net.Conn) *conn {
 	c := &conn{dialog: d, server: s, socket: socket, stream: socket}
 	c.log = s.log.With("session", d.session.ID, "listener", d.Name, "peer", d.session.Peer.String())
 	c.ends = time.Now().Add(d.Limits.SessionTimeout)
-	c.r = bufio.NewReaderSize(c, max(4096, int(d.Limits.CommandLine)))
+	c.r = bufio.NewReaderSize(c, max(maxResponse, int(d.Limits.CommandLine)))
 	c.w = bufio.NewWriter(c)
 	return c
 }
@@ -66,41 +66,55 @@ func (c *conn) serve(ctx context.Context) {
 			return
 		}
 	}
-	c.say(c.greeting())
-	for {
-		line, err := c.readCommand()
-		var r smtp.Reply
-		var next action
-		switch {
-		case err == smtp.ErrLineTooLong, err == smtp.ErrBareNewline, err == smtp.ErrLostChunk:
-			r, next = c.badLine(err)
-		case err != nil:
-			c.hangUp(err)
-			return
-		default:
-			c.log.Debug("dialog", "C", line)
-			r, next = c.command(line)
-		}
-		if r.Code >= 400 {
-			c.logRefused(line, r)
-		}
-		if next == readChunk {
-			next, err = c.readChunk(ctx)
-		} else {
-			c.say(r)
-			err = nil
-		}
-		if err == nil {
-			err = c.do(ctx, next)
-		}
-		switch {
-		case err == errHungUp:
-			return
-		case err != nil:
-			c.hangUp(err)
-			return
-		}
+	r, next := c.greeting()
+	err := c.follow(ctx, "", r, next)
+	for err == nil {
+		err = c.converse(ctx)
 	}
+	if err != errHungUp {
+		c.hangUp(err)
+	}
+}
+
+// converse reads a command and does what it asks for.
+func (c *conn) converse(ctx context.Context) error {
+	line, err := c.readCommand()
+	shown := c.loggable(line)
+	var r smtp.Reply
+	var next action
+	switch {
+	case err == smtp.ErrLineTooLong, err == smtp.ErrBareNewline, err == smtp.ErrLostChunk:
+		r, next = c.badLine(err)
+	case err != nil:
+		return err
+	default:
+		c.log.Debug("dialog", "C", shown)
+		r, next = c.command(line)
+	}
+	return c.follow(ctx, shown, r, next)
+}
+
+// follow says the reply to a command and does what comes next. An error ends
+// the session.
+func (c *conn) follow(ctx context.Context, command string, r smtp.Reply, next action) error {
+	if next == askBackends {
+		if err := c.flush(); err != nil {
+			return err
+		}
+		r, next = c.answer(ctx)
+	}
+	if r.Code >= 400 {
+		c.logRefused(command, r)
+	}
+	if next == readChunk {
+		var err error
+		if next, err = c.readChunk(ctx); err != nil {
+			return err
+		}
+	} else {
+		c.say(r)
+	}
+	return c.do(ctx, next)
 }
 
 // errHungUp says that the session has ended, and all is said.
@@ -194,6 +208,9 @@ func (c *conn) logRefused(line string, r smtp.Reply) {
 	if c.tx != nil {
 		log = log.With("tx", c.tx.id, "from", c.tx.sender)
 	}
+	if c.opinionOf != "" {
+		log = log.With("backend", c.opinionOf)
+	}
 	log.Info("refused", "command", line[:min(len(line), 512)], "reply", r.String())
 }
 
@@ -275,7 +292,11 @@ func (c *conn) readCommand() (string, error) {
 		deadline = c.tx.ends // between two chunks
 	}
 	c.expect(deadline, c.tx == nil)
-	line, err := smtp.ReadLine(c.r, int(c.Limits.CommandLine))
+	longest := int(c.Limits.CommandLine)
+	if c.exchange != nil {
+		longest = maxResponse
+	}
+	line, err := smtp.ReadLine(c.r, longest)
 	return string(line), err
 }
 

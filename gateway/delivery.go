@@ -35,6 +35,15 @@ type transaction struct {
 	fault   error     // why the message is refused, once that is known
 }
 
+// envelope is what is known of it so far, for backends that are asked.
+func (tx *transaction) envelope() *backends.Envelope {
+	e := &backends.Envelope{Sender: tx.sender, Params: tx.params}
+	for _, r := range tx.recipients {
+		e.Recipients = append(e.Recipients, r.Recipient)
+	}
+	return e
+}
+
 // A recipient is one accepted RCPT and where it goes.
 type recipient struct {
 	backends.Recipient
@@ -46,6 +55,7 @@ type namedBackend struct {
 	backends.Backend
 	name string
 	BackendConfig
+	opinions opinions
 }
 
 // A delivery carries one transaction through the backends and gathers the

@@ -296,8 +296,11 @@ func TestOnlyTheFirstStatusCounts(t *testing.T) {
 
 // A bug of the gateway's own is a 451 for those that it concerns.
 func TestBugIsTemporary(t *testing.T) {
-	s := chainServer(t, backends.Func(byLocalPart), backends.Func(byLocalPart))
-	delete(s.backends, "backend1")
+	var s *Server
+	s = chainServer(t, backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+		delete(s.backends, "backend1")
+		return byLocalPart(ctx, tx)
+	}), backends.Func(byLocalPart))
 	wantReplies(t, deliver(t, s, "to:ok@x.example", "to:silent@x.example"),
 		"250 2.0.0 <ok@x.example> delivered (ID)", "451 4.3.0 <silent@x.example> try again later (ID)")
 }

@@ -28,6 +28,12 @@ type dialog struct {
 	errors   int          // bad commands since the last message
 	refused  int          // all refused commands since the last message
 	chunk    chunk        // that BDAT has announced
+	exchange *exchange    // of AUTH, while it is under way
+	rejected bool         // by a backend before the greeting: only QUIT is left
+
+	verb      verb   // of the command under way
+	ask       ask    // what its reply takes
+	opinionOf string // the backend that has decided it
 }
 
 // A chunk is what BDAT announces.
@@ -44,6 +50,7 @@ const (
 	readMessage        // then take the transaction by endMessage
 	readChunk          // there is no reply yet
 	skipChunk          // of a BDAT that was refused
+	askBackends        // by calling answer; there is no reply yet
 	startTLS           // then call startedTLS
 	hangUp
 )
@@ -62,6 +69,7 @@ var verbs = map[string]verb{
 	"EHLO":     {handle: (*dialog).ehlo, protocol: "smtp", clear: true},
 	"LHLO":     {handle: (*dialog).ehlo, protocol: "lmtp", clear: true},
 	"STARTTLS": {handle: (*dialog).starttls, then: startTLS, clear: true},
+	"AUTH":     {handle: (*dialog).auth},
 	"MAIL":     {handle: (*dialog).mail},
 	"RCPT":     {handle: (*dialog).rcpt},
 	"DATA":     {handle: (*dialog).data, then: readMessage},
@@ -90,16 +98,36 @@ func statusReply(s backends.Status) smtp.Reply {
 }
 
 // greeting opens the session.
-func (d *dialog) greeting() smtp.Reply {
+func (d *dialog) greeting() (smtp.Reply, action) {
 	name := map[string]string{"smtp": "ESMTP", "lmtp": "LMTP"}[d.Protocol]
-	return reply(220, "", d.hostname+" "+name+" mailgw")
+	hello := reply(220, "", d.hostname+" "+name+" mailgw")
+	d.verb, d.opinionOf = verb{}, ""
+	q := func() backends.Question { return d.about(backends.AboutConnection, "") }
+	return d.handled(d.question(d.who(backends.AboutConnection, d.Ask), q, func(a backends.Answer, err error) smtp.Reply {
+		r, ok := opinion(a, err, hello)
+		switch {
+		case ok:
+			return hello
+		case r.Code < 500:
+			return reply(421, r.Enhanced, d.hostname+" "+r.Text)
+		}
+		d.rejected = true // RFC 5321, section 3.1
+		return reply(554, r.Enhanced, d.hostname+" "+r.Text)
+	}))
 }
 
 // command answers one command line.
 func (d *dialog) command(line string) (smtp.Reply, action) {
+	d.opinionOf = ""
+	if d.exchange != nil {
+		d.verb = verbs["AUTH"]
+		return d.handled(d.response(line))
+	}
 	name, args := smtp.ParseCommand(line)
 	v, ok := verbs[name]
 	switch {
+	case d.rejected && name != "QUIT":
+		return d.bad(reply(503, "5.7.0", "no service for you, good bye"))
 	case httpMethods[name]:
 		// A browser that was led here would have us take its lines for commands.
 		return reply(421, "4.7.0", d.hostname+" this is "+strings.ToUpper(d.Protocol)+", good bye"), hangUp
@@ -111,18 +139,31 @@ func (d *dialog) command(line string) (smtp.Reply, action) {
 	case d.RequireTLS && d.session.TLS == nil && !v.clear:
 		return d.bad(reply(530, "5.7.0", "say STARTTLS first")) // RFC 3207, section 4
 	}
-	r := v.handle(d, args)
-	next := v.then
+	d.verb = v
+	return d.handled(v.handle(d, args))
+}
+
+// handled passes on the reply of a handler, if there is one yet.
+func (d *dialog) handled(r smtp.Reply) (smtp.Reply, action) {
+	if d.ask != nil {
+		return smtp.Reply{}, askBackends
+	}
+	return d.conclude(r)
+}
+
+// conclude says what follows the reply to a command.
+func (d *dialog) conclude(r smtp.Reply) (smtp.Reply, action) {
+	next := d.verb.then
 	switch {
 	case r.Code == 421:
 		next = hangUp
-	case r.Code >= 500 && r.Code <= 503:
+	case r.Code >= 500 && r.Code <= 503, r.Code == backends.BadCredentials.Code:
 		r, next = d.bad(r)
 	case r.Code >= 400:
 		r, next = d.refuse(r)
 	}
 	if next == readCommand {
-		next = v.refused
+		next = d.verb.refused
 	}
 	return r, next
 }
@@ -131,6 +172,10 @@ var hello = map[string]string{"smtp": "EHLO", "lmtp": "LHLO"}
 
 // badLine answers a line that could not be read as a command.
 func (d *dialog) badLine(err error) (smtp.Reply, action) {
+	if d.exchange != nil {
+		d.exchange = nil
+		return d.bad(reply(500, "5.5.6", err.Error())) // RFC 4954, section 4
+	}
 	if err == smtp.ErrLostChunk {
 		return reply(421, "4.7.0", d.hostname+" "+err.Error()), hangUp
 	}
@@ -174,19 +219,17 @@ func (d *dialog) reset() {
 }
 
 func (d *dialog) helo(args string) smtp.Reply {
-	if r, ok := d.greet(args); !ok {
-		return r
-	}
-	d.extended = false
-	return reply(250, "", d.hostname)
+	return d.greet(args, false, func() smtp.Reply { return reply(250, "", d.hostname) })
 }
 
 // ehlo answers EHLO and LHLO, which differ in name only.
 func (d *dialog) ehlo(args string) smtp.Reply {
-	if r, ok := d.greet(args); !ok {
-		return r
-	}
-	d.extended = true
+	return d.greet(args, true, func() smtp.Reply { return reply(250, "", strings.Join(d.keywords(), "\n")) })
+}
+
+// keywords are what EHLO and LHLO tell: the name of this host, and what is on
+// offer at this point of the session.
+func (d *dialog) keywords() []string {
 	keywords := []string{d.hostname, "PIPELINING", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES"}
 	if d.Protocol == "smtp" {
 		keywords = append(keywords, "PRDR")
@@ -208,21 +251,35 @@ func (d *dialog) ehlo(args string) smtp.Reply {
 	if d.TLS.Mode == "starttls" && d.session.TLS == nil {
 		keywords = append(keywords, "STARTTLS")
 	}
+	if mechanisms := d.mechanisms(); len(mechanisms) > 0 && d.session.User == "" {
+		keywords = append(keywords, "AUTH "+strings.Join(mechanisms, " "))
+	}
 	if d.trusted {
 		keywords = append(keywords, xforward.Keyword)
 	}
-	return reply(250, "", strings.Join(keywords, "\n"))
+	return keywords
 }
 
-func (d *dialog) greet(args string) (smtp.Reply, bool) {
+// greet takes the name of the client, unless a backend refuses it. The reply
+// is then that of welcome.
+func (d *dialog) greet(args string, extended bool, welcome func() smtp.Reply) smtp.Reply {
 	name, _, _ := strings.Cut(args, " ")
 	if name == "" || len(name) > 255 || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsGraphic(r) || r == unicode.ReplacementChar }) {
-		return reply(501, "5.5.4", "a domain or an address literal is expected"), false
+		return reply(501, "5.5.4", "a domain or an address literal is expected")
 	}
 	d.reset()
-	d.greeted = true
-	d.session.HELO = name
-	return smtp.Reply{}, true
+	q := func() backends.Question {
+		q := d.about(backends.AboutHELO, "")
+		q.Session.HELO = name
+		return q
+	}
+	return d.question(d.who(backends.AboutHELO, d.Ask), q, func(a backends.Answer, err error) smtp.Reply {
+		if r, ok := opinion(a, err, smtp.Reply{}); !ok {
+			return r
+		}
+		d.greeted, d.extended, d.session.HELO = true, extended, name
+		return welcome()
+	})
 }
 
 func (d *dialog) starttls(args string) smtp.Reply {
@@ -242,6 +299,7 @@ func (d *dialog) starttls(args string) smtp.Reply {
 func (d *dialog) startedTLS(t *backends.TLS) {
 	d.reset()
 	d.greeted, d.extended, d.session.HELO = false, false, ""
+	d.session.User, d.session.Mechanism = "", ""
 	d.session.TLS = t
 	d.trusted = d.trusted || d.trust.Certificate(t.ClientCertificate)
 }
@@ -270,14 +328,37 @@ func (d *dialog) mail(args string) smtp.Reply {
 	if !d.senders.permits(tx.sender) {
 		return statusReply(d.senders.reply)
 	}
-	if !d.charge(tx, args) {
-		return statusReply(backends.StorageFull)
+	if r, ok := d.secured(tx.sender); !ok {
+		return r
 	}
 	tx.session = d.session
 	tx.session.XForward = d.xforward
 	tx.session.Protocol = d.withProtocol(tx.utf8)
-	d.tx = tx
-	return reply(250, "2.1.0", "sender ok")
+	q := func() backends.Question {
+		return backends.Question{About: backends.AboutSender, Session: &tx.session, Envelope: tx.envelope()}
+	}
+	return d.question(d.who(backends.AboutSender, d.Ask), q, func(a backends.Answer, err error) smtp.Reply {
+		r, ok := opinion(a, err, reply(250, "2.1.0", "sender ok"))
+		switch {
+		case !ok:
+			return r
+		case !d.charge(tx, args):
+			return statusReply(backends.StorageFull)
+		}
+		d.tx = tx
+		return r
+	})
+}
+
+// secured refuses a sender who has to come over TLS or to be authenticated.
+func (d *dialog) secured(sender string) (smtp.Reply, bool) {
+	switch {
+	case d.session.TLS == nil && d.tlsSenders.lookup(sender):
+		return reply(530, "5.7.0", "this sender has to say STARTTLS first"), false
+	case d.session.User == "" && (d.Auth.Required || d.authSenders.lookup(sender)):
+		return reply(530, "5.7.0", "authenticate first"), false // RFC 4954, section 6
+	}
+	return smtp.Reply{}, true
 }
 
 // withProtocol is the protocol in the terms of RFC 3848 and RFC 6531.
@@ -293,6 +374,9 @@ func (d *dialog) withProtocol(utf8 bool) string {
 	}
 	if d.session.TLS != nil {
 		name += "S"
+	}
+	if d.session.User != "" {
+		name += "A"
 	}
 	return name
 }
@@ -332,8 +416,17 @@ func (d *dialog) rcpt(args string) smtp.Reply {
 	case !d.charge(d.tx, args):
 		return statusReply(backends.StorageFull)
 	}
-	d.tx.recipients = append(d.tx.recipients, recipient{backends.Recipient{Address: address, Params: params}, route})
-	return reply(250, "2.1.5", "recipient ok")
+	to := backends.Recipient{Address: address, Params: params}
+	q := func() backends.Question {
+		return backends.Question{About: backends.AboutRecipient, Session: &d.tx.session, Envelope: d.tx.envelope(), Recipient: to}
+	}
+	return d.question(d.who(backends.AboutRecipient, d.Ask, route.backends), q, func(a backends.Answer, err error) smtp.Reply {
+		r, ok := opinion(a, err, reply(250, "2.1.5", "recipient ok"))
+		if ok {
+			d.tx.recipients = append(d.tx.recipients, recipient{to, route})
+		}
+		return r
+	})
 }
 
 // charge takes what a command adds to the envelope from the budget that
@@ -443,11 +536,31 @@ func (d *dialog) vrfy(args string) smtp.Reply {
 	if args == "" {
 		return reply(501, "5.5.4", "VRFY wants an address")
 	}
-	return reply(252, "2.5.0", "cannot verify, but will take a message and try")
+	q := func() backends.Question { return d.about(backends.AboutUser, args) }
+	return d.question(d.who(backends.AboutUser, d.Ask), q, func(a backends.Answer, err error) smtp.Reply {
+		r, _ := opinion(a, err, reply(252, "2.5.0", "cannot verify, but will take a message and try"))
+		return r
+	})
 }
 
-func (d *dialog) expn(string) smtp.Reply {
-	return reply(502, "5.5.1", "EXPN is not implemented")
+func (d *dialog) expn(args string) smtp.Reply {
+	if args == "" {
+		return reply(501, "5.5.4", "EXPN wants a mailing list")
+	}
+	asked := d.who(backends.AboutList, d.Ask)
+	if asked == nil {
+		return reply(502, "5.5.1", "EXPN is not offered here")
+	}
+	q := func() backends.Question { return d.about(backends.AboutList, args) }
+	return d.question(asked, q, func(a backends.Answer, err error) smtp.Reply {
+		if r, ok := opinion(a, err, smtp.Reply{}); !ok {
+			return r
+		}
+		if a.Members == nil {
+			return reply(550, "5.1.1", "no such mailing list")
+		}
+		return statusReply(backends.NewStatus(250, "2.1.5", strings.Join(a.Members, "\n")).Sanitized())
+	})
 }
 
 func (d *dialog) help(string) smtp.Reply {

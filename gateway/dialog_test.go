@@ -123,6 +123,14 @@ var testBackends = map[string]backends.Backend{
 	"tag":      backends.Func(func(_ context.Context, tx *backends.DataContext) error { return tx.AddField(0, "X-Tag: seen") }),
 	"redirect": backends.Func(redirect),
 	"dsn":      dsnBackend{backends.Func(tellEnvelope)},
+	"early":    earlyBackend{Func: byLocalPart},
+	"second":   earlyBackend{Func: byLocalPart, name: "the second "},
+	"closed":   gatekeeper{backends.Func(byLocalPart), backends.NewStatus(550, "5.7.1", "you are not welcome")},
+	"busy":     gatekeeper{backends.Func(byLocalPart), backends.NewStatus(450, "4.3.2", "too busy")},
+	"broken":   gatekeeper{backends.Func(byLocalPart), errors.New("open /etc/secret: permission denied")},
+	"open":     gatekeeper{backends.Func(byLocalPart), nil},
+	"rcpt":     recipientChecker{backends.Func(byLocalPart)},
+	"login":    userChecker{backends.Func(tellUser)},
 }
 
 type dsnBackend struct{ backends.Func }
@@ -262,8 +270,12 @@ func (s *script) runAlone(t *testing.T, path string) {
 	hear := func(r smtp.Reply) { got = append(got, strings.Split(r.String(), "\n")...) }
 
 	r := bufio.NewReader(&in)
-	hear(d.greeting())
-	hungUp := false
+	hello, next := d.greeting()
+	if next == askBackends {
+		hello, next = d.answer(t.Context())
+	}
+	hear(hello)
+	hungUp := next == hangUp
 	for !hungUp {
 		line, err := smtp.ReadLine(r, int(d.Limits.CommandLine))
 		if err == io.EOF {
@@ -275,6 +287,9 @@ func (s *script) runAlone(t *testing.T, path string) {
 			answer, next = d.badLine(err)
 		} else {
 			answer, next = d.command(string(line))
+		}
+		if next == askBackends {
+			answer, next = d.answer(t.Context())
 		}
 		if next != readChunk {
 			hear(answer)

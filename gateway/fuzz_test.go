@@ -55,6 +55,9 @@ func FuzzDialog(f *testing.F) {
 			default:
 				answer, next = d.command(string(line))
 			}
+			if next == askBackends {
+				answer, next = d.answer(t.Context())
+			}
 			if next == hangUp {
 				checkReply(t, answer)
 				return

@@ -22,6 +22,8 @@ import (
 type listener struct {
 	*ListenerConfig
 	hostname string
+	log      *slog.Logger
+	backends map[string]*namedBackend
 	tls      *tlsFiles
 	budget   *spool // that envelopes are charged to
 	socket   net.Listener
@@ -33,12 +35,15 @@ type listener struct {
 	peers map[string]int // sessions by peer, see peerKey
 }
 
-func newListener(c *Config, l *ListenerConfig, budget *spool, log *slog.Logger) *listener {
+func newListener(s *Server, c *Config, l *ListenerConfig) *listener {
+	log := s.log.With("listener", l.Name)
 	return &listener{
 		ListenerConfig: l,
 		hostname:       c.Hostname,
-		tls:            newTLSFiles(l.TLS, log.With("listener", l.Name)),
-		budget:         budget,
+		log:            log,
+		backends:       s.backends,
+		tls:            newTLSFiles(l.TLS, log),
+		budget:         s.spool,
 		closed:         make(chan struct{}),
 		peers:          map[string]int{},
 	}

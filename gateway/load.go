@@ -62,7 +62,7 @@ func listenerHint(key string, values map[string]any) string {
 	switch {
 	case table && key == "listener":
 		return "; write [[listener]]"
-	case table && slices.Contains([]string{"limits", "recipients", "routes", "senders", "tls"}, key):
+	case table && slices.Contains([]string{"auth", "limits", "recipients", "routes", "senders", "tls"}, key):
 		return "; did you mean [listener." + key + "] below a [[listener]]?"
 	}
 	return ""

@@ -17,6 +17,7 @@ var mailParams = map[string]paramCheck{
 	"BODY":     (*dialog).bodyParam,
 	"SMTPUTF8": (*dialog).utf8Param,
 	"PRDR":     (*dialog).prdrParam,
+	"AUTH":     (*dialog).authParam,
 	"RET":      dsnParam(func(v string, _ bool) error { return smtp.CheckRet(v) }),
 	"ENVID":    dsnParam(func(v string, _ bool) error { return smtp.CheckEnvID(v) }),
 }
@@ -103,5 +104,17 @@ func (d *dialog) prdrParam(tx *transaction, value string) (smtp.Reply, bool) {
 		return reply(501, "5.5.4", "PRDR has no value"), false
 	}
 	tx.prdr = true
+	return smtp.Reply{}, true
+}
+
+// authParam takes the word of a client for who has submitted the message: RFC
+// 4954, section 5. Backends see it as it came.
+func (d *dialog) authParam(tx *transaction, value string) (smtp.Reply, bool) {
+	if len(d.mechanisms()) == 0 {
+		return d.unknownParam(tx, value)
+	}
+	if err := smtp.CheckAuth(value); err != nil {
+		return reply(501, "5.5.4", err.Error()), false
+	}
 	return smtp.Reply{}, true
 }

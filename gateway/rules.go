@@ -165,13 +165,17 @@ func (v *validation) route(key string, names []string) {
 		v.fault(key, "there is no backend in it")
 	}
 	for i, name := range names {
-		key := fmt.Sprintf("%s[%d]", key, i)
-		if _, ok := v.Backends[name]; !ok {
-			known := slices.Sorted(maps.Keys(v.Backends))
-			v.fault(key, "there is no [backend.%s]%s", name, settings.DidYouMean(name, known))
-		}
-		if slices.Contains(names[:i], name) {
-			v.fault(key, "%q stands in the route already", name)
-		}
+		v.known(fmt.Sprintf("%s[%d]", key, i), name, names[:i])
+	}
+}
+
+// known checks a name in a list of backends, given those before it.
+func (v *validation) known(key, name string, before []string) {
+	if _, ok := v.Backends[name]; !ok {
+		known := slices.Sorted(maps.Keys(v.Backends))
+		v.fault(key, "there is no [backend.%s]%s", name, settings.DidYouMean(name, known))
+	}
+	if slices.Contains(before, name) {
+		v.fault(key, "%q stands in the list already", name)
 	}
 }

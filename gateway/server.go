@@ -46,13 +46,13 @@ type Server struct {
 func New(c *Config, all map[string]backends.Backend, log *slog.Logger) (*Server, error) {
 	s := &Server{log: log, spool: newSpool(c.Spool), conns: map[*conn]bool{}, ended: make(chan struct{}), backends: map[string]*namedBackend{}}
 	for name, b := range all {
-		s.backends[name] = &namedBackend{b, name, c.Backends[name]}
+		s.backends[name] = &namedBackend{Backend: b, name: name, BackendConfig: c.Backends[name]}
 	}
 	if problems := c.checkCapabilities(all); len(problems) > 0 {
 		return nil, problems
 	}
 	for i := range c.Listeners {
-		s.listeners = append(s.listeners, newListener(c, &c.Listeners[i], s.spool, log))
+		s.listeners = append(s.listeners, newListener(s, c, &c.Listeners[i]))
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s, nil

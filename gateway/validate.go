@@ -194,6 +194,10 @@ func (v *validation) listener(key string, l *ListenerConfig) {
 	if l.RequireTLS && l.TLS.Mode == "off" {
 		v.fault(key+".require_tls", "there is no TLS: tls.mode is off")
 	}
+	v.auth(key, l)
+	for i, name := range l.Ask {
+		v.known(fmt.Sprintf("%s.ask[%d]", key, i), name, l.Ask[:i])
+	}
 	v.limits(key+".limits", l.Limits)
 	for i, peer := range l.XForward {
 		if _, err := xforward.ParseTrust([]string{peer}); err != nil {
@@ -231,6 +235,32 @@ func (v *validation) tls(key string, t *TLSConfig) {
 	}
 }
 
+func (v *validation) auth(key string, l *ListenerConfig) {
+	for i, name := range l.Auth.Mechanisms {
+		v.oneOf(fmt.Sprintf("%s.auth.mechanisms[%d]", key, i), name, authMechanisms...)
+	}
+	l.tlsSenders = v.senders(key+".tls_senders", l.TLSSenders)
+	l.authSenders = v.senders(key+".auth_senders", l.AuthSenders)
+	if len(l.TLSSenders) > 0 && l.TLS.Mode == "off" {
+		v.fault(key+".tls_senders", "there is no TLS: tls.mode is off")
+	}
+	if (len(l.AuthSenders) > 0 || l.Auth.Required) && l.TLS.Mode == "off" && !l.Auth.InClear {
+		v.fault(key+".auth", "it is required, but not offered: tls.mode is off, and in_clear is false")
+	}
+}
+
+// senders returns the set of senders that match a list of patterns.
+func (v *validation) senders(key string, list []string) patterns[bool] {
+	set := patterns[bool]{}
+	for i, text := range list {
+		key := fmt.Sprintf("%s[%d]", key, i)
+		if err := set.add(text, v.place(key), true); err != nil {
+			v.fault(key, "%q: %v", text, err)
+		}
+	}
+	return set
+}
+
 func (v *validation) limits(key string, l LimitsConfig) {
 	v.notNegative(key, map[string]int{
 		"header_fields":        l.HeaderFields,
@@ -243,6 +273,7 @@ func (v *validation) limits(key string, l LimitsConfig) {
 	for name, d := range map[string]time.Duration{
 		"command_timeout": l.CommandTimeout,
 		"message_timeout": l.MessageTimeout,
+		"ask_timeout":     l.AskTimeout,
 		"answer_timeout":  l.AnswerTimeout,
 		"session_timeout": l.SessionTimeout,
 	} {

@@ -111,3 +111,11 @@ func isEmbedded(s string) bool {
 	code, err := strconv.ParseUint(hex, 16, 21)
 	return ok && err == nil && utf8.ValidRune(rune(code)) && !isControl(rune(code))
 }
+
+// CheckAuth checks the value of AUTH at MAIL: RFC 4954, section 5.
+func CheckAuth(v string) error {
+	if v == "" || !isXtext(v) {
+		return errors.New("AUTH is <> or the xtext of a mailbox")
+	}
+	return nil
+}
