@@ -1,0 +1,289 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/mailgw/mailgw/backends"
+)
+
+// A branch is recipients that share a route, at one backend of it.
+type branch struct {
+	route   *route
+	stage   int // index of the backend in the route
+	sender  string
+	message backends.Message
+	to      []destination
+}
+
+// A destination is a recipient as a backend sees it. Its decide tells the
+// recipient that the client named.
+type destination struct {
+	backends.Recipient
+	origin int // index of the recipient that the client named
+	decide func(backend string, s backends.Status)
+}
+
+// branches groups the recipients by route.
+func (d *delivery) branches(m backends.Message) []*branch {
+	var branches []*branch
+	for i, r := range d.recipients {
+		to := destination{r.Recipient, i, func(backend string, s backends.Status) { d.answer(i, backend, s) }}
+		at := slices.IndexFunc(branches, func(b *branch) bool { return b.route == r.route })
+		if at < 0 {
+			at = len(branches)
+			branches = append(branches, &branch{route: r.route, sender: d.sender, message: m})
+		}
+		branches[at].to = append(branches[at].to, to)
+	}
+	return branches
+}
+
+// run calls the next backend of b, several times if it wants few recipients
+// at once, and returns without waiting.
+func (d *delivery) run(b *branch) {
+	backend := d.backends[b.route.backends[b.stage]]
+	most := backend.RecipientsPerTransaction
+	if most == 0 {
+		most = len(b.to)
+	}
+	for to := range slices.Chunk(b.to, most) {
+		part := *b
+		part.to = to
+		d.hold(backend.name, to)
+		d.busy.Add(1)
+		go d.call(backend, &part)
+	}
+}
+
+// everybody returns the indexes of n recipients.
+func everybody(n int) []int {
+	all := make([]int, n)
+	for i := range all {
+		all[i] = i
+	}
+	return all
+}
+
+// hold notes that a backend has recipients now.
+func (d *delivery) hold(backend string, to []destination) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, to := range to {
+		d.holders[to.origin] = backend
+	}
+}
+
+// call carries b through its next backend and hands what is left to the one
+// after it.
+func (d *delivery) call(backend *namedBackend, b *branch) {
+	ctx, cancel := context.WithTimeout(d.ctx, backend.Timeout)
+	body := newBody(b.message)
+	// The call itself and each started delivery hold the message.
+	var holders atomic.Int32
+	holders.Store(1)
+	release := func() {
+		if holders.Add(-1) == 0 {
+			body.close()
+			cancel()
+			d.finish()
+		}
+	}
+	defer release()
+	defer d.recovered(backend, b)
+
+	tx := d.dataContext(b, body)
+	if err := ctx.Err(); err != nil {
+		// Nobody waits for the answer, so nothing is to be delivered.
+		d.fail(backend, b, everybody(len(b.to)), err)
+		return
+	}
+	started := make([]bool, len(b.to))
+	undecided, err := backends.Run(ctx, backend, tx, backends.Hooks{
+		Status: func(i int, s backends.Status) {
+			b.to[i].decide(backend.name, s)
+			if started[i] {
+				release()
+			}
+		},
+		Started: func(i int) {
+			started[i] = true
+			holders.Add(1)
+		},
+		SMTPResponse: d.respond,
+		Ignored: func(i int, s backends.Status, why string) {
+			to := ""
+			if i >= 0 && i < len(b.to) {
+				to = b.to[i].Address
+			}
+			d.ignored(backend.name, to, s, why)
+		},
+		Replace: d.replace,
+	})
+	if holders.Load() > 1 {
+		context.AfterFunc(d.ctx, func() { tx.SetAll(backends.StatusOf(context.Cause(d.ctx))) })
+	}
+	d.proceed(backend, b, tx, undecided, err)
+}
+
+// proceed carries the recipients that backend left undecided on to the next
+// backend, or answers them if the route ends or the backend failed.
+func (d *delivery) proceed(backend *namedBackend, b *branch, tx *backends.DataContext, undecided []int, err error) {
+	if err == nil && len(undecided) > 0 {
+		if b.stage+1 == len(b.route.backends) {
+			err = errUndecided
+		} else if next, editErr := d.next(b, tx, undecided); editErr != nil {
+			err = editErr
+		} else {
+			d.run(next)
+			return
+		}
+	}
+	d.fail(backend, b, undecided, err)
+}
+
+// fail answers the recipients that a backend left undecided when it failed
+// with err. What the client is not told of it, the operator is.
+func (d *delivery) fail(backend *namedBackend, b *branch, undecided []int, err error) {
+	if _, plain := err.(backends.Status); err != nil && !plain {
+		d.log.Error("backend", "backend", backend.name, "event", "failure", "error", err.Error())
+	}
+	for _, i := range undecided {
+		b.to[i].decide(backend.name, backends.StatusOf(err))
+	}
+}
+
+var errUndecided = errors.New("the last backend of the route left recipients undecided")
+
+// recovered answers the recipients of b if the gateway itself has a bug.
+func (d *delivery) recovered(backend *namedBackend, b *branch) {
+	if r := recover(); r != nil {
+		d.log.Error("backend", "backend", backend.name, "event", "panic", "error", fmt.Sprint(r), "stack", string(debug.Stack()))
+		for _, to := range b.to {
+			to.decide(backend.name, backends.TryLater)
+		}
+	}
+}
+
+func (d *delivery) dataContext(b *branch, body io.Reader) *backends.DataContext {
+	tx := &backends.DataContext{
+		ID:       d.id,
+		Session:  d.session.Clone(), // backends run side by side, and may change what is theirs
+		Envelope: backends.Envelope{Sender: b.sender, Params: slices.Clone(d.params)},
+		Size:     b.message.Size(),
+		Body:     body,
+	}
+	for _, to := range b.to {
+		tx.Envelope.Recipients = append(tx.Envelope.Recipients,
+			backends.Recipient{Address: to.Address, Params: slices.Clone(to.Params)})
+	}
+	return tx
+}
+
+// respond keeps the first response that a backend gives.
+func (d *delivery) respond(s backends.Status) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.response.IsZero() {
+		d.response = s
+	}
+}
+
+// replace spools a message that replaces the one at hand.
+func (d *delivery) replace(r io.Reader) (backends.Message, error) {
+	if !d.binary {
+		r = &wholeLines{r: r}
+	}
+	m, err := d.spool.store(r, d.maxSize)
+	if err != nil {
+		if trouble := (spoolError{}); errors.As(err, &trouble) {
+			err = errors.Join(trouble.status(), err)
+		}
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.messages == nil {
+		m.Close()
+		return nil, errBodyClosed
+	}
+	d.messages = append(d.messages, m)
+	return m, nil
+}
+
+// next makes the branch of those that a backend left undecided, with its
+// edits.
+func (d *delivery) next(b *branch, tx *backends.DataContext, undecided []int) (*branch, error) {
+	edits := tx.Edits()
+	next := &branch{route: b.route, stage: b.stage + 1, sender: b.sender, message: b.message}
+	if edits.Message != nil {
+		next.message = edits.Message
+	} else if edits.Fields != nil {
+		m, err := editHeader(b.message, edits.Fields)
+		if err != nil {
+			return nil, err
+		}
+		next.message = m
+	}
+	if edits.Sender != nil {
+		if err := checkRecipient(*edits.Sender, d.utf8); err != nil && *edits.Sender != "" {
+			return nil, fmt.Errorf("edit: sender %q: %w", *edits.Sender, err)
+		}
+		next.sender = *edits.Sender
+	}
+	for _, i := range undecided {
+		addresses, ok := edits.Redirects[i]
+		if !ok {
+			next.to = append(next.to, b.to[i])
+			continue
+		}
+		redirected, err := d.redirect(b.to[i], addresses)
+		if err != nil {
+			return nil, err
+		}
+		next.to = append(next.to, redirected...)
+	}
+	return next, nil
+}
+
+// redirect puts destinations in the place of one. It gets the worst of their
+// answers, when all have answered.
+func (d *delivery) redirect(from destination, addresses []string) ([]destination, error) {
+	var mu sync.Mutex
+	var answers []backends.Status
+	to := make([]destination, len(addresses))
+	for i, address := range addresses {
+		if err := checkRecipient(address, d.utf8); err != nil {
+			return nil, fmt.Errorf("edit: redirect %q to %q: %w", from.Address, address, err)
+		}
+		var once sync.Once
+		decide := func(backend string, s backends.Status) {
+			once.Do(func() {
+				mu.Lock()
+				answers = append(answers, s.Sanitized())
+				last := len(answers) == len(addresses)
+				mu.Unlock()
+				if last {
+					from.decide(backend, worstOf(answers))
+				}
+			})
+		}
+		to[i] = destination{backends.Recipient{Address: address, Params: from.Params}, from.origin, decide}
+	}
+	return to, nil
+}
+
+// checkRecipient checks an address that a backend has put into the envelope.
+func checkRecipient(address string, utf8 bool) error {
+	checked, err := recipientAddress(address, utf8)
+	if err == nil && checked != address {
+		err = errors.New("a source route")
+	}
+	return err
+}
