@@ -67,12 +67,20 @@ func Run(ctx context.Context, b Backend, tx *DataContext, hooks Hooks) (undecide
 	tx.begin(hooks)
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+			err = &PanicError{r, debug.Stack()}
 		}
 		undecided = tx.end()
 	}()
 	return nil, b.Deliver(ctx, tx)
 }
+
+// A *PanicError is the error of Run and Ask if the backend has panicked.
+type PanicError struct {
+	Value any
+	Stack []byte
+}
+
+func (e *PanicError) Error() string { return fmt.Sprintf("panic: %v\n%s", e.Value, e.Stack) }
 
 // Capabilities are what a backend can do beyond storing a message.
 type Capabilities struct {

@@ -201,7 +201,7 @@ func Answers(b Backend, t Topic) (can bool) {
 func Ask(ctx context.Context, b Backend, q Question) (a Answer, err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			a, err = Answer{}, fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+			a, err = Answer{}, &PanicError{r, debug.Stack()}
 		}
 	}()
 	if asker, ok := b.(Asker); ok {
