@@ -1,6 +1,7 @@
 package backends_test
 
 import (
+	"context"
 	"errors"
 	"io"
 	"reflect"
@@ -96,6 +97,80 @@ func TestImpossibleRedirectsAreRefused(t *testing.T) {
 	}
 }
 
+func TestAddedAndDivertedRecipientsAreKept(t *testing.T) {
+	tx := transaction(2)
+	params := backends.Params{"NOTIFY=NEVER"}
+	err := errors.Join(
+		tx.AddRecipient(backends.Recipient{Address: "a@example.org", Params: params}),
+		tx.AddRecipient(backends.Recipient{Address: "a@example.org"}),
+		tx.Divert(1, "quarantine"),
+		tx.Divert(0, "audit"),
+		tx.Divert(1, "spam"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	params[0] = "changed"
+	want := backends.Edits{
+		Added: []backends.Recipient{
+			{Address: "a@example.org", Params: backends.Params{"NOTIFY=NEVER"}},
+			{Address: "a@example.org"},
+		},
+		Diversions: map[int]string{0: "audit", 1: "spam"},
+	}
+	if got := tx.Edits(); !reflect.DeepEqual(got, want) || got.IsZero() {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if n := len(tx.Envelope.Recipients); n != 2 {
+		t.Errorf("the envelope has %d recipients, want the 2 of before", n)
+	}
+}
+
+// Either of them alone is an edit.
+func TestAdditionAndDiversionAreEdits(t *testing.T) {
+	for _, e := range []backends.Edits{
+		{Added: []backends.Recipient{{Address: "a@example.org"}}},
+		{Diversions: map[int]string{0: "quarantine"}},
+	} {
+		if e.IsZero() {
+			t.Errorf("%+v is nothing", e)
+		}
+	}
+}
+
+func TestImpossibleDiversionsAreRefused(t *testing.T) {
+	tx := transaction(1)
+	for _, i := range []int{1, -1} {
+		if err := tx.Divert(i, "quarantine"); err == nil || !strings.Contains(err.Error(), "no such recipient") {
+			t.Errorf("recipient %d: got %v, want an error", i, err)
+		}
+	}
+	if edits := tx.Edits(); !edits.IsZero() {
+		t.Errorf("got edits %+v, want none", edits)
+	}
+}
+
+func TestEditsAfterTheReturnOfDeliverAreRefused(t *testing.T) {
+	tx := transaction(1)
+	if _, err := backends.Run(t.Context(), backends.Func(func(context.Context, *backends.DataContext) error { return nil }), tx, backends.Hooks{}); err != nil {
+		t.Fatal(err)
+	}
+	tx.SetSender("late@example.org")
+	for name, err := range map[string]error{
+		"AddField":       tx.AddField(0, "X: late"),
+		"ReplaceMessage": tx.ReplaceMessage(strings.NewReader("")),
+		"Redirect":       tx.Redirect(0, "a@example.org"),
+		"AddRecipient":   tx.AddRecipient(backends.Recipient{Address: "a@example.org"}),
+		"Divert":         tx.Divert(0, "quarantine"),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "Deliver had returned") {
+			t.Errorf("%s: got %v, want an error", name, err)
+		}
+	}
+	if edits := tx.Edits(); !edits.IsZero() {
+		t.Errorf("got edits %+v, want none", edits)
+	}
+}
+
 func TestReplaceMessage(t *testing.T) {
 	tx := transaction(1)
 	if err := tx.ReplaceMessage(strings.NewReader("Subject: new\r\n\r\n")); err != nil {
@@ -141,15 +216,22 @@ func TestMessageThatBreaksOffReplacesNothing(t *testing.T) {
 func TestEditsDoNotChangeLater(t *testing.T) {
 	tx := transaction(2)
 	addresses := []string{"a@example.org"}
-	if err := errors.Join(tx.AddField(0, "X: 1"), tx.Redirect(0, addresses...)); err != nil {
+	added := backends.Recipient{Address: "c@example.org"}
+	if err := errors.Join(tx.AddField(0, "X: 1"), tx.Redirect(0, addresses...), tx.AddRecipient(added), tx.Divert(0, "quarantine")); err != nil {
 		t.Fatal(err)
 	}
 	edits := tx.Edits()
 	addresses[0] = "changed@example.org"
-	if err := errors.Join(tx.AddField(0, "X: 2"), tx.Redirect(1, "b@example.org")); err != nil {
+	if err := errors.Join(tx.AddField(0, "X: 2"), tx.Redirect(1, "b@example.org"), tx.AddRecipient(added), tx.Divert(0, "spam")); err != nil {
 		t.Fatal(err)
 	}
-	if len(edits.Fields) != 1 || !reflect.DeepEqual(edits.Redirects, map[int][]string{0: {"a@example.org"}}) {
+	want := backends.Edits{
+		Fields:     []backends.FieldEdit{{Op: backends.AddField, Field: "X: 1"}},
+		Redirects:  map[int][]string{0: {"a@example.org"}},
+		Added:      []backends.Recipient{added},
+		Diversions: map[int]string{0: "quarantine"},
+	}
+	if !reflect.DeepEqual(edits, want) {
 		t.Errorf("got %+v, want the edits of before", edits)
 	}
 }
