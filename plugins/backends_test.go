@@ -77,7 +77,9 @@ var testBackends = map[string]backends.Func{
 			tx.AddField(0, "X-First: one"),
 			tx.ReplaceField(2, "Subject: gr\xfc\xdfe,\r\n folded"),
 			tx.RemoveField(3),
-			tx.Redirect(1, "a@example.org", "b@example.org"))
+			tx.Redirect(1, "a@example.org", "b@example.org"),
+			tx.AddRecipient(backends.Recipient{Address: "archive@example.org", Params: backends.Params{"NOTIFY=NEVER"}}),
+			tx.Divert(0, "quarantine"))
 	},
 
 	"large edits": func(_ context.Context, tx *backends.DataContext) error {

@@ -27,19 +27,21 @@ type frame struct {
 	}
 	chunk mem.BufferSlice
 
-	// most is how many parts the message may have when it is decoded; 0 is
-	// any number of them.
-	most int
-
 	// written is closed when the message is in the socket, or never will be.
 	written chan struct{}
 }
 
 // codec encodes and decodes frames without copying chunks, and leaves other
 // messages to gRPC's own codec. Both write and read the same octets.
-type codec struct{ encoding.CodecV2 }
+type codec struct {
+	encoding.CodecV2
 
-func newCodec() codec { return codec{encoding.GetCodecV2(proto.Name)} }
+	// most is how many parts a message may have that is decoded; 0 is any
+	// number of them.
+	most int
+}
+
+func newCodec(most int) codec { return codec{encoding.GetCodecV2(proto.Name), most} }
 
 // Marshal takes references of its own to the chunk of a frame, because the
 // octets are written after SendMsg returned.
@@ -81,20 +83,18 @@ type onPut chan struct{}
 func (p onPut) Get(length int) *[]byte { return chunks.Get(length) }
 func (p onPut) Put(*[]byte)            { close(p) }
 
-// Unmarshal counts the parts of a frame's message before it makes them:
-// two octets of a message can be a hundred of memory.
+// Unmarshal counts the parts of a message before it makes them: two octets of
+// a message can be a hundred of memory.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	f, ok := v.(*frame)
 	if !ok {
-		return c.CodecV2.Unmarshal(data, v)
+		return c.unmarshalWhole(data, v)
 	}
 	f.chunk = nil
 	head, start, ok := findChunk(data)
 	if !ok {
 		// There is no chunk, or a peer has encoded it in a way of its own.
-		whole := data.MaterializeToBuffer(mem.DefaultBufferPool())
-		defer whole.Free()
-		if err := f.decode(whole.ReadOnlyData()); err != nil {
+		if err := c.unmarshalWhole(data, f.message); err != nil {
 			return err
 		}
 		if chunk := f.message.GetChunk(); len(chunk) > 0 {
@@ -103,7 +103,7 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 		return nil
 	}
 	first := data[0]
-	if err := f.decode(first.ReadOnlyData()[:head]); err != nil {
+	if err := c.decode(first.ReadOnlyData()[:head], f.message); err != nil {
 		return err
 	}
 	data[1:].Ref()
@@ -111,13 +111,24 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	return nil
 }
 
-func (f *frame) decode(octets []byte) error {
-	if f.most > 0 {
-		if n := parts(octets, f.message.ProtoReflect().Descriptor()); n > f.most {
-			return fmt.Errorf("a message of %d parts, which is more than %d", n, f.most)
+// unmarshalWhole decodes a message with all that is in it.
+func (c codec) unmarshalWhole(data mem.BufferSlice, v any) error {
+	m, ok := v.(protobuf.Message)
+	if !ok {
+		return c.CodecV2.Unmarshal(data, v)
+	}
+	whole := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	defer whole.Free()
+	return c.decode(whole.ReadOnlyData(), m)
+}
+
+func (c codec) decode(octets []byte, m protobuf.Message) error {
+	if c.most > 0 {
+		if n := parts(octets, m.ProtoReflect().Descriptor()); n > c.most {
+			return fmt.Errorf("a message of %d parts, which is more than %d", n, c.most)
 		}
 	}
-	return protobuf.Unmarshal(octets, f.message)
+	return protobuf.Unmarshal(octets, m)
 }
 
 // parts counts the messages and the elements of lists in a message. What is
@@ -139,7 +150,7 @@ func parts(octets []byte, d protoreflect.MessageDescriptor) (n int) {
 		case field.Message() != nil && kind == protowire.BytesType:
 			inner, _ := protowire.ConsumeBytes(value)
 			n += 1 + parts(inner, field.Message())
-		case field.IsList() && field.Kind() == protoreflect.Uint32Kind:
+		case field.IsPacked():
 			n += size // at least as many as there are, packed or not
 		case field.IsList():
 			n++

@@ -75,7 +75,7 @@ func TestCodecWritesWhatProtobufWrites(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := newCodec().Marshal(asFrame(test.message))
+		got, err := newCodec(0).Marshal(asFrame(test.message))
 		if err != nil || !bytes.Equal(got.Materialize(), want) {
 			t.Errorf("%s: got %d octets and the error %v, want these %d", name, got.Len(), err, len(want))
 		}
@@ -94,7 +94,7 @@ func TestCodecReadsWhatProtobufWrites(t *testing.T) {
 				protobuf.Message
 				GetChunk() []byte
 			})}
-			if err := newCodec().Unmarshal(split(octets, size), f); err != nil {
+			if err := newCodec(0).Unmarshal(split(octets, size), f); err != nil {
 				t.Errorf("%s, buffers of %d: %v", name, size, err)
 			} else if !protobuf.Equal(whole(f), test.message) {
 				t.Errorf("%s, buffers of %d: got another message", name, size)
@@ -125,7 +125,7 @@ func TestCodecReadsOtherEncodings(t *testing.T) {
 	} {
 		message := &pb.ToPlugin{}
 		f := &frame{message: message}
-		if err := newCodec().Unmarshal(split(octets, len(octets)), f); err != nil {
+		if err := newCodec(0).Unmarshal(split(octets, len(octets)), f); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		if got := string(f.chunk.Materialize()); got != "hello" || !message.Last {
@@ -133,7 +133,7 @@ func TestCodecReadsOtherEncodings(t *testing.T) {
 		}
 	}
 	for _, octets := range []string{"\x7a", "\x7a\x05hell", "\xff", "\x10", "\x00\x00"} {
-		if err := newCodec().Unmarshal(split([]byte(octets), 100), &frame{message: &pb.ToPlugin{}}); err == nil {
+		if err := newCodec(0).Unmarshal(split([]byte(octets), 100), &frame{message: &pb.ToPlugin{}}); err == nil {
 			t.Errorf("%q was decoded", octets)
 		}
 	}
@@ -148,7 +148,7 @@ func FuzzCodecReadsLikeProtobuf(f *testing.F) {
 		want := &pb.ToGateway{}
 		wantErr := protobuf.Unmarshal(octets, want)
 		got := &frame{message: &pb.ToGateway{}}
-		err := newCodec().Unmarshal(split(octets, max(size, 1)), got)
+		err := newCodec(0).Unmarshal(split(octets, max(size, 1)), got)
 		if (err == nil) != (wantErr == nil) {
 			t.Fatalf("got the error %v, want %v", err, wantErr)
 		}
@@ -174,6 +174,9 @@ func TestMemoryForOneMessageIsBounded(t *testing.T) {
 		"started, packed":   nest(repeat("\x01"), 1),
 		"fields":            nest(repeat("\x0a\x00"), 3, 4),
 		"redirects":         nest(repeat("\x22\x00"), 3, 4),
+		"added":             nest(repeat("\x2a\x00"), 3, 4),
+		"params of added":   nest(repeat("\x12\x00"), 5, 3, 4),
+		"diversions":        nest(repeat("\x32\x00"), 3, 4),
 		"addresses":         nest(repeat("\x12\x00"), 4, 3, 4),
 		"results":           nest(repeat("\x12\x00\x1a\x00"), 4),
 		"chunk before":      append([]byte("\x7a\x01x"), repeat("\x12\x00")...),
@@ -181,7 +184,7 @@ func TestMemoryForOneMessageIsBounded(t *testing.T) {
 		data := split(octets, len(octets))
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		err := newCodec().Unmarshal(data, &frame{message: &pb.ToGateway{}, most: maxParts})
+		err := newCodec(maxParts).Unmarshal(data, &frame{message: &pb.ToGateway{}})
 		runtime.ReadMemStats(&after)
 		if err == nil || !strings.Contains(err.Error(), "parts, which is more than 4096") {
 			t.Errorf("%s: got the error %v", name, err)
@@ -193,7 +196,7 @@ func TestMemoryForOneMessageIsBounded(t *testing.T) {
 }
 
 func TestCodecLeavesOtherMessagesAlone(t *testing.T) {
-	c := newCodec()
+	c := newCodec(0)
 	if c.Name() != encoding.GetCodecV2(proto.Name).Name() {
 		t.Errorf("the codec is called %q", c.Name())
 	}
@@ -214,7 +217,7 @@ func TestChunkLivesUntilItIsWritten(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	octets, err := newCodec().Marshal(&frame{message: &pb.ToPlugin{}, chunk: chunk})
+	octets, err := newCodec(0).Marshal(&frame{message: &pb.ToPlugin{}, chunk: chunk})
 	if err != nil {
 		t.Fatal(err)
 	}

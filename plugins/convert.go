@@ -18,45 +18,63 @@ import (
 // back.
 
 func transactionToWire(tx *backends.DataContext) *pb.Transaction {
-	t := &pb.Transaction{
-		Id:      tx.ID,
-		Session: sessionToWire(tx.Session),
-		Sender:  []byte(tx.Envelope.Sender),
-		Params:  toBytes(tx.Envelope.Params),
-		Size:    tx.Size,
+	return &pb.Transaction{
+		Id:         tx.ID,
+		Session:    sessionToWire(tx.Session),
+		Sender:     []byte(tx.Envelope.Sender),
+		Params:     toBytes(tx.Envelope.Params),
+		Recipients: recipientsToWire(tx.Envelope.Recipients),
+		Size:       tx.Size,
 	}
-	for _, r := range tx.Envelope.Recipients {
-		t.Recipients = append(t.Recipients, &pb.Recipient{Address: []byte(r.Address), Params: toBytes(r.Params)})
-	}
-	return t
 }
 
 // transactionFromWire leaves the Body to the caller.
 func transactionFromWire(t *pb.Transaction) *backends.DataContext {
-	tx := &backends.DataContext{
-		ID:       t.GetId(),
-		Session:  sessionFromWire(t.GetSession()),
-		Envelope: backends.Envelope{Sender: string(t.GetSender()), Params: toStrings(t.GetParams())},
-		Size:     t.GetSize(),
+	return &backends.DataContext{
+		ID:      t.GetId(),
+		Session: sessionFromWire(t.GetSession()),
+		Envelope: backends.Envelope{
+			Sender:     string(t.GetSender()),
+			Params:     toStrings(t.GetParams()),
+			Recipients: recipientsFromWire(t.GetRecipients()),
+		},
+		Size: t.GetSize(),
 	}
-	for _, r := range t.GetRecipients() {
-		tx.Envelope.Recipients = append(tx.Envelope.Recipients,
-			backends.Recipient{Address: string(r.GetAddress()), Params: toStrings(r.GetParams())})
+}
+
+func recipientToWire(r backends.Recipient) *pb.Recipient {
+	return &pb.Recipient{Address: []byte(r.Address), Params: toBytes(r.Params)}
+}
+
+func recipientFromWire(r *pb.Recipient) backends.Recipient {
+	return backends.Recipient{Address: string(r.GetAddress()), Params: toStrings(r.GetParams())}
+}
+
+func recipientsToWire(from []backends.Recipient) (to []*pb.Recipient) {
+	for _, r := range from {
+		to = append(to, recipientToWire(r))
 	}
-	return tx
+	return to
+}
+
+func recipientsFromWire(from []*pb.Recipient) (to []backends.Recipient) {
+	for _, r := range from {
+		to = append(to, recipientFromWire(r))
+	}
+	return to
 }
 
 func sessionToWire(s backends.Session) *pb.Session {
 	session := &pb.Session{
-		Id:       s.ID,
-		Listener: s.Listener,
-		Protocol: s.Protocol,
-		Peer:     &pb.Peer{Uid: s.Peer.UID, Gid: s.Peer.GID, Pid: s.Peer.PID},
-		Local:    s.Local,
-		Helo:     []byte(s.HELO),
-	}
-	if s.Peer.Addr.IsValid() {
-		session.Peer.Addr = s.Peer.Addr.String()
+		Id:        s.ID,
+		Listener:  s.Listener,
+		Protocol:  s.Protocol,
+		Peer:      &pb.Peer{Addr: addrToWire(s.Peer.Addr), Uid: s.Peer.UID, Gid: s.Peer.GID, Pid: s.Peer.PID},
+		Local:     s.Local,
+		Helo:      []byte(s.HELO),
+		Client:    clientToWire(s.Client),
+		User:      []byte(s.User),
+		Mechanism: s.Mechanism,
 	}
 	if t := s.TLS; t != nil {
 		session.Tls = &pb.TLS{
@@ -74,16 +92,17 @@ func sessionToWire(s backends.Session) *pb.Session {
 }
 
 func sessionFromWire(s *pb.Session) backends.Session {
+	peer := s.GetPeer()
 	session := backends.Session{
-		ID:       s.GetId(),
-		Listener: s.GetListener(),
-		Protocol: s.GetProtocol(),
-		Peer:     backends.Peer{UID: s.GetPeer().GetUid(), GID: s.GetPeer().GetGid(), PID: s.GetPeer().GetPid()},
-		Local:    s.GetLocal(),
-		HELO:     string(s.GetHelo()),
-	}
-	if addr, err := netip.ParseAddrPort(s.GetPeer().GetAddr()); err == nil {
-		session.Peer.Addr = addr
+		ID:        s.GetId(),
+		Listener:  s.GetListener(),
+		Protocol:  s.GetProtocol(),
+		Peer:      backends.Peer{Addr: addrFromWire(peer.GetAddr()), UID: peer.GetUid(), GID: peer.GetGid(), PID: peer.GetPid()},
+		Local:     s.GetLocal(),
+		HELO:      string(s.GetHelo()),
+		Client:    clientFromWire(s.GetClient()),
+		User:      string(s.GetUser()),
+		Mechanism: s.GetMechanism(),
 	}
 	if t := s.GetTls(); t != nil {
 		session.TLS = &backends.TLS{
@@ -98,6 +117,47 @@ func sessionFromWire(s *pb.Session) backends.Session {
 		}
 	}
 	return session
+}
+
+func clientToWire(c *backends.Client) *pb.Client {
+	if c == nil {
+		return nil
+	}
+	client := &pb.Client{
+		Source: c.Source, Addr: addrToWire(c.Addr), Local: addrToWire(c.Local),
+		Name: []byte(c.Name), ReverseName: []byte(c.ReverseName), Helo: []byte(c.HELO), Protocol: []byte(c.Protocol),
+	}
+	for _, t := range c.TLVs {
+		client.Tlvs = append(client.Tlvs, &pb.TLV{Type: uint32(t.Type), Value: t.Value})
+	}
+	return client
+}
+
+func clientFromWire(c *pb.Client) *backends.Client {
+	if c == nil {
+		return nil
+	}
+	client := &backends.Client{
+		Source: c.Source, Addr: addrFromWire(c.Addr), Local: addrFromWire(c.Local),
+		Name: string(c.Name), ReverseName: string(c.ReverseName), HELO: string(c.Helo), Protocol: string(c.Protocol),
+	}
+	for _, t := range c.Tlvs {
+		client.TLVs = append(client.TLVs, backends.TLV{Type: byte(t.GetType()), Value: t.GetValue()})
+	}
+	return client
+}
+
+// addrToWire makes the zero AddrPort the empty string.
+func addrToWire(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}
+
+func addrFromWire(s string) netip.AddrPort {
+	a, _ := netip.ParseAddrPort(s)
+	return a
 }
 
 func statusToWire(s backends.Status) *pb.Status {
@@ -152,6 +212,10 @@ func editsToWire(e backends.Edits) *pb.Returned {
 	for i, addresses := range e.Redirects {
 		edits.Redirects = append(edits.Redirects, &pb.Redirect{Recipient: uint32(i), Addresses: toBytes(addresses)})
 	}
+	edits.Added = recipientsToWire(e.Added)
+	for i, route := range e.Diversions {
+		edits.Diversions = append(edits.Diversions, &pb.Diversion{Recipient: uint32(i), Route: route})
+	}
 	returned := &pb.Returned{Result: &pb.Returned_Edits{Edits: edits}}
 	octets, err := protobuf.Marshal(&pb.ToGateway{Returned: returned})
 	n := parts(octets, (*pb.ToGateway)(nil).ProtoReflect().Descriptor())
@@ -187,6 +251,16 @@ func editsFromWire(e *pb.Edits, tx *backends.DataContext) error {
 			return err
 		}
 	}
+	for _, r := range e.GetAdded() {
+		if err := tx.AddRecipient(recipientFromWire(r)); err != nil {
+			return err
+		}
+	}
+	for _, d := range e.GetDiversions() {
+		if err := tx.Divert(int(d.GetRecipient()), d.GetRoute()); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -206,13 +280,14 @@ func editFieldFromWire(f *pb.FieldEdit, tx *backends.DataContext) error {
 // toUTF8 makes text of bounded length that protobuf takes for a string.
 func toUTF8(s string) string { return cut(strings.ToValidUTF8(cut(s), "?")) }
 
-// cut bounds what is said of a plugin, or by it.
+// maxText bounds what is said of a plugin, or by it.
+const maxText = 8 << 10
+
 func cut(s string) string {
-	const longest = 8 << 10
-	if len(s) <= longest {
+	if len(s) <= maxText {
 		return s
 	}
-	return strings.ToValidUTF8(s[:longest], "")
+	return strings.ToValidUTF8(s[:maxText], "")
 }
 
 func toBytes[S ~[]string](from S) [][]byte {

@@ -99,13 +99,10 @@ func (h *Host) open(ctx context.Context, tx *backends.DataContext) (*call, error
 		}
 		explained := c.explain(err)
 		c.cancel(nil)
-		if status.Code(err) != codes.Unavailable {
+		if !vanished(ctx, err) {
 			return nil, explained
 		}
-		select {
-		case r.suspect <- struct{}{}: // it may live, but without its socket
-		default:
-		}
+		r.doubt()
 		if r, err = h.plugin(waiting, r); err != nil {
 			return nil, ended(ctx, began, err)
 		}
@@ -140,8 +137,20 @@ func (e noAnswer) Error() string {
 
 func (e noAnswer) Unwrap() error { return context.DeadlineExceeded }
 
-// begin sends the first message. If its error is Unavailable, none of it has
-// left.
+// vanished reports whether a call has failed because its plugin is gone. ctx is
+// the caller's.
+func vanished(ctx context.Context, err error) bool {
+	switch status.Code(err) {
+	case codes.Unavailable:
+		return true
+	case codes.Canceled: // the connection was closed, if not by the caller
+		return ctx.Err() == nil
+	}
+	return false
+}
+
+// begin sends the first message. If its error says that the plugin vanished,
+// none of it has left.
 func (c *call) begin(r *running, first *frame) (err error) {
 	if c.stream, err = r.plugin.Deliver(c.ctx); err != nil {
 		return err
@@ -223,7 +232,7 @@ func (c *call) next() (*answer, error) {
 		return a, nil
 	}
 	message := &pb.ToGateway{}
-	f := frame{message: message, most: maxParts}
+	f := frame{message: message}
 	if err := c.stream.RecvMsg(&f); err != nil {
 		return nil, c.explain(err)
 	}
@@ -356,14 +365,22 @@ func (c *call) fail(err error) {
 func (c *call) explain(err error) error {
 	cause := context.Cause(c.ctx)
 	switch {
-	case c.caller.Err() != nil:
-		return endOf(c.caller, c.began)
+	case c.caller.Err() != nil: // it is the cause then
 	case cause != nil:
 		return cause // of send
-	case status.Code(err) == codes.DeadlineExceeded:
-		return noAnswer(time.Since(c.began)) // by the plugin's clock
 	case err == nil || err == io.EOF:
 		return errors.New("protocol: the call has ended without an answer")
 	}
-	return fmt.Errorf("plugin with pid %d: %s", c.pid, cut(err.Error()))
+	return lost(c.caller, c.began, c.pid, err)
+}
+
+// lost says why a call of a plugin has no answer. ctx is the caller's.
+func lost(ctx context.Context, began time.Time, pid int, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return endOf(ctx, began)
+	case status.Code(err) == codes.DeadlineExceeded:
+		return noAnswer(time.Since(began)) // by the plugin's clock
+	}
+	return fmt.Errorf("plugin with pid %d: %s", pid, cut(err.Error()))
 }

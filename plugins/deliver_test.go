@@ -129,8 +129,10 @@ func TestEdits(t *testing.T) {
 			{Op: backends.ReplaceField, At: 2, Field: "Subject: gr\xfc\xdfe,\r\n folded"},
 			{Op: backends.RemoveField, At: 3},
 		},
-		Sender:    &sender,
-		Redirects: map[int][]string{1: {"a@example.org", "b@example.org"}},
+		Sender:     &sender,
+		Redirects:  map[int][]string{1: {"a@example.org", "b@example.org"}},
+		Added:      []backends.Recipient{{Address: "archive@example.org", Params: backends.Params{"NOTIFY=NEVER"}}},
+		Diversions: map[int]string{0: "quarantine"},
 	}
 	if got := tx.Edits(); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)

@@ -61,6 +61,7 @@ type Host struct {
 	request      *pb.ConfigureRequest
 	sockets      *socketDirectory
 	capabilities backends.Capabilities
+	answers      map[backends.Topic]bool
 	times        times
 
 	ctx    context.Context // of the supervisor
@@ -71,7 +72,7 @@ type Host struct {
 	running *running      // nil while there is none
 	changed chan struct{} // closed when running or closing changes
 	closing bool
-	calls   sync.WaitGroup // transactions under way
+	calls   sync.WaitGroup // transactions and questions under way
 }
 
 // times are what tests shorten.
@@ -79,7 +80,7 @@ type times struct {
 	handshake    time.Duration // of a plugin that starts
 	checkEvery   time.Duration // between health checks
 	checkTimeout time.Duration // of a health check
-	patience     time.Duration // of a transaction while no plugin runs
+	patience     time.Duration // of a transaction or question while no plugin runs
 	stable       time.Duration // after which a plugin has not failed at its start
 }
 
@@ -171,8 +172,8 @@ func version() string {
 // Capabilities are those that the plugin announced when it started first.
 func (h *Host) Capabilities() backends.Capabilities { return h.capabilities }
 
-// Close stops the plugin for good. It waits for the transactions under way
-// until ctx ends; those left then fail, and Close returns an error. It returns
+// Close stops the plugin for good. It waits for the transactions and questions
+// under way until ctx ends; those left then fail, and Close returns an error. It returns
 // when nothing of the plugin is left, which takes some seconds at most.
 func (h *Host) Close(ctx context.Context) error {
 	h.mu.Lock()
@@ -210,7 +211,7 @@ func (h *Host) set(r *running) {
 	h.announce()
 }
 
-// enter notes a transaction under way, which ends with h.calls.Done. Once
+// enter notes a transaction or question under way, which ends with h.calls.Done. Once
 // Close was called there are no new ones.
 func (h *Host) enter() error {
 	h.mu.Lock()

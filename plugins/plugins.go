@@ -3,13 +3,14 @@
 // A plugin is a program whose main function calls [Serve]. The gateway calls
 // [Start], which starts the program and returns a [Host]. The Host is a
 // Backend itself: what is delivered to it is delivered in the plugin, over
-// one gRPC stream for each transaction. plugin.proto describes the protocol
+// one gRPC stream for each transaction. It is a [backends.Asker], too, for
+// the questions that the plugin announces. plugin.proto describes the protocol
 // for plugins in other languages.
 //
 // The Host keeps the plugin alive: one that ends or does not answer is killed
 // and started again. Transactions that were with it keep the statuses that
-// they have, and the rest fails with an error that is no Status. Nothing is
-// ever sent twice. Whatever a plugin does, it harms only its own transactions.
+// they have, and the rest fails with an error that is no Status. No transaction
+// is ever sent twice. Whatever a plugin does, it harms only its own transactions.
 package plugins
 
 import (

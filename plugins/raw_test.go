@@ -37,7 +37,10 @@ func (raw) Configure(_ context.Context, r *pb.ConfigureRequest) (*pb.ConfigureRe
 	if r.SettingsJson != "{}" || r.LogLevel != slog.LevelDebug.String() {
 		return &pb.ConfigureResponse{Error: "bad request: " + r.String()}, nil
 	}
-	return &pb.ConfigureResponse{Capabilities: &pb.Capabilities{Dsn: true}}, nil
+	return &pb.ConfigureResponse{
+		Capabilities: &pb.Capabilities{Dsn: true},
+		Answers:      []pb.Question_Topic{pb.Question_LIST, pb.Question_NOTHING, 99},
+	}, nil
 }
 
 func (raw) Deliver(stream grpc.BidiStreamingServer[pb.ToPlugin, pb.ToGateway]) error {
@@ -149,6 +152,7 @@ var rawAnswers = map[string]struct {
 		"folded line"},
 	"bad operation": {[]*pb.ToGateway{returnEdits(&pb.Edits{Fields: []*pb.FieldEdit{{Op: 9}}})}, "unknown edit 9"},
 	"bad redirect":  {[]*pb.ToGateway{returnEdits(&pb.Edits{Redirects: []*pb.Redirect{{Recipient: 9, Addresses: [][]byte{[]byte("a@example.org")}}}})}, "redirect recipient 9"},
+	"bad diversion": {[]*pb.ToGateway{returnEdits(&pb.Edits{Diversions: []*pb.Diversion{{Recipient: 9, Route: "r"}}})}, "divert recipient 9"},
 	"large message": {[]*pb.ToGateway{{First: true, Chunk: make([]byte, maxMessage+1)}}, "larger than max"},
 	"then waits":    {[]*pb.ToGateway{{SmtpResponse: &pb.Status{}}}, "an empty status"},
 	"long failure": {[]*pb.ToGateway{{Returned: &pb.Returned{Result: &pb.Returned_Failure{Failure: strings.Repeat("x", maxMessage-100)}}}},

@@ -6,24 +6,25 @@ import (
 	"slices"
 )
 
-// txKey is the key of the transaction's ID in the ctx of Deliver.
-type txKey struct{}
+// idKey is the key of a slog.Attr in the ctx of Deliver, which names the
+// transaction, and of a question, which names the session.
+type idKey struct{}
 
-// txHandler is a slog.Handler that adds the ID of the transaction, if ctx has
+// idHandler is a slog.Handler that adds the ID that is in ctx, if there is
 // one, outside of all groups.
-type txHandler struct {
+type idHandler struct {
 	root slog.Handler
 	then []func(slog.Handler) slog.Handler // WithAttrs and WithGroup, in order
 }
 
-func (h txHandler) Enabled(ctx context.Context, level slog.Level) bool {
+func (h idHandler) Enabled(ctx context.Context, level slog.Level) bool {
 	return h.root.Enabled(ctx, level)
 }
 
-func (h txHandler) Handle(ctx context.Context, r slog.Record) error {
+func (h idHandler) Handle(ctx context.Context, r slog.Record) error {
 	handler := h.root
-	if id, ok := ctx.Value(txKey{}).(string); ok {
-		handler = handler.WithAttrs([]slog.Attr{slog.String("tx", id)})
+	if id, ok := ctx.Value(idKey{}).(slog.Attr); ok {
+		handler = handler.WithAttrs([]slog.Attr{id})
 	}
 	for _, then := range h.then {
 		handler = then(handler)
@@ -31,14 +32,14 @@ func (h txHandler) Handle(ctx context.Context, r slog.Record) error {
 	return handler.Handle(ctx, r)
 }
 
-func (h txHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+func (h idHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return h.with(func(to slog.Handler) slog.Handler { return to.WithAttrs(attrs) })
 }
 
-func (h txHandler) WithGroup(name string) slog.Handler {
+func (h idHandler) WithGroup(name string) slog.Handler {
 	return h.with(func(to slog.Handler) slog.Handler { return to.WithGroup(name) })
 }
 
-func (h txHandler) with(f func(slog.Handler) slog.Handler) slog.Handler {
-	return txHandler{h.root, append(slices.Clip(h.then), f)}
+func (h idHandler) with(f func(slog.Handler) slog.Handler) slog.Handler {
+	return idHandler{h.root, append(slices.Clip(h.then), f)}
 }

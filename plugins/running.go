@@ -45,6 +45,7 @@ type running struct {
 
 	chunk        int // size of the chunks that it gets
 	capabilities backends.Capabilities
+	answers      map[backends.Topic]bool // what it can be asked about
 
 	outputs []*lines
 	words   *words
@@ -73,6 +74,7 @@ func launch(ctx context.Context, c Command, t times, sockets string, request *pb
 		return nil, err
 	}
 	r.capabilities = backends.Capabilities{DSN: answer.GetCapabilities().GetDsn()}
+	r.answers = announcementFromWire(answer.GetAnswers())
 	r.chunk = smallChunk
 	if announced := answer.GetMaxChunk(); announced > 0 {
 		r.chunk = int(min(announced, maxChunk))
@@ -147,7 +149,7 @@ func dialOptions() []grpc.DialOption {
 		grpc.WithStaticConnWindowSize(1 << 20),
 		grpc.WithMaxHeaderListSize(64 << 10),
 		grpc.WithDefaultCallOptions(
-			grpc.ForceCodecV2(newCodec()),
+			grpc.ForceCodecV2(newCodec(maxParts)),
 			grpc.MaxCallRecvMsgSize(maxMessage),
 			// What was sent is not kept to be sent again.
 			grpc.MaxRetryRPCBufferSize(0),
@@ -197,6 +199,14 @@ func (r *running) check(ctx context.Context) error {
 		return fmt.Errorf("health check: %w", err)
 	}
 	return nil
+}
+
+// doubt has the plugin checked at once: it may live, but without its socket.
+func (r *running) doubt() {
+	select {
+	case r.suspect <- struct{}{}:
+	default:
+	}
 }
 
 // drain waits until what a plugin that has ended wrote to its socket is read.

@@ -39,10 +39,13 @@ import (
 //
 // Serve makes a default logger for slog, whose records go to the gateway's
 // log. Those logged with the ctx of Deliver, as slog.InfoContext does, have
-// the ID of the transaction as the attribute tx. What the plugin writes to
+// the ID of the transaction as the attribute tx; those logged with the ctx of
+// a question have the ID of the session as session. What the plugin writes to
 // stdout and stderr is logged, too.
 //
-// A panic in Deliver is an error of that transaction alone. SIGTERM, SIGINT
+// The plugin is asked the questions whose interfaces the backend implements.
+//
+// A panic in Deliver or in a question is an error of it alone. SIGTERM, SIGINT
 // and SIGHUP are ignored, because the gateway decides when a plugin ends.
 //
 // The working directory is that of gateway.toml. The environment is empty but
@@ -129,7 +132,7 @@ func serve(open opener) {
 	// What the package log writes is of one level, before this and after it.
 	slog.SetLogLoggerLevel(slog.LevelWarn)
 	handler := slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: &s.level, ReplaceAttr: readable})
-	slog.SetDefault(slog.New(txHandler{root: handler}))
+	slog.SetDefault(slog.New(idHandler{root: handler}))
 	trouble := &strings.Builder{}
 	plugin.Serve(&plugin.ServeConfig{
 		HandshakeConfig: handshake,
@@ -193,7 +196,7 @@ func followLifeline() {
 func newServer(options []grpc.ServerOption) *grpc.Server {
 	return grpc.NewServer(append(options,
 		grpc.Creds(newSameUser()),
-		grpc.ForceServerCodecV2(newCodec()),
+		grpc.ForceServerCodecV2(newCodec(0)),
 		grpc.MaxRecvMsgSize(maxTransaction),
 		grpc.WriteBufferSize(0), // so that a buffer that is freed was written
 		grpc.StaticStreamWindowSize(4*maxChunk),
@@ -229,7 +232,7 @@ func (s *server) Configure(_ context.Context, request *pb.ConfigureRequest) (ans
 	}
 	defer func() {
 		if r := recover(); r != nil {
-			slog.Error("panic", "error", fmt.Sprint(r), "stack", stack())
+			slog.Error("panic", "error", fmt.Sprint(r), "stack", brief(debug.Stack()))
 			answer, err = &pb.ConfigureResponse{Error: toUTF8(fmt.Sprintf("panic: %v", r))}, nil
 		}
 	}()
@@ -259,13 +262,14 @@ func (s *server) configure(text string) *pb.ConfigureResponse {
 		return answer
 	}
 	s.backend = backend
+	answer.Answers = announcement(backend)
 	if capable, ok := backend.(backends.Capable); ok {
 		answer.Capabilities = &pb.Capabilities{Dsn: capable.Capabilities().DSN}
 	}
 	return answer
 }
 
-// enter returns the backend for one transaction, which ends with
+// enter returns the backend for one transaction or question, which ends with
 // s.calls.Done.
 func (s *server) enter() (backends.Backend, error) {
 	s.mu.Lock()
@@ -294,11 +298,10 @@ func (s *server) close() bool {
 	return configured
 }
 
-// stack is the stack of a panic, cut so that it fits into a line of the log.
-func stack() string {
+// brief is the stack of a panic, cut so that it fits into a line of the log.
+func brief(stack []byte) string {
 	const longest = maxLine / 2
-	s := debug.Stack()
 	// What comes first is the recovery itself.
-	s = s[bytes.Index(s, []byte("\npanic("))+1:]
-	return string(s[:min(len(s), longest)])
+	stack = stack[bytes.Index(stack, []byte("\npanic("))+1:]
+	return string(stack[:min(len(stack), longest)])
 }

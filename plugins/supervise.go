@@ -51,7 +51,7 @@ func (h *Host) supervise(ctx context.Context, started chan<- error) {
 		started <- err
 		return
 	}
-	h.capabilities = r.capabilities
+	h.capabilities, h.answers = r.capabilities, r.answers
 	h.began(r)
 	started <- nil
 	for again := (&backoff{stableAfter: h.times.stable}); r != nil; {

@@ -42,6 +42,7 @@ var testPrograms = map[string]func(){
 	"fragile":  fragile,
 	"raw":      serveRaw,
 	"settings": serveSettings,
+	"asked":    serveAsked,
 }
 
 func TestFaultyProgramAtStart(t *testing.T) {

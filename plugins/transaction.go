@@ -34,12 +34,12 @@ func (s *server) Deliver(stream grpc.BidiStreamingServer[pb.ToPlugin, pb.ToGatew
 	}
 	tx := transactionFromWire(message.Transaction)
 	tx.Body = newBody(stream, first.chunk, message.Last)
-	ctx := context.WithValue(stream.Context(), txKey{}, tx.ID)
+	ctx := context.WithValue(stream.Context(), idKey{}, slog.String("tx", tx.ID))
 
 	n := len(tx.Envelope.Recipients)
 	a := &answers{stream: stream, answered: make([]bool, n)}
 	a.changed.L = &a.mu
-	undecided, err := backends.Run(ctx, guarded(backend), tx, backends.Hooks{
+	undecided, err := backends.Run(ctx, backend, tx, backends.Hooks{
 		Status:       a.status,
 		Started:      a.start,
 		SMTPResponse: a.respond,
@@ -49,7 +49,7 @@ func (s *server) Deliver(stream grpc.BidiStreamingServer[pb.ToPlugin, pb.ToGatew
 		},
 	})
 	if err != nil {
-		a.returned(undecided, errorToWire(err))
+		a.returned(undecided, errorToWire(withoutStack(ctx, err)))
 	} else {
 		a.returned(undecided, editsToWire(tx.Edits()))
 	}
@@ -57,17 +57,14 @@ func (s *server) Deliver(stream grpc.BidiStreamingServer[pb.ToPlugin, pb.ToGatew
 	return ctx.Err()
 }
 
-// guarded logs a panic of b, whose stack is of no use to the gateway.
-func guarded(b backends.Backend) backends.Backend {
-	return backends.Func(func(ctx context.Context, tx *backends.DataContext) (err error) {
-		defer func() {
-			if r := recover(); r != nil {
-				slog.ErrorContext(ctx, "panic", "error", fmt.Sprint(r), "stack", stack())
-				err = fmt.Errorf("panic: %v", r)
-			}
-		}()
-		return b.Deliver(ctx, tx)
-	})
+// withoutStack logs the stack of a panic, which is of no use to the gateway.
+func withoutStack(ctx context.Context, err error) error {
+	p, ok := err.(*backends.PanicError)
+	if !ok {
+		return err
+	}
+	slog.ErrorContext(ctx, "panic", "error", fmt.Sprint(p.Value), "stack", brief(p.Stack))
+	return fmt.Errorf("panic: %v", p.Value)
 }
 
 // newBody reads the message from the stream. Of what nobody reads, no more

@@ -34,7 +34,7 @@
 // A message to the gateway has at most 256 KiB, and at most 4096 parts: the
 // messages within it and the elements of its lists, at all depths, where an
 // element of started counts for each of its octets. A larger one ends the
-// call. Texts are cut to 8 KiB.
+// call, or the question. Texts are cut to 8 KiB.
 //
 // Fields of type bytes may be anything that mail may contain. Fields of type
 // string are UTF-8.
@@ -108,7 +108,74 @@ func (x FieldEdit_Op) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FieldEdit_Op.Descriptor instead.
 func (FieldEdit_Op) EnumDescriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{16, 0}
+	return file_plugin_proto_rawDescGZIP(), []int{18, 0}
+}
+
+type Question_Topic int32
+
+const (
+	Question_NOTHING    Question_Topic = 0
+	Question_CONNECTION Question_Topic = 1 // a client has connected, and waits for the greeting
+	Question_HELO       Question_Topic = 2 // after HELO, EHLO and LHLO
+	Question_SENDER     Question_Topic = 3 // after MAIL
+	Question_RECIPIENT  Question_Topic = 4 // after RCPT
+	Question_LOGIN      Question_Topic = 5 // after AUTH: are these the credentials of a user?
+	Question_VERIFIER   Question_Topic = 6 // after AUTH SCRAM-SHA-256: what verifies the user in text?
+	Question_USER       Question_Topic = 7 // after VRFY: is text an address or a name of a user?
+	Question_LIST       Question_Topic = 8 // after EXPN: who are the members of the list in text?
+)
+
+// Enum value maps for Question_Topic.
+var (
+	Question_Topic_name = map[int32]string{
+		0: "NOTHING",
+		1: "CONNECTION",
+		2: "HELO",
+		3: "SENDER",
+		4: "RECIPIENT",
+		5: "LOGIN",
+		6: "VERIFIER",
+		7: "USER",
+		8: "LIST",
+	}
+	Question_Topic_value = map[string]int32{
+		"NOTHING":    0,
+		"CONNECTION": 1,
+		"HELO":       2,
+		"SENDER":     3,
+		"RECIPIENT":  4,
+		"LOGIN":      5,
+		"VERIFIER":   6,
+		"USER":       7,
+		"LIST":       8,
+	}
+)
+
+func (x Question_Topic) Enum() *Question_Topic {
+	p := new(Question_Topic)
+	*p = x
+	return p
+}
+
+func (x Question_Topic) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Question_Topic) Descriptor() protoreflect.EnumDescriptor {
+	return file_plugin_proto_enumTypes[1].Descriptor()
+}
+
+func (Question_Topic) Type() protoreflect.EnumType {
+	return &file_plugin_proto_enumTypes[1]
+}
+
+func (x Question_Topic) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Question_Topic.Descriptor instead.
+func (Question_Topic) EnumDescriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{21, 0}
 }
 
 type ConfigureRequest struct {
@@ -177,8 +244,9 @@ type ConfigureResponse struct {
 	Faults        []*Fault               `protobuf:"bytes,1,rep,name=faults,proto3" json:"faults,omitempty"` // all that is wrong with the settings
 	Error         string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`   // why the plugin cannot work, although its settings are right
 	Capabilities  *Capabilities          `protobuf:"bytes,3,opt,name=capabilities,proto3" json:"capabilities,omitempty"`
-	Features      []string               `protobuf:"bytes,4,rep,name=features,proto3" json:"features,omitempty"`                  // parts of the protocol beyond this file; none are defined yet
-	MaxChunk      uint32                 `protobuf:"varint,5,opt,name=max_chunk,json=maxChunk,proto3" json:"max_chunk,omitempty"` // octets of the largest chunk that it likes; 0 is somewhat below 32 KiB
+	Features      []string               `protobuf:"bytes,4,rep,name=features,proto3" json:"features,omitempty"`                                            // parts of the protocol beyond this file; none are defined yet
+	MaxChunk      uint32                 `protobuf:"varint,5,opt,name=max_chunk,json=maxChunk,proto3" json:"max_chunk,omitempty"`                           // octets of the largest chunk that it likes; 0 is somewhat below 32 KiB
+	Answers       []Question_Topic       `protobuf:"varint,6,rep,packed,name=answers,proto3,enum=mailgw.plugin.v1.Question_Topic" json:"answers,omitempty"` // what it can be asked about; it counts at the first start
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -246,6 +314,13 @@ func (x *ConfigureResponse) GetMaxChunk() uint32 {
 		return x.MaxChunk
 	}
 	return 0
+}
+
+func (x *ConfigureResponse) GetAnswers() []Question_Topic {
+	if x != nil {
+		return x.Answers
+	}
+	return nil
 }
 
 type Fault struct {
@@ -551,8 +626,11 @@ type Session struct {
 	Peer          *Peer                  `protobuf:"bytes,4,opt,name=peer,proto3" json:"peer,omitempty"`
 	Local         string                 `protobuf:"bytes,5,opt,name=local,proto3" json:"local,omitempty"`
 	Helo          []byte                 `protobuf:"bytes,6,opt,name=helo,proto3" json:"helo,omitempty"`
-	Xforward      *XForward              `protobuf:"bytes,7,opt,name=xforward,proto3" json:"xforward,omitempty"` // absent if no XFORWARD was sent
-	Tls           *TLS                   `protobuf:"bytes,8,opt,name=tls,proto3" json:"tls,omitempty"`           // absent in the clear
+	Xforward      *XForward              `protobuf:"bytes,7,opt,name=xforward,proto3" json:"xforward,omitempty"`    // absent if no XFORWARD was sent
+	Tls           *TLS                   `protobuf:"bytes,8,opt,name=tls,proto3" json:"tls,omitempty"`              // absent in the clear
+	Client        *Client                `protobuf:"bytes,9,opt,name=client,proto3" json:"client,omitempty"`        // absent if no proxy told of the client for the whole session
+	User          []byte                 `protobuf:"bytes,10,opt,name=user,proto3" json:"user,omitempty"`           // that the client has proved to be by AUTH; empty if it has not
+	Mechanism     string                 `protobuf:"bytes,11,opt,name=mechanism,proto3" json:"mechanism,omitempty"` // how: SCRAM-SHA-256, or XCLIENT if a proxy says so
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -643,6 +721,182 @@ func (x *Session) GetTls() *TLS {
 	return nil
 }
 
+func (x *Session) GetClient() *Client {
+	if x != nil {
+		return x.Client
+	}
+	return nil
+}
+
+func (x *Session) GetUser() []byte {
+	if x != nil {
+		return x.User
+	}
+	return nil
+}
+
+func (x *Session) GetMechanism() string {
+	if x != nil {
+		return x.Mechanism
+	}
+	return ""
+}
+
+// A Client is what a trusted proxy told of the client. Nothing of the client
+// is in peer then. Fields are empty where the proxy does not know.
+type Client struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`                              // PROXY or XCLIENT
+	Addr          string                 `protobuf:"bytes,2,opt,name=addr,proto3" json:"addr,omitempty"`                                  // 192.0.2.1:1234; port 0 is unknown
+	Local         string                 `protobuf:"bytes,3,opt,name=local,proto3" json:"local,omitempty"`                                // that the client connected to, like addr
+	Name          []byte                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`                                  // by XCLIENT: the verified name of the client,
+	ReverseName   []byte                 `protobuf:"bytes,5,opt,name=reverse_name,json=reverseName,proto3" json:"reverse_name,omitempty"` // the unverified one,
+	Helo          []byte                 `protobuf:"bytes,6,opt,name=helo,proto3" json:"helo,omitempty"`                                  // and what it said to the proxy
+	Protocol      []byte                 `protobuf:"bytes,7,opt,name=protocol,proto3" json:"protocol,omitempty"`                          // SMTP, ESMTP
+	Tlvs          []*TLV                 `protobuf:"bytes,8,rep,name=tlvs,proto3" json:"tlvs,omitempty"`                                  // by version 2 of PROXY
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Client) Reset() {
+	*x = Client{}
+	mi := &file_plugin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Client) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Client) ProtoMessage() {}
+
+func (x *Client) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Client.ProtoReflect.Descriptor instead.
+func (*Client) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Client) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Client) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
+func (x *Client) GetLocal() string {
+	if x != nil {
+		return x.Local
+	}
+	return ""
+}
+
+func (x *Client) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *Client) GetReverseName() []byte {
+	if x != nil {
+		return x.ReverseName
+	}
+	return nil
+}
+
+func (x *Client) GetHelo() []byte {
+	if x != nil {
+		return x.Helo
+	}
+	return nil
+}
+
+func (x *Client) GetProtocol() []byte {
+	if x != nil {
+		return x.Protocol
+	}
+	return nil
+}
+
+func (x *Client) GetTlvs() []*TLV {
+	if x != nil {
+		return x.Tlvs
+	}
+	return nil
+}
+
+// A TLV is an extension of version 2 of the PROXY protocol, section 2.2.
+type TLV struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Type          uint32                 `protobuf:"varint,1,opt,name=type,proto3" json:"type,omitempty"`
+	Value         []byte                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TLV) Reset() {
+	*x = TLV{}
+	mi := &file_plugin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TLV) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TLV) ProtoMessage() {}
+
+func (x *TLV) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TLV.ProtoReflect.Descriptor instead.
+func (*TLV) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *TLV) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *TLV) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
 type TLS struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Version           string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`                                              // TLS 1.3
@@ -656,7 +910,7 @@ type TLS struct {
 
 func (x *TLS) Reset() {
 	*x = TLS{}
-	mi := &file_plugin_proto_msgTypes[8]
+	mi := &file_plugin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -668,7 +922,7 @@ func (x *TLS) String() string {
 func (*TLS) ProtoMessage() {}
 
 func (x *TLS) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[8]
+	mi := &file_plugin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -681,7 +935,7 @@ func (x *TLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TLS.ProtoReflect.Descriptor instead.
 func (*TLS) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{8}
+	return file_plugin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *TLS) GetVersion() string {
@@ -731,7 +985,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_plugin_proto_msgTypes[9]
+	mi := &file_plugin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +997,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[9]
+	mi := &file_plugin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +1010,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{9}
+	return file_plugin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Peer) GetAddr() string {
@@ -796,14 +1050,14 @@ type XForward struct {
 	Helo          []byte                 `protobuf:"bytes,5,opt,name=helo,proto3" json:"helo,omitempty"`
 	Ident         []byte                 `protobuf:"bytes,6,opt,name=ident,proto3" json:"ident,omitempty"`
 	Source        []byte                 `protobuf:"bytes,7,opt,name=source,proto3" json:"source,omitempty"`
-	Forwarded     bool                   `protobuf:"varint,8,opt,name=forwarded,proto3" json:"forwarded,omitempty"` // the client is what stands here, and nothing of it is in peer
+	Forwarded     bool                   `protobuf:"varint,8,opt,name=forwarded,proto3" json:"forwarded,omitempty"` // the client is what stands here, and nothing of it is in client and peer
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *XForward) Reset() {
 	*x = XForward{}
-	mi := &file_plugin_proto_msgTypes[10]
+	mi := &file_plugin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -815,7 +1069,7 @@ func (x *XForward) String() string {
 func (*XForward) ProtoMessage() {}
 
 func (x *XForward) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[10]
+	mi := &file_plugin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -828,7 +1082,7 @@ func (x *XForward) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XForward.ProtoReflect.Descriptor instead.
 func (*XForward) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{10}
+	return file_plugin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *XForward) GetName() []byte {
@@ -907,7 +1161,7 @@ type ToGateway struct {
 
 func (x *ToGateway) Reset() {
 	*x = ToGateway{}
-	mi := &file_plugin_proto_msgTypes[11]
+	mi := &file_plugin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -919,7 +1173,7 @@ func (x *ToGateway) String() string {
 func (*ToGateway) ProtoMessage() {}
 
 func (x *ToGateway) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[11]
+	mi := &file_plugin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -932,7 +1186,7 @@ func (x *ToGateway) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToGateway.ProtoReflect.Descriptor instead.
 func (*ToGateway) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{11}
+	return file_plugin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ToGateway) GetStarted() []uint32 {
@@ -995,7 +1249,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_plugin_proto_msgTypes[12]
+	mi := &file_plugin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1261,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[12]
+	mi := &file_plugin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1274,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{12}
+	return file_plugin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Status) GetCode() uint32 {
@@ -1054,7 +1308,7 @@ type RecipientStatus struct {
 
 func (x *RecipientStatus) Reset() {
 	*x = RecipientStatus{}
-	mi := &file_plugin_proto_msgTypes[13]
+	mi := &file_plugin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1066,7 +1320,7 @@ func (x *RecipientStatus) String() string {
 func (*RecipientStatus) ProtoMessage() {}
 
 func (x *RecipientStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[13]
+	mi := &file_plugin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1079,7 +1333,7 @@ func (x *RecipientStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecipientStatus.ProtoReflect.Descriptor instead.
 func (*RecipientStatus) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{13}
+	return file_plugin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RecipientStatus) GetRecipient() uint32 {
@@ -1112,7 +1366,7 @@ type Returned struct {
 
 func (x *Returned) Reset() {
 	*x = Returned{}
-	mi := &file_plugin_proto_msgTypes[14]
+	mi := &file_plugin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1124,7 +1378,7 @@ func (x *Returned) String() string {
 func (*Returned) ProtoMessage() {}
 
 func (x *Returned) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[14]
+	mi := &file_plugin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1137,7 +1391,7 @@ func (x *Returned) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Returned.ProtoReflect.Descriptor instead.
 func (*Returned) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{14}
+	return file_plugin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Returned) GetResult() isReturned_Result {
@@ -1203,13 +1457,15 @@ type Edits struct {
 	Message       bool                   `protobuf:"varint,2,opt,name=message,proto3" json:"message,omitempty"` // take the message that was sent, first to last
 	Sender        []byte                 `protobuf:"bytes,3,opt,name=sender,proto3,oneof" json:"sender,omitempty"`
 	Redirects     []*Redirect            `protobuf:"bytes,4,rep,name=redirects,proto3" json:"redirects,omitempty"`
+	Added         []*Recipient           `protobuf:"bytes,5,rep,name=added,proto3" json:"added,omitempty"` // new ones, who take the rest of the route
+	Diversions    []*Diversion           `protobuf:"bytes,6,rep,name=diversions,proto3" json:"diversions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Edits) Reset() {
 	*x = Edits{}
-	mi := &file_plugin_proto_msgTypes[15]
+	mi := &file_plugin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1221,7 +1477,7 @@ func (x *Edits) String() string {
 func (*Edits) ProtoMessage() {}
 
 func (x *Edits) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[15]
+	mi := &file_plugin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1234,7 +1490,7 @@ func (x *Edits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Edits.ProtoReflect.Descriptor instead.
 func (*Edits) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{15}
+	return file_plugin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Edits) GetFields() []*FieldEdit {
@@ -1265,6 +1521,20 @@ func (x *Edits) GetRedirects() []*Redirect {
 	return nil
 }
 
+func (x *Edits) GetAdded() []*Recipient {
+	if x != nil {
+		return x.Added
+	}
+	return nil
+}
+
+func (x *Edits) GetDiversions() []*Diversion {
+	if x != nil {
+		return x.Diversions
+	}
+	return nil
+}
+
 type FieldEdit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Op            FieldEdit_Op           `protobuf:"varint,1,opt,name=op,proto3,enum=mailgw.plugin.v1.FieldEdit_Op" json:"op,omitempty"`
@@ -1276,7 +1546,7 @@ type FieldEdit struct {
 
 func (x *FieldEdit) Reset() {
 	*x = FieldEdit{}
-	mi := &file_plugin_proto_msgTypes[16]
+	mi := &file_plugin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +1558,7 @@ func (x *FieldEdit) String() string {
 func (*FieldEdit) ProtoMessage() {}
 
 func (x *FieldEdit) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[16]
+	mi := &file_plugin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +1571,7 @@ func (x *FieldEdit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldEdit.ProtoReflect.Descriptor instead.
 func (*FieldEdit) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{16}
+	return file_plugin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *FieldEdit) GetOp() FieldEdit_Op {
@@ -1335,7 +1605,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_plugin_proto_msgTypes[17]
+	mi := &file_plugin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1347,7 +1617,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[17]
+	mi := &file_plugin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1360,7 +1630,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{17}
+	return file_plugin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Redirect) GetRecipient() uint32 {
@@ -1377,6 +1647,601 @@ func (x *Redirect) GetAddresses() [][]byte {
 	return nil
 }
 
+// A Diversion sends a recipient by another route, once.
+type Diversion struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Recipient     uint32                 `protobuf:"varint,1,opt,name=recipient,proto3" json:"recipient,omitempty"` // index
+	Route         string                 `protobuf:"bytes,2,opt,name=route,proto3" json:"route,omitempty"`          // its name in [named_routes] of gateway.toml
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Diversion) Reset() {
+	*x = Diversion{}
+	mi := &file_plugin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Diversion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Diversion) ProtoMessage() {}
+
+func (x *Diversion) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Diversion.ProtoReflect.Descriptor instead.
+func (*Diversion) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Diversion) GetRecipient() uint32 {
+	if x != nil {
+		return x.Recipient
+	}
+	return 0
+}
+
+func (x *Diversion) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
+type Question struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Topic         Question_Topic         `protobuf:"varint,1,opt,name=topic,proto3,enum=mailgw.plugin.v1.Question_Topic" json:"topic,omitempty"`
+	Session       *Session               `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	Envelope      *Envelope              `protobuf:"bytes,3,opt,name=envelope,proto3" json:"envelope,omitempty"`       // SENDER, RECIPIENT
+	Recipient     *Recipient             `protobuf:"bytes,4,opt,name=recipient,proto3" json:"recipient,omitempty"`     // RECIPIENT
+	Credentials   *Credentials           `protobuf:"bytes,5,opt,name=credentials,proto3" json:"credentials,omitempty"` // LOGIN; they must not be in any log
+	Text          []byte                 `protobuf:"bytes,6,opt,name=text,proto3" json:"text,omitempty"`               // VERIFIER, USER, LIST
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Question) Reset() {
+	*x = Question{}
+	mi := &file_plugin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Question) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Question) ProtoMessage() {}
+
+func (x *Question) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Question.ProtoReflect.Descriptor instead.
+func (*Question) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Question) GetTopic() Question_Topic {
+	if x != nil {
+		return x.Topic
+	}
+	return Question_NOTHING
+}
+
+func (x *Question) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *Question) GetEnvelope() *Envelope {
+	if x != nil {
+		return x.Envelope
+	}
+	return nil
+}
+
+func (x *Question) GetRecipient() *Recipient {
+	if x != nil {
+		return x.Recipient
+	}
+	return nil
+}
+
+func (x *Question) GetCredentials() *Credentials {
+	if x != nil {
+		return x.Credentials
+	}
+	return nil
+}
+
+func (x *Question) GetText() []byte {
+	if x != nil {
+		return x.Text
+	}
+	return nil
+}
+
+// An Envelope is what MAIL and RCPT said so far.
+type Envelope struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sender        []byte                 `protobuf:"bytes,1,opt,name=sender,proto3" json:"sender,omitempty"`         // empty for the null reverse-path
+	Params        [][]byte               `protobuf:"bytes,2,rep,name=params,proto3" json:"params,omitempty"`         // of MAIL
+	Recipients    []*Recipient           `protobuf:"bytes,3,rep,name=recipients,proto3" json:"recipients,omitempty"` // those that were accepted before
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Envelope) Reset() {
+	*x = Envelope{}
+	mi := &file_plugin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Envelope) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Envelope) ProtoMessage() {}
+
+func (x *Envelope) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Envelope.ProtoReflect.Descriptor instead.
+func (*Envelope) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Envelope) GetSender() []byte {
+	if x != nil {
+		return x.Sender
+	}
+	return nil
+}
+
+func (x *Envelope) GetParams() [][]byte {
+	if x != nil {
+		return x.Params
+	}
+	return nil
+}
+
+func (x *Envelope) GetRecipients() []*Recipient {
+	if x != nil {
+		return x.Recipients
+	}
+	return nil
+}
+
+type Credentials struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mechanism     string                 `protobuf:"bytes,1,opt,name=mechanism,proto3" json:"mechanism,omitempty"` // PLAIN, LOGIN, EXTERNAL
+	Identity      []byte                 `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"`   // whom the client wants to act as, if that is not user; often empty
+	User          []byte                 `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`           // empty with EXTERNAL: the client's certificate is in the session's tls
+	Password      []byte                 `protobuf:"bytes,4,opt,name=password,proto3" json:"password,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Credentials) Reset() {
+	*x = Credentials{}
+	mi := &file_plugin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Credentials) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Credentials) ProtoMessage() {}
+
+func (x *Credentials) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Credentials.ProtoReflect.Descriptor instead.
+func (*Credentials) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Credentials) GetMechanism() string {
+	if x != nil {
+		return x.Mechanism
+	}
+	return ""
+}
+
+func (x *Credentials) GetIdentity() []byte {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
+}
+
+func (x *Credentials) GetUser() []byte {
+	if x != nil {
+		return x.User
+	}
+	return nil
+}
+
+func (x *Credentials) GetPassword() []byte {
+	if x != nil {
+		return x.Password
+	}
+	return nil
+}
+
+// An Answer without a result is no opinion.
+type Answer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Result:
+	//
+	//	*Answer_Failure
+	//	*Answer_Status
+	//	*Answer_Opinion
+	//	*Answer_User
+	//	*Answer_Verifier
+	//	*Answer_Members
+	Result        isAnswer_Result `protobuf_oneof:"result"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Answer) Reset() {
+	*x = Answer{}
+	mi := &file_plugin_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Answer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Answer) ProtoMessage() {}
+
+func (x *Answer) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Answer.ProtoReflect.Descriptor instead.
+func (*Answer) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Answer) GetResult() isAnswer_Result {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+func (x *Answer) GetFailure() string {
+	if x != nil {
+		if x, ok := x.Result.(*Answer_Failure); ok {
+			return x.Failure
+		}
+	}
+	return ""
+}
+
+func (x *Answer) GetStatus() *Status {
+	if x != nil {
+		if x, ok := x.Result.(*Answer_Status); ok {
+			return x.Status
+		}
+	}
+	return nil
+}
+
+func (x *Answer) GetOpinion() *Opinion {
+	if x != nil {
+		if x, ok := x.Result.(*Answer_Opinion); ok {
+			return x.Opinion
+		}
+	}
+	return nil
+}
+
+func (x *Answer) GetUser() []byte {
+	if x != nil {
+		if x, ok := x.Result.(*Answer_User); ok {
+			return x.User
+		}
+	}
+	return nil
+}
+
+func (x *Answer) GetVerifier() *Verifier {
+	if x != nil {
+		if x, ok := x.Result.(*Answer_Verifier); ok {
+			return x.Verifier
+		}
+	}
+	return nil
+}
+
+func (x *Answer) GetMembers() *Members {
+	if x != nil {
+		if x, ok := x.Result.(*Answer_Members); ok {
+			return x.Members
+		}
+	}
+	return nil
+}
+
+type isAnswer_Result interface {
+	isAnswer_Result()
+}
+
+type Answer_Failure struct {
+	Failure string `protobuf:"bytes,1,opt,name=failure,proto3,oneof"` // the plugin cannot answer; the text is for the log and never for clients
+}
+
+type Answer_Status struct {
+	Status *Status `protobuf:"bytes,2,opt,name=status,proto3,oneof"` // an opinion about anything, in the form of an error: 535 5.7.8 refuses credentials
+}
+
+type Answer_Opinion struct {
+	Opinion *Opinion `protobuf:"bytes,3,opt,name=opinion,proto3,oneof"` // CONNECTION, HELO, SENDER, RECIPIENT, USER
+}
+
+type Answer_User struct {
+	User []byte `protobuf:"bytes,4,opt,name=user,proto3,oneof"` // LOGIN: who the client is; not empty, at most 8 KiB
+}
+
+type Answer_Verifier struct {
+	Verifier *Verifier `protobuf:"bytes,5,opt,name=verifier,proto3,oneof"` // VERIFIER
+}
+
+type Answer_Members struct {
+	Members *Members `protobuf:"bytes,6,opt,name=members,proto3,oneof"` // LIST
+}
+
+func (*Answer_Failure) isAnswer_Result() {}
+
+func (*Answer_Status) isAnswer_Result() {}
+
+func (*Answer_Opinion) isAnswer_Result() {}
+
+func (*Answer_User) isAnswer_Result() {}
+
+func (*Answer_Verifier) isAnswer_Result() {}
+
+func (*Answer_Members) isAnswer_Result() {}
+
+// An Opinion with a 2yz accepts, and nobody else is asked; with a 4yz or 5yz
+// it refuses.
+type Opinion struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Status *Status                `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"` // absent: no opinion
+	// About a RECIPIENT: for how many milliseconds the gateway may answer the
+	// same without asking again, whoever the client and the sender are. 0 is not
+	// at all. It is not negative, and at most 9223372036854.
+	Valid int64 `protobuf:"varint,2,opt,name=valid,proto3" json:"valid,omitempty"`
+	// For which recipients that is: a pattern as in the routes of gateway.toml,
+	// of at most 8 KiB. Empty is the recipient's own address.
+	Key           []byte `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Opinion) Reset() {
+	*x = Opinion{}
+	mi := &file_plugin_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Opinion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Opinion) ProtoMessage() {}
+
+func (x *Opinion) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Opinion.ProtoReflect.Descriptor instead.
+func (*Opinion) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Opinion) GetStatus() *Status {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+func (x *Opinion) GetValid() int64 {
+	if x != nil {
+		return x.Valid
+	}
+	return 0
+}
+
+func (x *Opinion) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+// A Verifier is what is kept of a password for SCRAM-SHA-256 (RFC 5802,
+// section 3; RFC 7677). For a user who does not exist it should be one that
+// fits no password, and the same one each time.
+type Verifier struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Salt          []byte                 `protobuf:"bytes,1,opt,name=salt,proto3" json:"salt,omitempty"`                            // not empty, at most 8 KiB
+	Iterations    int64                  `protobuf:"varint,2,opt,name=iterations,proto3" json:"iterations,omitempty"`               // positive, below 2^31
+	StoredKey     []byte                 `protobuf:"bytes,3,opt,name=stored_key,json=storedKey,proto3" json:"stored_key,omitempty"` // 32 octets
+	ServerKey     []byte                 `protobuf:"bytes,4,opt,name=server_key,json=serverKey,proto3" json:"server_key,omitempty"` // 32 octets
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Verifier) Reset() {
+	*x = Verifier{}
+	mi := &file_plugin_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Verifier) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Verifier) ProtoMessage() {}
+
+func (x *Verifier) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Verifier.ProtoReflect.Descriptor instead.
+func (*Verifier) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Verifier) GetSalt() []byte {
+	if x != nil {
+		return x.Salt
+	}
+	return nil
+}
+
+func (x *Verifier) GetIterations() int64 {
+	if x != nil {
+		return x.Iterations
+	}
+	return 0
+}
+
+func (x *Verifier) GetStoredKey() []byte {
+	if x != nil {
+		return x.StoredKey
+	}
+	return nil
+}
+
+func (x *Verifier) GetServerKey() []byte {
+	if x != nil {
+		return x.ServerKey
+	}
+	return nil
+}
+
+type Members struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Members       [][]byte               `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"` // <user@example.org>, or Name <user@example.org>
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Members) Reset() {
+	*x = Members{}
+	mi := &file_plugin_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Members) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Members) ProtoMessage() {}
+
+func (x *Members) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Members.ProtoReflect.Descriptor instead.
+func (*Members) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Members) GetMembers() [][]byte {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
 var File_plugin_proto protoreflect.FileDescriptor
 
 const file_plugin_proto_rawDesc = "" +
@@ -1385,13 +2250,14 @@ const file_plugin_proto_rawDesc = "" +
 	"\x10ConfigureRequest\x12#\n" +
 	"\rsettings_json\x18\x01 \x01(\tR\fsettingsJson\x12'\n" +
 	"\x0fgateway_version\x18\x02 \x01(\tR\x0egatewayVersion\x12\x1b\n" +
-	"\tlog_level\x18\x03 \x01(\tR\blogLevel\"\xd7\x01\n" +
+	"\tlog_level\x18\x03 \x01(\tR\blogLevel\"\x93\x02\n" +
 	"\x11ConfigureResponse\x12/\n" +
 	"\x06faults\x18\x01 \x03(\v2\x17.mailgw.plugin.v1.FaultR\x06faults\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12B\n" +
 	"\fcapabilities\x18\x03 \x01(\v2\x1e.mailgw.plugin.v1.CapabilitiesR\fcapabilities\x12\x1a\n" +
 	"\bfeatures\x18\x04 \x03(\tR\bfeatures\x12\x1b\n" +
-	"\tmax_chunk\x18\x05 \x01(\rR\bmaxChunk\"-\n" +
+	"\tmax_chunk\x18\x05 \x01(\rR\bmaxChunk\x12:\n" +
+	"\aanswers\x18\x06 \x03(\x0e2 .mailgw.plugin.v1.Question.TopicR\aanswers\"-\n" +
 	"\x05Fault\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\" \n" +
@@ -1412,7 +2278,7 @@ const file_plugin_proto_rawDesc = "" +
 	"\x04size\x18\x06 \x01(\x03R\x04size\"=\n" +
 	"\tRecipient\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x16\n" +
-	"\x06params\x18\x02 \x03(\fR\x06params\"\x88\x02\n" +
+	"\x06params\x18\x02 \x03(\fR\x06params\"\xec\x02\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\blistener\x18\x02 \x01(\tR\blistener\x12\x1a\n" +
@@ -1421,7 +2287,23 @@ const file_plugin_proto_rawDesc = "" +
 	"\x05local\x18\x05 \x01(\tR\x05local\x12\x12\n" +
 	"\x04helo\x18\x06 \x01(\fR\x04helo\x126\n" +
 	"\bxforward\x18\a \x01(\v2\x1a.mailgw.plugin.v1.XForwardR\bxforward\x12'\n" +
-	"\x03tls\x18\b \x01(\v2\x15.mailgw.plugin.v1.TLSR\x03tls\"\xa8\x01\n" +
+	"\x03tls\x18\b \x01(\v2\x15.mailgw.plugin.v1.TLSR\x03tls\x120\n" +
+	"\x06client\x18\t \x01(\v2\x18.mailgw.plugin.v1.ClientR\x06client\x12\x12\n" +
+	"\x04user\x18\n" +
+	" \x01(\fR\x04user\x12\x1c\n" +
+	"\tmechanism\x18\v \x01(\tR\tmechanism\"\xdc\x01\n" +
+	"\x06Client\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x12\n" +
+	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x14\n" +
+	"\x05local\x18\x03 \x01(\tR\x05local\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\fR\x04name\x12!\n" +
+	"\freverse_name\x18\x05 \x01(\fR\vreverseName\x12\x12\n" +
+	"\x04helo\x18\x06 \x01(\fR\x04helo\x12\x1a\n" +
+	"\bprotocol\x18\a \x01(\fR\bprotocol\x12)\n" +
+	"\x04tlvs\x18\b \x03(\v2\x15.mailgw.plugin.v1.TLVR\x04tlvs\"/\n" +
+	"\x03TLV\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\rR\x04type\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"\xa8\x01\n" +
 	"\x03TLS\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
 	"\x06cipher\x18\x02 \x01(\tR\x06cipher\x12\x1f\n" +
@@ -1463,12 +2345,16 @@ const file_plugin_proto_rawDesc = "" +
 	"\afailure\x18\x01 \x01(\tH\x00R\afailure\x122\n" +
 	"\x06status\x18\x02 \x01(\v2\x18.mailgw.plugin.v1.StatusH\x00R\x06status\x12/\n" +
 	"\x05edits\x18\x03 \x01(\v2\x17.mailgw.plugin.v1.EditsH\x00R\x05editsB\b\n" +
-	"\x06result\"\xb8\x01\n" +
+	"\x06result\"\xa8\x02\n" +
 	"\x05Edits\x123\n" +
 	"\x06fields\x18\x01 \x03(\v2\x1b.mailgw.plugin.v1.FieldEditR\x06fields\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\bR\amessage\x12\x1b\n" +
 	"\x06sender\x18\x03 \x01(\fH\x00R\x06sender\x88\x01\x01\x128\n" +
-	"\tredirects\x18\x04 \x03(\v2\x1a.mailgw.plugin.v1.RedirectR\tredirectsB\t\n" +
+	"\tredirects\x18\x04 \x03(\v2\x1a.mailgw.plugin.v1.RedirectR\tredirects\x121\n" +
+	"\x05added\x18\x05 \x03(\v2\x1b.mailgw.plugin.v1.RecipientR\x05added\x12;\n" +
+	"\n" +
+	"diversions\x18\x06 \x03(\v2\x1b.mailgw.plugin.v1.DiversionR\n" +
+	"diversionsB\t\n" +
 	"\a_sender\"\x89\x01\n" +
 	"\tFieldEdit\x12.\n" +
 	"\x02op\x18\x01 \x01(\x0e2\x1e.mailgw.plugin.v1.FieldEdit.OpR\x02op\x12\x0e\n" +
@@ -1481,10 +2367,67 @@ const file_plugin_proto_rawDesc = "" +
 	"\x06REMOVE\x10\x02\"F\n" +
 	"\bRedirect\x12\x1c\n" +
 	"\trecipient\x18\x01 \x01(\rR\trecipient\x12\x1c\n" +
-	"\taddresses\x18\x02 \x03(\fR\taddresses2\xa6\x01\n" +
+	"\taddresses\x18\x02 \x03(\fR\taddresses\"?\n" +
+	"\tDiversion\x12\x1c\n" +
+	"\trecipient\x18\x01 \x01(\rR\trecipient\x12\x14\n" +
+	"\x05route\x18\x02 \x01(\tR\x05route\"\xb7\x03\n" +
+	"\bQuestion\x126\n" +
+	"\x05topic\x18\x01 \x01(\x0e2 .mailgw.plugin.v1.Question.TopicR\x05topic\x123\n" +
+	"\asession\x18\x02 \x01(\v2\x19.mailgw.plugin.v1.SessionR\asession\x126\n" +
+	"\benvelope\x18\x03 \x01(\v2\x1a.mailgw.plugin.v1.EnvelopeR\benvelope\x129\n" +
+	"\trecipient\x18\x04 \x01(\v2\x1b.mailgw.plugin.v1.RecipientR\trecipient\x12?\n" +
+	"\vcredentials\x18\x05 \x01(\v2\x1d.mailgw.plugin.v1.CredentialsR\vcredentials\x12\x12\n" +
+	"\x04text\x18\x06 \x01(\fR\x04text\"v\n" +
+	"\x05Topic\x12\v\n" +
+	"\aNOTHING\x10\x00\x12\x0e\n" +
+	"\n" +
+	"CONNECTION\x10\x01\x12\b\n" +
+	"\x04HELO\x10\x02\x12\n" +
+	"\n" +
+	"\x06SENDER\x10\x03\x12\r\n" +
+	"\tRECIPIENT\x10\x04\x12\t\n" +
+	"\x05LOGIN\x10\x05\x12\f\n" +
+	"\bVERIFIER\x10\x06\x12\b\n" +
+	"\x04USER\x10\a\x12\b\n" +
+	"\x04LIST\x10\b\"w\n" +
+	"\bEnvelope\x12\x16\n" +
+	"\x06sender\x18\x01 \x01(\fR\x06sender\x12\x16\n" +
+	"\x06params\x18\x02 \x03(\fR\x06params\x12;\n" +
+	"\n" +
+	"recipients\x18\x03 \x03(\v2\x1b.mailgw.plugin.v1.RecipientR\n" +
+	"recipients\"w\n" +
+	"\vCredentials\x12\x1c\n" +
+	"\tmechanism\x18\x01 \x01(\tR\tmechanism\x12\x1a\n" +
+	"\bidentity\x18\x02 \x01(\fR\bidentity\x12\x12\n" +
+	"\x04user\x18\x03 \x01(\fR\x04user\x12\x1a\n" +
+	"\bpassword\x18\x04 \x01(\fR\bpassword\"\xa0\x02\n" +
+	"\x06Answer\x12\x1a\n" +
+	"\afailure\x18\x01 \x01(\tH\x00R\afailure\x122\n" +
+	"\x06status\x18\x02 \x01(\v2\x18.mailgw.plugin.v1.StatusH\x00R\x06status\x125\n" +
+	"\aopinion\x18\x03 \x01(\v2\x19.mailgw.plugin.v1.OpinionH\x00R\aopinion\x12\x14\n" +
+	"\x04user\x18\x04 \x01(\fH\x00R\x04user\x128\n" +
+	"\bverifier\x18\x05 \x01(\v2\x1a.mailgw.plugin.v1.VerifierH\x00R\bverifier\x125\n" +
+	"\amembers\x18\x06 \x01(\v2\x19.mailgw.plugin.v1.MembersH\x00R\amembersB\b\n" +
+	"\x06result\"c\n" +
+	"\aOpinion\x120\n" +
+	"\x06status\x18\x01 \x01(\v2\x18.mailgw.plugin.v1.StatusR\x06status\x12\x14\n" +
+	"\x05valid\x18\x02 \x01(\x03R\x05valid\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\fR\x03key\"|\n" +
+	"\bVerifier\x12\x12\n" +
+	"\x04salt\x18\x01 \x01(\fR\x04salt\x12\x1e\n" +
+	"\n" +
+	"iterations\x18\x02 \x01(\x03R\n" +
+	"iterations\x12\x1d\n" +
+	"\n" +
+	"stored_key\x18\x03 \x01(\fR\tstoredKey\x12\x1d\n" +
+	"\n" +
+	"server_key\x18\x04 \x01(\fR\tserverKey\"#\n" +
+	"\aMembers\x12\x18\n" +
+	"\amembers\x18\x01 \x03(\fR\amembers2\xe3\x01\n" +
 	"\x06Plugin\x12T\n" +
 	"\tConfigure\x12\".mailgw.plugin.v1.ConfigureRequest\x1a#.mailgw.plugin.v1.ConfigureResponse\x12F\n" +
-	"\aDeliver\x12\x1a.mailgw.plugin.v1.ToPlugin\x1a\x1b.mailgw.plugin.v1.ToGateway(\x010\x01B.Z,github.com/mailgw/mailgw/plugins/internal/pbb\x06proto3"
+	"\aDeliver\x12\x1a.mailgw.plugin.v1.ToPlugin\x1a\x1b.mailgw.plugin.v1.ToGateway(\x010\x01\x12;\n" +
+	"\x03Ask\x12\x1a.mailgw.plugin.v1.Question\x1a\x18.mailgw.plugin.v1.AnswerB.Z,github.com/mailgw/mailgw/plugins/internal/pbb\x06proto3"
 
 var (
 	file_plugin_proto_rawDescOnce sync.Once
@@ -1498,56 +2441,85 @@ func file_plugin_proto_rawDescGZIP() []byte {
 	return file_plugin_proto_rawDescData
 }
 
-var file_plugin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_plugin_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_plugin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_plugin_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_plugin_proto_goTypes = []any{
 	(FieldEdit_Op)(0),         // 0: mailgw.plugin.v1.FieldEdit.Op
-	(*ConfigureRequest)(nil),  // 1: mailgw.plugin.v1.ConfigureRequest
-	(*ConfigureResponse)(nil), // 2: mailgw.plugin.v1.ConfigureResponse
-	(*Fault)(nil),             // 3: mailgw.plugin.v1.Fault
-	(*Capabilities)(nil),      // 4: mailgw.plugin.v1.Capabilities
-	(*ToPlugin)(nil),          // 5: mailgw.plugin.v1.ToPlugin
-	(*Transaction)(nil),       // 6: mailgw.plugin.v1.Transaction
-	(*Recipient)(nil),         // 7: mailgw.plugin.v1.Recipient
-	(*Session)(nil),           // 8: mailgw.plugin.v1.Session
-	(*TLS)(nil),               // 9: mailgw.plugin.v1.TLS
-	(*Peer)(nil),              // 10: mailgw.plugin.v1.Peer
-	(*XForward)(nil),          // 11: mailgw.plugin.v1.XForward
-	(*ToGateway)(nil),         // 12: mailgw.plugin.v1.ToGateway
-	(*Status)(nil),            // 13: mailgw.plugin.v1.Status
-	(*RecipientStatus)(nil),   // 14: mailgw.plugin.v1.RecipientStatus
-	(*Returned)(nil),          // 15: mailgw.plugin.v1.Returned
-	(*Edits)(nil),             // 16: mailgw.plugin.v1.Edits
-	(*FieldEdit)(nil),         // 17: mailgw.plugin.v1.FieldEdit
-	(*Redirect)(nil),          // 18: mailgw.plugin.v1.Redirect
+	(Question_Topic)(0),       // 1: mailgw.plugin.v1.Question.Topic
+	(*ConfigureRequest)(nil),  // 2: mailgw.plugin.v1.ConfigureRequest
+	(*ConfigureResponse)(nil), // 3: mailgw.plugin.v1.ConfigureResponse
+	(*Fault)(nil),             // 4: mailgw.plugin.v1.Fault
+	(*Capabilities)(nil),      // 5: mailgw.plugin.v1.Capabilities
+	(*ToPlugin)(nil),          // 6: mailgw.plugin.v1.ToPlugin
+	(*Transaction)(nil),       // 7: mailgw.plugin.v1.Transaction
+	(*Recipient)(nil),         // 8: mailgw.plugin.v1.Recipient
+	(*Session)(nil),           // 9: mailgw.plugin.v1.Session
+	(*Client)(nil),            // 10: mailgw.plugin.v1.Client
+	(*TLV)(nil),               // 11: mailgw.plugin.v1.TLV
+	(*TLS)(nil),               // 12: mailgw.plugin.v1.TLS
+	(*Peer)(nil),              // 13: mailgw.plugin.v1.Peer
+	(*XForward)(nil),          // 14: mailgw.plugin.v1.XForward
+	(*ToGateway)(nil),         // 15: mailgw.plugin.v1.ToGateway
+	(*Status)(nil),            // 16: mailgw.plugin.v1.Status
+	(*RecipientStatus)(nil),   // 17: mailgw.plugin.v1.RecipientStatus
+	(*Returned)(nil),          // 18: mailgw.plugin.v1.Returned
+	(*Edits)(nil),             // 19: mailgw.plugin.v1.Edits
+	(*FieldEdit)(nil),         // 20: mailgw.plugin.v1.FieldEdit
+	(*Redirect)(nil),          // 21: mailgw.plugin.v1.Redirect
+	(*Diversion)(nil),         // 22: mailgw.plugin.v1.Diversion
+	(*Question)(nil),          // 23: mailgw.plugin.v1.Question
+	(*Envelope)(nil),          // 24: mailgw.plugin.v1.Envelope
+	(*Credentials)(nil),       // 25: mailgw.plugin.v1.Credentials
+	(*Answer)(nil),            // 26: mailgw.plugin.v1.Answer
+	(*Opinion)(nil),           // 27: mailgw.plugin.v1.Opinion
+	(*Verifier)(nil),          // 28: mailgw.plugin.v1.Verifier
+	(*Members)(nil),           // 29: mailgw.plugin.v1.Members
 }
 var file_plugin_proto_depIdxs = []int32{
-	3,  // 0: mailgw.plugin.v1.ConfigureResponse.faults:type_name -> mailgw.plugin.v1.Fault
-	4,  // 1: mailgw.plugin.v1.ConfigureResponse.capabilities:type_name -> mailgw.plugin.v1.Capabilities
-	6,  // 2: mailgw.plugin.v1.ToPlugin.transaction:type_name -> mailgw.plugin.v1.Transaction
-	8,  // 3: mailgw.plugin.v1.Transaction.session:type_name -> mailgw.plugin.v1.Session
-	7,  // 4: mailgw.plugin.v1.Transaction.recipients:type_name -> mailgw.plugin.v1.Recipient
-	10, // 5: mailgw.plugin.v1.Session.peer:type_name -> mailgw.plugin.v1.Peer
-	11, // 6: mailgw.plugin.v1.Session.xforward:type_name -> mailgw.plugin.v1.XForward
-	9,  // 7: mailgw.plugin.v1.Session.tls:type_name -> mailgw.plugin.v1.TLS
-	14, // 8: mailgw.plugin.v1.ToGateway.statuses:type_name -> mailgw.plugin.v1.RecipientStatus
-	13, // 9: mailgw.plugin.v1.ToGateway.smtp_response:type_name -> mailgw.plugin.v1.Status
-	15, // 10: mailgw.plugin.v1.ToGateway.returned:type_name -> mailgw.plugin.v1.Returned
-	13, // 11: mailgw.plugin.v1.RecipientStatus.status:type_name -> mailgw.plugin.v1.Status
-	13, // 12: mailgw.plugin.v1.Returned.status:type_name -> mailgw.plugin.v1.Status
-	16, // 13: mailgw.plugin.v1.Returned.edits:type_name -> mailgw.plugin.v1.Edits
-	17, // 14: mailgw.plugin.v1.Edits.fields:type_name -> mailgw.plugin.v1.FieldEdit
-	18, // 15: mailgw.plugin.v1.Edits.redirects:type_name -> mailgw.plugin.v1.Redirect
-	0,  // 16: mailgw.plugin.v1.FieldEdit.op:type_name -> mailgw.plugin.v1.FieldEdit.Op
-	1,  // 17: mailgw.plugin.v1.Plugin.Configure:input_type -> mailgw.plugin.v1.ConfigureRequest
-	5,  // 18: mailgw.plugin.v1.Plugin.Deliver:input_type -> mailgw.plugin.v1.ToPlugin
-	2,  // 19: mailgw.plugin.v1.Plugin.Configure:output_type -> mailgw.plugin.v1.ConfigureResponse
-	12, // 20: mailgw.plugin.v1.Plugin.Deliver:output_type -> mailgw.plugin.v1.ToGateway
-	19, // [19:21] is the sub-list for method output_type
-	17, // [17:19] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	4,  // 0: mailgw.plugin.v1.ConfigureResponse.faults:type_name -> mailgw.plugin.v1.Fault
+	5,  // 1: mailgw.plugin.v1.ConfigureResponse.capabilities:type_name -> mailgw.plugin.v1.Capabilities
+	1,  // 2: mailgw.plugin.v1.ConfigureResponse.answers:type_name -> mailgw.plugin.v1.Question.Topic
+	7,  // 3: mailgw.plugin.v1.ToPlugin.transaction:type_name -> mailgw.plugin.v1.Transaction
+	9,  // 4: mailgw.plugin.v1.Transaction.session:type_name -> mailgw.plugin.v1.Session
+	8,  // 5: mailgw.plugin.v1.Transaction.recipients:type_name -> mailgw.plugin.v1.Recipient
+	13, // 6: mailgw.plugin.v1.Session.peer:type_name -> mailgw.plugin.v1.Peer
+	14, // 7: mailgw.plugin.v1.Session.xforward:type_name -> mailgw.plugin.v1.XForward
+	12, // 8: mailgw.plugin.v1.Session.tls:type_name -> mailgw.plugin.v1.TLS
+	10, // 9: mailgw.plugin.v1.Session.client:type_name -> mailgw.plugin.v1.Client
+	11, // 10: mailgw.plugin.v1.Client.tlvs:type_name -> mailgw.plugin.v1.TLV
+	17, // 11: mailgw.plugin.v1.ToGateway.statuses:type_name -> mailgw.plugin.v1.RecipientStatus
+	16, // 12: mailgw.plugin.v1.ToGateway.smtp_response:type_name -> mailgw.plugin.v1.Status
+	18, // 13: mailgw.plugin.v1.ToGateway.returned:type_name -> mailgw.plugin.v1.Returned
+	16, // 14: mailgw.plugin.v1.RecipientStatus.status:type_name -> mailgw.plugin.v1.Status
+	16, // 15: mailgw.plugin.v1.Returned.status:type_name -> mailgw.plugin.v1.Status
+	19, // 16: mailgw.plugin.v1.Returned.edits:type_name -> mailgw.plugin.v1.Edits
+	20, // 17: mailgw.plugin.v1.Edits.fields:type_name -> mailgw.plugin.v1.FieldEdit
+	21, // 18: mailgw.plugin.v1.Edits.redirects:type_name -> mailgw.plugin.v1.Redirect
+	8,  // 19: mailgw.plugin.v1.Edits.added:type_name -> mailgw.plugin.v1.Recipient
+	22, // 20: mailgw.plugin.v1.Edits.diversions:type_name -> mailgw.plugin.v1.Diversion
+	0,  // 21: mailgw.plugin.v1.FieldEdit.op:type_name -> mailgw.plugin.v1.FieldEdit.Op
+	1,  // 22: mailgw.plugin.v1.Question.topic:type_name -> mailgw.plugin.v1.Question.Topic
+	9,  // 23: mailgw.plugin.v1.Question.session:type_name -> mailgw.plugin.v1.Session
+	24, // 24: mailgw.plugin.v1.Question.envelope:type_name -> mailgw.plugin.v1.Envelope
+	8,  // 25: mailgw.plugin.v1.Question.recipient:type_name -> mailgw.plugin.v1.Recipient
+	25, // 26: mailgw.plugin.v1.Question.credentials:type_name -> mailgw.plugin.v1.Credentials
+	8,  // 27: mailgw.plugin.v1.Envelope.recipients:type_name -> mailgw.plugin.v1.Recipient
+	16, // 28: mailgw.plugin.v1.Answer.status:type_name -> mailgw.plugin.v1.Status
+	27, // 29: mailgw.plugin.v1.Answer.opinion:type_name -> mailgw.plugin.v1.Opinion
+	28, // 30: mailgw.plugin.v1.Answer.verifier:type_name -> mailgw.plugin.v1.Verifier
+	29, // 31: mailgw.plugin.v1.Answer.members:type_name -> mailgw.plugin.v1.Members
+	16, // 32: mailgw.plugin.v1.Opinion.status:type_name -> mailgw.plugin.v1.Status
+	2,  // 33: mailgw.plugin.v1.Plugin.Configure:input_type -> mailgw.plugin.v1.ConfigureRequest
+	6,  // 34: mailgw.plugin.v1.Plugin.Deliver:input_type -> mailgw.plugin.v1.ToPlugin
+	23, // 35: mailgw.plugin.v1.Plugin.Ask:input_type -> mailgw.plugin.v1.Question
+	3,  // 36: mailgw.plugin.v1.Plugin.Configure:output_type -> mailgw.plugin.v1.ConfigureResponse
+	15, // 37: mailgw.plugin.v1.Plugin.Deliver:output_type -> mailgw.plugin.v1.ToGateway
+	26, // 38: mailgw.plugin.v1.Plugin.Ask:output_type -> mailgw.plugin.v1.Answer
+	36, // [36:39] is the sub-list for method output_type
+	33, // [33:36] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_plugin_proto_init() }
@@ -1555,19 +2527,27 @@ func file_plugin_proto_init() {
 	if File_plugin_proto != nil {
 		return
 	}
-	file_plugin_proto_msgTypes[14].OneofWrappers = []any{
+	file_plugin_proto_msgTypes[16].OneofWrappers = []any{
 		(*Returned_Failure)(nil),
 		(*Returned_Status)(nil),
 		(*Returned_Edits)(nil),
 	}
-	file_plugin_proto_msgTypes[15].OneofWrappers = []any{}
+	file_plugin_proto_msgTypes[17].OneofWrappers = []any{}
+	file_plugin_proto_msgTypes[24].OneofWrappers = []any{
+		(*Answer_Failure)(nil),
+		(*Answer_Status)(nil),
+		(*Answer_Opinion)(nil),
+		(*Answer_User)(nil),
+		(*Answer_Verifier)(nil),
+		(*Answer_Members)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plugin_proto_rawDesc), len(file_plugin_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   18,
+			NumEnums:      2,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

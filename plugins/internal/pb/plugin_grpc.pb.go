@@ -34,7 +34,7 @@
 // A message to the gateway has at most 256 KiB, and at most 4096 parts: the
 // messages within it and the elements of its lists, at all depths, where an
 // element of started counts for each of its octets. A larger one ends the
-// call. Texts are cut to 8 KiB.
+// call, or the question. Texts are cut to 8 KiB.
 //
 // Fields of type bytes may be anything that mail may contain. Fields of type
 // string are UTF-8.
@@ -62,6 +62,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Plugin_Configure_FullMethodName = "/mailgw.plugin.v1.Plugin/Configure"
 	Plugin_Deliver_FullMethodName   = "/mailgw.plugin.v1.Plugin/Deliver"
+	Plugin_Ask_FullMethodName       = "/mailgw.plugin.v1.Plugin/Ask"
 )
 
 // PluginClient is the client API for Plugin service.
@@ -87,6 +88,24 @@ type PluginClient interface {
 	// and one for a recipient that does not exist; more than 10 of these end
 	// the call.
 	Deliver(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ToPlugin, ToGateway], error)
+	// Ask asks for an opinion before there is a message, while the client waits
+	// for the reply to its command. Only a plugin that announces topics in its
+	// answer to Configure is asked, and only about these; one that announces
+	// none need not have this method.
+	//
+	// The deadline of the call is that of the question. Calls run at the same
+	// time, and beside transactions. No transaction has begun yet, so a record
+	// that is logged has no "tx"; "session" should be the ID of the session.
+	//
+	// The opinion of the first backend that has one decides. An empty Answer is
+	// no opinion: the next backend is asked, and after the last one the gateway
+	// goes on by its own rules. A failure, an error of the call, an answer that
+	// breaks the protocol and the passing of the deadline are no opinion, but a
+	// failure to answer: the client gets a 4yz, and nobody else is asked.
+	//
+	// If the plugin ends while it is asked, its successor is asked once more. An
+	// answer should change nothing.
+	Ask(ctx context.Context, in *Question, opts ...grpc.CallOption) (*Answer, error)
 }
 
 type pluginClient struct {
@@ -120,6 +139,16 @@ func (c *pluginClient) Deliver(ctx context.Context, opts ...grpc.CallOption) (gr
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Plugin_DeliverClient = grpc.BidiStreamingClient[ToPlugin, ToGateway]
 
+func (c *pluginClient) Ask(ctx context.Context, in *Question, opts ...grpc.CallOption) (*Answer, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Answer)
+	err := c.cc.Invoke(ctx, Plugin_Ask_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PluginServer is the server API for Plugin service.
 // All implementations must embed UnimplementedPluginServer
 // for forward compatibility.
@@ -143,6 +172,24 @@ type PluginServer interface {
 	// and one for a recipient that does not exist; more than 10 of these end
 	// the call.
 	Deliver(grpc.BidiStreamingServer[ToPlugin, ToGateway]) error
+	// Ask asks for an opinion before there is a message, while the client waits
+	// for the reply to its command. Only a plugin that announces topics in its
+	// answer to Configure is asked, and only about these; one that announces
+	// none need not have this method.
+	//
+	// The deadline of the call is that of the question. Calls run at the same
+	// time, and beside transactions. No transaction has begun yet, so a record
+	// that is logged has no "tx"; "session" should be the ID of the session.
+	//
+	// The opinion of the first backend that has one decides. An empty Answer is
+	// no opinion: the next backend is asked, and after the last one the gateway
+	// goes on by its own rules. A failure, an error of the call, an answer that
+	// breaks the protocol and the passing of the deadline are no opinion, but a
+	// failure to answer: the client gets a 4yz, and nobody else is asked.
+	//
+	// If the plugin ends while it is asked, its successor is asked once more. An
+	// answer should change nothing.
+	Ask(context.Context, *Question) (*Answer, error)
 	mustEmbedUnimplementedPluginServer()
 }
 
@@ -158,6 +205,9 @@ func (UnimplementedPluginServer) Configure(context.Context, *ConfigureRequest) (
 }
 func (UnimplementedPluginServer) Deliver(grpc.BidiStreamingServer[ToPlugin, ToGateway]) error {
 	return status.Error(codes.Unimplemented, "method Deliver not implemented")
+}
+func (UnimplementedPluginServer) Ask(context.Context, *Question) (*Answer, error) {
+	return nil, status.Error(codes.Unimplemented, "method Ask not implemented")
 }
 func (UnimplementedPluginServer) mustEmbedUnimplementedPluginServer() {}
 func (UnimplementedPluginServer) testEmbeddedByValue()                {}
@@ -205,6 +255,24 @@ func _Plugin_Deliver_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Plugin_DeliverServer = grpc.BidiStreamingServer[ToPlugin, ToGateway]
 
+func _Plugin_Ask_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(Question)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServer).Ask(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Plugin_Ask_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServer).Ask(ctx, req.(*Question))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Plugin_ServiceDesc is the grpc.ServiceDesc for Plugin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -215,6 +283,10 @@ var Plugin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Configure",
 			Handler:    _Plugin_Configure_Handler,
+		},
+		{
+			MethodName: "Ask",
+			Handler:    _Plugin_Ask_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
