@@ -73,14 +73,7 @@ func TestPostfixGetsAnAnswerForEachRecipient(t *testing.T) {
 // the field of Postfix, and the bounce, and nothing else.
 func checkMail(t *testing.T, g *gatewaytest.Gateway, message []byte) {
 	t.Helper()
-	mail := g.Mail("ann")
-	if len(mail) != 1 {
-		t.Fatalf("ann has %d messages", len(mail))
-	}
-	head, ok := strings.CutSuffix(mail[0], string(message))
-	if !ok || !regexp.MustCompile(`^Received: from .*\r\n(\t.*\r\n)+$`).MatchString(head) {
-		t.Errorf("ann has\n%q\nwant a Received field and\n%q", mail[0], message)
-	}
+	checkReceived(t, g, "ann", message)
 	bounces := g.Mail("sender")
 	if len(bounces) != 1 || !strings.Contains(bounces[0], "\r\nFinal-Recipient: rfc822; gone@peers.example\r\n") ||
 		!strings.Contains(bounces[0], "\r\nStatus: 5.1.1\r\n") {
@@ -90,6 +83,20 @@ func checkMail(t *testing.T, g *gatewaytest.Gateway, message []byte) {
 		if mail := g.Mail(user); len(mail) != 0 {
 			t.Errorf("%s has %q", user, mail)
 		}
+	}
+}
+
+// checkReceived checks that a user has one message, the one that was sent
+// below the Received field of the MTA that it came through.
+func checkReceived(t *testing.T, g *gatewaytest.Gateway, user string, message []byte) {
+	t.Helper()
+	mail := g.Mail(user)
+	if len(mail) != 1 {
+		t.Fatalf("%s has %d messages", user, len(mail))
+	}
+	head, ok := strings.CutSuffix(mail[0], string(message))
+	if !ok || !regexp.MustCompile(`^Received: from .*\r\n(\t.*\r\n)+$`).MatchString(head) {
+		t.Errorf("%s has\n%q\nwant a Received field and\n%q", user, mail[0], message)
 	}
 }
 

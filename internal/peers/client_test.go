@@ -22,19 +22,21 @@ func connect(network, address string) (*client, error) {
 		return nil, err
 	}
 	c := &client{textproto.NewConn(socket), network == "unix"}
-	hello := "EHLO client.peers.example"
-	if c.lmtp {
-		hello = "LHLO client.peers.example"
-	}
-	_, _, err = c.ReadResponse(220)
-	if err == nil {
-		err = c.say(250, hello)
+	if _, _, err = c.ReadResponse(220); err == nil {
+		err = c.hello()
 	}
 	if err != nil {
 		c.Close()
 		return nil, fmt.Errorf("%s: %w", address, err)
 	}
 	return c, nil
+}
+
+func (c *client) hello() error {
+	if c.lmtp {
+		return c.say(250, "LHLO client.peers.example")
+	}
+	return c.say(250, "EHLO client.peers.example")
 }
 
 // say sends a command and reads its reply.
@@ -48,17 +50,26 @@ func (c *client) say(code int, command string) error {
 	return nil
 }
 
-// begin begins a transaction, up to where the message is sent.
+// begin begins a transaction, up to where the message is sent. Parameters
+// may follow an address: "ann@peers.example> NOTIFY=NEVER".
 func (c *client) begin(from string, to ...string) error {
-	if err := c.say(250, "MAIL FROM:<"+from+">"); err != nil {
+	if err := c.say(250, "MAIL FROM:"+path(from)); err != nil {
 		return err
 	}
 	for _, r := range to {
-		if err := c.say(250, "RCPT TO:<"+r+">"); err != nil {
+		if err := c.say(250, "RCPT TO:"+path(r)); err != nil {
 			return err
 		}
 	}
 	return c.say(354, "DATA")
+}
+
+// path puts an address into angle brackets.
+func path(address string) string {
+	if strings.Contains(address, ">") {
+		return "<" + address
+	}
+	return "<" + address + ">"
 }
 
 // end ends the message and reads the answers for n recipients, which are to
@@ -93,6 +104,12 @@ func (c *client) send(message []byte, from string, to ...string) error {
 func (c *client) quit() error {
 	defer c.Close()
 	return c.say(221, "QUIT")
+}
+
+// port returns the port of HOST:PORT.
+func port(address string) string {
+	_, port, _ := net.SplitHostPort(address)
+	return port
 }
 
 // lines makes a message of lines.

@@ -1,13 +1,19 @@
 package peers
 
 import (
+	"os"
 	"os/exec"
 	"testing"
 
 	"github.com/mailgw/mailgw/internal/gatewaytest"
 )
 
-func TestMain(m *testing.M) { gatewaytest.Main(m) }
+func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == "witness" {
+		serveWitness()
+	}
+	gatewaytest.Main(m)
+}
 
 // peer returns the path of a program of Debian's.
 func peer(t *testing.T, name string) string {
