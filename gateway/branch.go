@@ -15,18 +15,22 @@ import (
 
 // A branch is recipients that share a route, at one backend of it.
 type branch struct {
-	route   *route
-	stage   int // index of the backend in the route
-	sender  string
-	message backends.Message
-	to      []destination
+	route    *route
+	stage    int  // index of the backend in the route
+	diverted bool // from the route of the recipients
+	sender   string
+	message  backends.Message
+	to       []destination
 }
 
+// last reports whether no backend follows.
+func (b *branch) last() bool { return b.stage+1 == len(b.route.backends) }
+
 // A destination is a recipient as a backend sees it. Its decide tells the
-// recipient that the client named.
+// recipient that the client named, or that a backend has added.
 type destination struct {
 	backends.Recipient
-	origin int // index of the recipient that the client named
+	origin int // index of that recipient
 	decide func(backend string, s backends.Status)
 }
 
@@ -34,7 +38,7 @@ type destination struct {
 func (d *delivery) branches(m backends.Message) []*branch {
 	var branches []*branch
 	for i, r := range d.recipients {
-		to := destination{r.Recipient, i, func(backend string, s backends.Status) { d.answer(i, backend, s) }}
+		to := d.destination(r.Recipient, i)
 		at := slices.IndexFunc(branches, func(b *branch) bool { return b.route == r.route })
 		if at < 0 {
 			at = len(branches)
@@ -58,6 +62,9 @@ func (d *delivery) run(b *branch) {
 		part.to = to
 		d.hold(backend.name, to)
 		d.busy.Add(1)
+		if !b.last() {
+			d.adding(1)
+		}
 		go d.call(backend, &part)
 	}
 }
@@ -76,7 +83,9 @@ func (d *delivery) hold(backend string, to []destination) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, to := range to {
-		d.holders[to.origin] = backend
+		if f := &d.fates[to.origin]; f.decided.IsZero() {
+			f.holder = backend
+		}
 	}
 }
 
@@ -96,6 +105,9 @@ func (d *delivery) call(backend *namedBackend, b *branch) {
 		}
 	}
 	defer release()
+	if !b.last() {
+		defer d.adding(-1)
+	}
 	defer d.recovered(backend, b)
 
 	tx := d.dataContext(b, body)
@@ -133,19 +145,23 @@ func (d *delivery) call(backend *namedBackend, b *branch) {
 }
 
 // proceed carries the recipients that backend left undecided on to the next
-// backend, or answers them if the route ends or the backend failed.
+// backends, or answers them if the route ends or the backend failed.
 func (d *delivery) proceed(backend *namedBackend, b *branch, tx *backends.DataContext, undecided []int, err error) {
-	if err == nil && len(undecided) > 0 {
-		if b.stage+1 == len(b.route.backends) {
-			err = errUndecided
-		} else if next, editErr := d.next(b, tx, undecided); editErr != nil {
-			err = editErr
+	var branches []*branch
+	if err == nil {
+		branches, err = d.next(b, tx, undecided)
+	}
+	if err != nil {
+		d.fail(backend, b, undecided, err)
+		return
+	}
+	for _, next := range branches {
+		if next.stage == len(next.route.backends) {
+			d.fail(backend, next, everybody(len(next.to)), errUndecided)
 		} else {
 			d.run(next)
-			return
 		}
 	}
-	d.fail(backend, b, undecided, err)
 }
 
 // fail answers the recipients that a backend left undecided when it failed
@@ -217,39 +233,98 @@ func (d *delivery) replace(r io.Reader) (backends.Message, error) {
 	return m, nil
 }
 
-// next makes the branch of those that a backend left undecided, with its
-// edits.
-func (d *delivery) next(b *branch, tx *backends.DataContext, undecided []int) (*branch, error) {
+// next makes the branches of those that a backend left undecided and of those
+// that it has added, with its edits: first that of the route, then those of
+// other routes.
+func (d *delivery) next(b *branch, tx *backends.DataContext, undecided []int) ([]*branch, error) {
 	edits := tx.Edits()
-	next := &branch{route: b.route, stage: b.stage + 1, sender: b.sender, message: b.message}
-	if edits.Message != nil {
-		next.message = edits.Message
-	} else if edits.Fields != nil {
-		m, err := editHeader(b.message, edits.Fields)
-		if err != nil {
-			return nil, err
+	if len(undecided) == 0 && edits.Added == nil {
+		return nil, nil
+	}
+	on := branch{route: b.route, stage: b.stage + 1, diverted: b.diverted, sender: b.sender, message: b.message}
+	if err := d.edit(&on, edits); err != nil {
+		return nil, err
+	}
+	branches := []*branch{&on}
+	for _, i := range undecided {
+		to := []destination{b.to[i]}
+		var err error
+		if addresses, ok := edits.Redirects[i]; ok {
+			if to, err = d.redirect(b.to[i], addresses); err != nil {
+				return nil, err
+			}
 		}
-		next.message = m
+		goes := &on
+		if name, ok := edits.Diversions[i]; ok {
+			if goes, err = d.divert(&branches, b.to[i], name); err != nil {
+				return nil, err
+			}
+		}
+		goes.to = append(goes.to, to...)
+	}
+	added, err := d.addAll(b, edits.Added)
+	on.to = append(on.to, added...)
+	return slices.DeleteFunc(branches, func(b *branch) bool { return len(b.to) == 0 }), err
+}
+
+// edit makes the edits of the message and the sender.
+func (d *delivery) edit(on *branch, edits backends.Edits) error {
+	if edits.Message != nil {
+		on.message = edits.Message
+	} else if edits.Fields != nil {
+		m, err := editHeader(on.message, edits.Fields)
+		if err != nil {
+			return err
+		}
+		on.message = m
 	}
 	if edits.Sender != nil {
 		if err := checkRecipient(*edits.Sender, d.utf8); err != nil && *edits.Sender != "" {
-			return nil, fmt.Errorf("edit: sender %q: %w", *edits.Sender, err)
+			return fmt.Errorf("edit: sender %q: %w", *edits.Sender, err)
 		}
-		next.sender = *edits.Sender
+		on.sender = *edits.Sender
 	}
-	for _, i := range undecided {
-		addresses, ok := edits.Redirects[i]
-		if !ok {
-			next.to = append(next.to, b.to[i])
-			continue
+	return nil
+}
+
+// divert returns the branch of a named route, which may have to be added to
+// branches. The first of these is the one that is left.
+func (d *delivery) divert(branches *[]*branch, to destination, name string) (*branch, error) {
+	on := (*branches)[0]
+	route := d.routes[name]
+	switch {
+	case on.diverted:
+		return nil, fmt.Errorf("edit: divert %q to %q: it was diverted already", to.Address, name)
+	case route == nil:
+		return nil, fmt.Errorf("edit: divert %q: there is no %q in [named_routes]", to.Address, name)
+	}
+	at := slices.IndexFunc(*branches, func(b *branch) bool { return b.route == route })
+	if at < 0 {
+		at = len(*branches)
+		*branches = append(*branches, &branch{route: route, diverted: true, sender: on.sender, message: on.message})
+	}
+	return (*branches)[at], nil
+}
+
+// addAll makes destinations of the recipients that a backend of b adds, or of
+// none.
+func (d *delivery) addAll(b *branch, recipients []backends.Recipient) (added []destination, err error) {
+	for _, to := range recipients {
+		if err := checkRecipient(to.Address, d.utf8); err != nil {
+			return nil, fmt.Errorf("edit: add recipient %q: %w", to.Address, err)
 		}
-		redirected, err := d.redirect(b.to[i], addresses)
+		if b.last() {
+			return nil, fmt.Errorf("edit: add recipient %q: no backend follows in the route", to.Address)
+		}
+	}
+	for _, to := range recipients {
+		destination, err := d.add(to)
 		if err != nil {
 			return nil, err
 		}
-		next.to = append(next.to, redirected...)
+		added = append(added, destination)
 	}
-	return next, nil
+	return added, nil
 }
 
 // redirect puts destinations in the place of one. It gets the worst of their

@@ -19,6 +19,7 @@ type Config struct {
 	Spool           SpoolConfig              `toml:"spool"`
 	Listeners       []ListenerConfig         `toml:"listener"`
 	Backends        map[string]BackendConfig `toml:"backend"`
+	NamedRoutes     map[string][]string      `toml:"named_routes"` // name to backends
 
 	// Dir is the directory of the file. Relative paths in the file begin
 	// there; those above are absolute already.

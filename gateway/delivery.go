@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -60,9 +61,13 @@ type namedBackend struct {
 // The recipients of one route are a branch. A backend answers some of its
 // recipients, and the others form the next branch, with the edits that the
 // backend made. At the deadline, all that have no answer get one.
+//
+// Backends may add recipients. As long as one may come, or has no answer,
+// nobody's success is told.
 type delivery struct {
 	*transaction
 	backends map[string]*namedBackend
+	routes   map[string]*route // for those who are diverted
 	log      *slog.Logger
 	spool    *spool
 	maxSize  int64 // of a replaced message; zero is no limit
@@ -72,13 +77,23 @@ type delivery struct {
 	cancel context.CancelFunc
 
 	mu       sync.Mutex
-	answers  []backends.Status // of the transaction's recipients, in order
-	holders  []string          // the backend that has each of them
-	response backends.Status   // by SetSMTPResponse
-	progress chan struct{}     // has a token after answers changed
+	fates    []fate          // of the transaction's recipients, in order, and of those added
+	adders   int             // calls that may still add recipients
+	ended    bool            // all have answers, so that nobody may be added
+	response backends.Status // by SetSMTPResponse
+	progress chan struct{}   // has a token after an answer was given
 
 	busy     atomic.Int32 // calls of backends that may still read messages
 	messages []*message   // to be closed when none is busy; guarded by mu
+}
+
+// A fate is what becomes of one recipient.
+type fate struct {
+	address string
+	added   bool            // by a backend, so that the client does not know of it
+	holder  string          // the backend that has it, or has decided it
+	decided backends.Status // by a backend
+	answer  backends.Status // what the client is told
 }
 
 // begin starts the delivery of m, which it closes at the end. The caller
@@ -117,47 +132,139 @@ func (d *delivery) release() {
 	d.charged = 0
 }
 
-// answer gives recipient i its status, unless it has one. It is what the
-// client is told.
-func (d *delivery) answer(i int, backend string, s backends.Status) {
+// decide gives recipient i its status, unless it has one.
+func (d *delivery) decide(i int, backend string, s backends.Status) {
 	s = s.Sanitized()
 	d.mu.Lock()
-	late := !d.answers[i].IsZero()
+	f := &d.fates[i]
+	late := !f.decided.IsZero()
 	if !late {
-		d.answers[i] = s
+		f.holder, f.decided = backend, s
 	}
+	address, added := f.address, f.added
 	d.mu.Unlock()
 	if late {
 		// That the deadline has passed is known already.
 		if d.ctx == nil || s != backends.StatusOf(context.Cause(d.ctx)) {
-			d.ignored(backend, d.recipients[i].Address, s, "the recipient was answered already")
+			d.ignored(backend, address, s, "the recipient was answered already")
 		}
 		return
 	}
-	d.log.Info("status",
-		"to", d.recipients[i].Address,
-		"backend", backend,
-		"code", s.Code,
-		"enhanced", s.Enhanced,
-		"text", s.Text,
-		"delay", time.Since(d.began).Round(time.Microsecond),
-		"wait", time.Since(d.received).Round(time.Microsecond))
+	if added {
+		d.settleAll()
+	} else {
+		d.settle(i, i+1)
+	}
+}
+
+// settleAll is for when what is known of added recipients has changed.
+func (d *delivery) settleAll() {
+	d.mu.Lock()
+	n := len(d.fates)
+	d.mu.Unlock()
+	d.settle(0, n)
+}
+
+// settle answers those of the recipients from first up to end that are
+// decided, but for a success that an added recipient may still turn into a
+// failure.
+func (d *delivery) settle(first, end int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	final, failure := d.added()
+	for i := first; i < end; i++ {
+		f := &d.fates[i]
+		if f.decided.IsZero() || !f.answer.IsZero() || !final && !f.added && f.decided.Positive() {
+			continue
+		}
+		f.answer = f.decided
+		if !f.added && f.answer.Positive() && !failure.IsZero() {
+			f.answer = failure
+		}
+		d.logAnswer(f)
+	}
 	select {
 	case d.progress <- struct{}{}:
 	default:
 	}
 }
 
-// answerAll answers every recipient that has no answer yet, in the name of
-// the backend that has it.
-func (d *delivery) answerAll(s backends.Status) {
-	for i := range d.recipients {
-		d.mu.Lock()
-		open, holder := d.answers[i].IsZero(), d.holders[i]
-		d.mu.Unlock()
-		if open {
-			d.answer(i, holder, s)
+// added tells whether all recipients that backends add are known and decided,
+// and the worst of what they got if that is no success. The caller holds d.mu.
+func (d *delivery) added() (final bool, failure backends.Status) {
+	final = d.adders == 0 || d.ended
+	var failures []backends.Status
+	for _, f := range d.fates[len(d.recipients):] {
+		final = final && !f.decided.IsZero()
+		if !f.decided.IsZero() && !f.decided.Positive() {
+			failures = append(failures, f.decided)
 		}
+	}
+	if failures == nil {
+		return final, backends.Status{}
+	}
+	return final, worstOf(failures)
+}
+
+// logAnswer is the line that tells the whole story of a recipient.
+func (d *delivery) logAnswer(f *fate) {
+	attrs := []any{
+		"to", f.address,
+		"backend", f.holder,
+		"code", f.answer.Code,
+		"enhanced", f.answer.Enhanced,
+		"text", f.answer.Text,
+		"delay", time.Since(d.began).Round(time.Microsecond),
+		"wait", time.Since(d.received).Round(time.Microsecond),
+	}
+	if f.added {
+		attrs = append(attrs, "added", true)
+	}
+	if f.answer != f.decided {
+		attrs = append(attrs, "decided", f.decided.Error())
+	}
+	d.log.Info("status", attrs...)
+}
+
+// answerAll answers every recipient that has no answer yet, in the name of
+// the backend that has it. Nobody is added from then on.
+func (d *delivery) answerAll(s backends.Status) {
+	s = s.Sanitized()
+	d.mu.Lock()
+	d.ended = true
+	for i := range d.fates {
+		if f := &d.fates[i]; f.decided.IsZero() {
+			f.decided = s
+		}
+	}
+	d.mu.Unlock()
+	d.settleAll()
+}
+
+// add makes a recipient that a backend adds one of the transaction's.
+func (d *delivery) add(to backends.Recipient) (destination, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ended {
+		return destination{}, fmt.Errorf("edit: add recipient %q: the transaction has ended", to.Address)
+	}
+	i := len(d.fates)
+	d.fates = append(d.fates, fate{address: to.Address, added: true})
+	return d.destination(to, i), nil
+}
+
+func (d *delivery) destination(to backends.Recipient, i int) destination {
+	return destination{to, i, func(backend string, s backends.Status) { d.decide(i, backend, s) }}
+}
+
+// adding notes that n calls begin, or end if it is negative, that may add
+// recipients.
+func (d *delivery) adding(n int) {
+	d.mu.Lock()
+	d.adders += n
+	d.mu.Unlock()
+	if n < 0 {
+		d.settleAll()
 	}
 }
 
@@ -179,18 +286,25 @@ func (d *delivery) wait(i int) backends.Status {
 func (d *delivery) poll(i int) backends.Status {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.answers[i]
+	return d.fates[i].answer
+}
+
+// all returns the statuses of the recipients that the client has named. It
+// waits for them.
+func (d *delivery) all() []backends.Status {
+	all := make([]backends.Status, len(d.recipients))
+	for i := range all {
+		all[i] = d.wait(i)
+	}
+	return all
 }
 
 // fold makes one answer of all: any 4yz gives the first 4yz; else any 5yz
 // gives the first 5yz; else it is a success. It waits for all answers.
 func (d *delivery) fold() backends.Status {
-	for i := range d.recipients {
-		d.wait(i)
-	}
+	worst := worstOf(d.all())
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	worst := worstOf(d.answers)
 	if response := d.response.Sanitized(); worst.Positive() && response.Positive() {
 		return response
 	}

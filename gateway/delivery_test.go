@@ -21,6 +21,17 @@ import (
 // and returns the replies, without the ID.
 func deliver(t *testing.T, s *Server, to ...string) []string {
 	t.Helper()
+	delivery := begin(t, s, to...)
+	var replies []string
+	for r := range delivery.replies("lmtp", func() {}) {
+		replies = append(replies, masked(r.String()))
+	}
+	return replies
+}
+
+// begin begins the delivery of one transaction.
+func begin(t *testing.T, s *Server, to ...string) *delivery {
+	t.Helper()
 	d := s.listeners[0].dialog(backends.Peer{}, "test")
 	for _, line := range append([]string{"LHLO client", "MAIL FROM:<sender@example.net>"}, to...) {
 		if address, ok := strings.CutPrefix(line, "to:"); ok {
@@ -34,11 +45,7 @@ func deliver(t *testing.T, s *Server, to ...string) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var replies []string
-	for r := range delivery.replies("lmtp", func() {}) {
-		replies = append(replies, masked(r.String()))
-	}
-	return replies
+	return delivery
 }
 
 func chainServer(t *testing.T, chain ...backends.Backend) *Server {
@@ -384,4 +391,88 @@ func TestLogHasTheCause(t *testing.T) {
 			t.Errorf("%s: no %s in\n%s", name, test.want, log.String())
 		}
 	}
+}
+
+// Nobody hears of a success before the recipients that are added have theirs:
+// not while a backend may still add one, nor while one has no answer.
+func TestAddedRecipientComesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		told := func(d *delivery) (n int) {
+			for i := range 2 {
+				if !d.poll(i).IsZero() {
+					n++
+				}
+			}
+			return n
+		}
+		returns, delivers := make(chan bool), make(chan bool)
+		adds := backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+			tx.SetStatus(0, backends.Delivered)
+			<-returns
+			return tx.AddRecipient(backends.Recipient{Address: "archive@x.example"})
+		})
+		archive := backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+			for i, r := range tx.Envelope.Recipients {
+				if r.Address == "archive@x.example" {
+					<-delivers
+				}
+				tx.SetStatus(i, backends.Delivered)
+			}
+			return nil
+		})
+		s := chainServer(t, adds, archive)
+		d := begin(t, s, "to:a@x.example", "to:b@x.example")
+		synctest.Wait()
+		if n := told(d); n != 0 {
+			t.Errorf("%d successes before the backend that adds has returned", n)
+		}
+		close(returns)
+		synctest.Wait()
+		if n := told(d); n != 0 {
+			t.Errorf("%d successes before the added recipient has one", n)
+		}
+		close(delivers)
+		synctest.Wait()
+		if n := told(d); n != 2 {
+			t.Errorf("%d successes at the end, want 2", n)
+		}
+	})
+}
+
+// An added recipient that has no answer in time leaves none of the others
+// with a success.
+func TestAddedRecipientInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hangs := backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+			for i, r := range tx.Envelope.Recipients {
+				if r.Address == "archive@x.example" {
+					<-ctx.Done()
+					return ctx.Err()
+				}
+				tx.SetStatus(i, backends.Delivered)
+			}
+			return nil
+		})
+		s := chainServer(t, backends.Func(addRecipients), hangs)
+		wantReplies(t, deliver(t, s, "to:with-archive@x.example"),
+			"451 4.4.7 <with-archive@x.example> not delivered in time, try again later (ID)")
+	})
+}
+
+// A refusal is told at once, whoever may be added.
+func TestRefusalDoesNotWaitForAdded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		returns := make(chan bool)
+		refuses := backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+			tx.SetAll(backends.NoSuchUser)
+			<-returns
+			return nil
+		})
+		d := begin(t, chainServer(t, refuses, refuses), "to:a@x.example")
+		synctest.Wait()
+		if s := d.poll(0); s != backends.NoSuchUser {
+			t.Errorf("got %v, want the refusal", s)
+		}
+		close(returns)
+	})
 }

@@ -122,6 +122,8 @@ var testBackends = map[string]backends.Backend{
 	"pass":     backends.Func(func(context.Context, *backends.DataContext) error { return nil }),
 	"tag":      backends.Func(func(_ context.Context, tx *backends.DataContext) error { return tx.AddField(0, "X-Tag: seen") }),
 	"redirect": backends.Func(redirect),
+	"add":      backends.Func(addRecipients),
+	"divert":   backends.Func(divert),
 	"dsn":      dsnBackend{backends.Func(tellEnvelope)},
 	"early":    earlyBackend{Func: byLocalPart},
 	"second":   earlyBackend{Func: byLocalPart, name: "the second "},
@@ -213,6 +215,35 @@ func redirect(_ context.Context, tx *backends.DataContext) error {
 			to = append(to, name+"@"+domain)
 		}
 		if err := tx.Redirect(i, to...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addRecipients adds NAME for each recipient with-NAME.
+func addRecipients(_ context.Context, tx *backends.DataContext) error {
+	for _, r := range tx.Envelope.Recipients {
+		if name, ok := strings.CutPrefix(r.Address, "with-"); ok {
+			if err := tx.AddRecipient(backends.Recipient{Address: name, Params: backends.Params{"ADDED=1"}}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// divert diverts each recipient ROUTE-NAME, and first redirects it to NAME.
+func divert(_ context.Context, tx *backends.DataContext) error {
+	for i, r := range tx.Envelope.Recipients {
+		route, name, ok := strings.Cut(r.Address, "-")
+		if !ok {
+			continue
+		}
+		if err := tx.Redirect(i, name); err != nil {
+			return err
+		}
+		if err := tx.Divert(i, route); err != nil {
 			return err
 		}
 	}

@@ -129,15 +129,19 @@ func (s *Server) newDelivery(d *dialog, log *slog.Logger) *delivery {
 	if x := tx.session.XForward; x != nil {
 		ident = x.Ident
 	}
+	fates := make([]fate, len(tx.recipients))
+	for i, r := range tx.recipients {
+		fates[i].address = r.Address
+	}
 	return &delivery{
 		transaction: tx,
 		backends:    s.backends,
+		routes:      s.routes,
 		spool:       s.spool,
 		maxSize:     maxReplaced(int64(d.Limits.MessageSize)),
 		log:         log.With("tx", tx.id, "ident", ident, "from", tx.sender),
 		received:    time.Now(),
-		answers:     make([]backends.Status, len(tx.recipients)),
-		holders:     make([]string, len(tx.recipients)),
+		fates:       fates,
 		progress:    make(chan struct{}, 1),
 	}
 }
@@ -179,7 +183,7 @@ func (d *delivery) replies(protocol string, block func()) iter.Seq[smtp.Reply] {
 			// Exim takes the last one for what became of the message: a
 			// refusal there would override the answers before it.
 			_ = yield(reply(353, "", "an answer for each recipient follows")) &&
-				d.replyEach(block, yield) && yield(d.reply("", bestOf(d.answers)))
+				d.replyEach(block, yield) && yield(d.reply("", bestOf(d.all())))
 		default:
 			block()
 			yield(d.reply("", d.fold()))

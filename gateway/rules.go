@@ -152,6 +152,20 @@ func (l *ListenerConfig) RoutePatterns() []string {
 	return texts
 }
 
+// Routed returns the names of the backends that are needed: those that stand
+// in a route, or are asked.
+func (c *Config) Routed() []string {
+	names := slices.Concat(slices.Collect(maps.Values(c.NamedRoutes))...)
+	for _, l := range c.Listeners {
+		names = append(names, l.Ask...)
+		for _, route := range l.Routes {
+			names = append(names, route...)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
 // inOrder returns the keys of a table in the order of the file.
 func (v *validation) inOrder(key string, table map[string][]string) []string {
 	return slices.SortedFunc(maps.Keys(table), func(a, b string) int {

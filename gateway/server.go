@@ -29,6 +29,7 @@ type Server struct {
 	log       *slog.Logger
 	spool     *spool
 	backends  map[string]*namedBackend
+	routes    map[string]*route // by name
 	listeners []*listener
 
 	ctx    context.Context // of the deliveries
@@ -51,6 +52,10 @@ func New(c *Config, all map[string]backends.Backend, log *slog.Logger) (*Server,
 	if problems := c.checkCapabilities(all); len(problems) > 0 {
 		return nil, problems
 	}
+	s.routes = map[string]*route{}
+	for name, names := range c.NamedRoutes {
+		s.routes[name] = &route{names}
+	}
 	for i := range c.Listeners {
 		s.listeners = append(s.listeners, newListener(s, c, &c.Listeners[i]))
 	}
@@ -59,20 +64,23 @@ func New(c *Config, all map[string]backends.Backend, log *slog.Logger) (*Server,
 }
 
 // checkCapabilities finds the listeners that promise what a backend at the
-// end of one of their routes cannot do.
+// end of one of their routes, or of a route by which somebody may be diverted,
+// cannot do.
 func (c *Config) checkCapabilities(all map[string]backends.Backend) (problems Problems) {
 	for i, l := range c.Listeners {
 		if !l.DSN {
 			continue
 		}
-		for pattern, route := range l.Routes {
-			last := route[len(route)-1]
-			b, there := all[last]
-			if can, ok := b.(backends.Capable); !there || ok && can.Capabilities().DSN {
-				continue
+		for _, routes := range []map[string][]string{l.Routes, c.NamedRoutes} {
+			for name, route := range routes {
+				last := route[len(route)-1]
+				b, there := all[last]
+				if can, ok := b.(backends.Capable); !there || ok && can.Capabilities().DSN {
+					continue
+				}
+				problems = append(problems, c.Problem(fmt.Sprintf("listener[%d].dsn", i), fmt.Sprintf(
+					"the route of %q ends in backend %q, which neither passes delivery status notifications on nor issues them, and the client leaves them to us", name, last)))
 			}
-			problems = append(problems, c.Problem(fmt.Sprintf("listener[%d].dsn", i), fmt.Sprintf(
-				"the route of %q ends in backend %q, which neither passes delivery status notifications on nor issues them, and the client leaves them to us", pattern, last)))
 		}
 	}
 	return problems

@@ -51,6 +51,13 @@ func (v *validation) config() {
 	for _, name := range slices.Sorted(maps.Keys(v.Backends)) {
 		v.Backends[name] = v.backend(settings.Join("backend", name), name, v.Backends[name])
 	}
+	for _, name := range v.inOrder("named_routes", v.NamedRoutes) {
+		key := settings.Join("named_routes", name)
+		if !goodName.MatchString(name) {
+			v.fault(key, "%q is no name: %s", name, nameWanted)
+		}
+		v.route(key, v.NamedRoutes[name])
+	}
 	if len(v.Listeners) == 0 {
 		v.fault("listener", "there is none; want at least one [[listener]]")
 	}

@@ -66,6 +66,9 @@ func check(ctx context.Context, config string, stdout, stderr io.Writer) error {
 	for i := range c.Listeners {
 		printListener(stdout, &c.Listeners[i])
 	}
+	for _, name := range slices.Sorted(maps.Keys(c.NamedRoutes)) {
+		fmt.Fprintf(stdout, "named route %s -> %s\n", name, strings.Join(c.NamedRoutes[name], ", "))
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.Backends)) {
 		printBackend(stdout, name, c.Backends[name], hosts[name].Capabilities())
 	}
@@ -84,6 +87,12 @@ func printListener(w io.Writer, l *gateway.ListenerConfig) {
 	fmt.Fprintf(w, "  xforward from %s\n", cmp.Or(strings.Join(l.XForward, ", "), "nobody"))
 	fmt.Fprintf(w, "  dsn %t, one_route %t, unknown_parameters %s, bare_newlines %s\n",
 		l.DSN, l.OneRoute, l.UnknownParameters, l.BareNewlines)
+	if len(l.Ask) > 0 {
+		fmt.Fprintf(w, "  ask %s; auth %s, in_clear %t, required %t\n",
+			strings.Join(l.Ask, ", "), strings.Join(l.Auth.Mechanisms, " "), l.Auth.InClear, l.Auth.Required)
+	}
+	printList(w, "tls_senders", l.TLSSenders)
+	printList(w, "auth_senders", l.AuthSenders)
 	printAccess(w, "senders", l.Senders)
 	printAccess(w, "recipients", l.Recipients)
 	fmt.Fprintln(w, "  limits")
@@ -97,6 +106,12 @@ func printListener(w io.Writer, l *gateway.ListenerConfig) {
 	}
 	for _, pattern := range l.RoutePatterns() {
 		fmt.Fprintf(w, "    %-*s  -> %s\n", width, pattern, strings.Join(l.Routes[pattern], ", "))
+	}
+}
+
+func printList(w io.Writer, key string, list []string) {
+	if len(list) > 0 {
+		fmt.Fprintf(w, "  %s %s\n", key, strings.Join(list, ", "))
 	}
 }
 

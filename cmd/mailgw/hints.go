@@ -32,7 +32,7 @@ func printHints(w io.Writer, c *gateway.Config, addrs map[string]net.Addr) {
 	}
 	fmt.Fprintln(w, "\nBackends:")
 	fmt.Fprintln(w)
-	for _, name := range routed(c) {
+	for _, name := range c.Routed() {
 		fmt.Fprintf(w, "  %s: %s\n", name, describe(c.Backends[name]))
 		if path, ok := c.Backends[name].Settings["path"].(string); ok && c.Backends[name].Plugin == "maildir" {
 			common, _, _ := strings.Cut(path, "{")

@@ -7,17 +7,16 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"net"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
 	"syscall"
 
-	"github.com/mailgw/mailgw/gateway"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/mailgw/mailgw/gateway"
 )
 
 func serveCommand() *cobra.Command {
@@ -31,9 +30,9 @@ sessions with 421, waits for the transactions under way as long as
 shutdown_timeout says, and stops the plugins. A second signal ends it at once:
 clients without an answer try again.
 
-Before it listens it starts the plugin of every backend that stands in a route.
-If one does not start, or the configuration has a problem, all problems are
-printed, as check does, and nothing runs.
+Before it listens it starts the plugin of every backend that stands in a route
+or is asked. If one does not start, or the configuration has a problem, all
+problems are printed, as check does, and nothing runs.
 
 The log goes to standard error. On a terminal, standard output tells what to
 type next.
@@ -79,7 +78,7 @@ func serve(config string, stdout, stderr io.Writer) error {
 	log := newLogger(c.Log, stderr)
 	log.Info("starting", "version", version(), "config", config)
 
-	hosts, err := startBackends(ctx, c, routed(c), problems, log)
+	hosts, err := startBackends(ctx, c, c.Routed(), problems, log)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil // the signal came first
@@ -143,17 +142,4 @@ func explainListen(err error) error {
 		return fmt.Errorf("%w; a port below 1024 takes root or CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities)", err)
 	}
 	return err
-}
-
-// routed returns the names that stand in a route.
-func routed(c *gateway.Config) []string {
-	names := map[string]bool{}
-	for _, l := range c.Listeners {
-		for _, route := range l.Routes {
-			for _, name := range route {
-				names[name] = true
-			}
-		}
-	}
-	return slices.Sorted(maps.Keys(names))
 }
