@@ -94,7 +94,7 @@ func gateway() {
 		return
 	}
 	fmt.Println(log.records[0]["pid"], h.sockets.path)
-	select {}
+	hang()
 }
 
 func TestKilledGatewayLeavesNoPlugin(t *testing.T) {

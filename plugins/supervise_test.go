@@ -6,6 +6,7 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,20 +31,24 @@ var testPrograms = map[string]func(){
 		fmt.Fprintln(os.Stderr, "no licence\x1b")
 		os.Exit(7)
 	},
-	"mute":     func() { select {} },
-	"babbles":  func() { fmt.Println("Welcome!"); select {} },
+	"mute":     hang,
+	"babbles":  func() { fmt.Println("Welcome!"); hang() },
 	"succeeds": func() {},
 	"twenty":   func() { fmt.Fprint(os.Stderr, strings.Repeat("word\n", 19)+"last\n"); os.Exit(7) },
 	"greets":   greets,
 	"flood":    func() { io.Copy(os.Stdout, endless{}) },
-	"tcp":      func() { fmt.Println("1|1|tcp|127.0.0.1:1|grpc"); select {} },
-	"nothing":  func() { fmt.Println("1|1|unix|/nonexistent|grpc"); select {} },
+	"tcp":      func() { fmt.Println("1|1|tcp|127.0.0.1:1|grpc"); hang() },
+	"nothing":  func() { fmt.Println("1|1|unix|/nonexistent|grpc"); hang() },
 	"gateway":  gateway,
 	"fragile":  fragile,
 	"raw":      serveRaw,
 	"settings": serveSettings,
 	"asked":    serveAsked,
 }
+
+// hang never returns. The runtime takes select {} for a deadlock where nothing
+// else goes on, as in a program without cgo.
+func hang() { time.Sleep(math.MaxInt64) }
 
 func TestFaultyProgramAtStart(t *testing.T) {
 	for name, want := range map[string][]string{
@@ -328,7 +333,7 @@ func fragile() {
 		os.Exit(1)
 	}
 	if _, err := os.Stat(log + ".hangs"); err == nil {
-		select {}
+		hang()
 	}
 	Serve(struct{}{}, func(struct{}) (backends.Backend, error) {
 		return backends.Func(func(_ context.Context, tx *backends.DataContext) error {
