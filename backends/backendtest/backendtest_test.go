@@ -263,7 +263,8 @@ func TestBrokenPromisesAreFound(t *testing.T) {
 	}
 }
 
-// oneAtATime returns a backend that fails while it is busy.
+// oneAtATime returns a backend that fails while it is busy. It is slow, so that
+// it is busy when another transaction comes.
 func oneAtATime() backends.Func {
 	var busy atomic.Bool
 	return func(ctx context.Context, tx *backends.DataContext) error {
@@ -271,6 +272,7 @@ func oneAtATime() backends.Func {
 			return errors.New("busy")
 		}
 		defer busy.Store(false)
+		time.Sleep(time.Millisecond)
 		return take(ctx, tx)
 	}
 }
