@@ -3,18 +3,19 @@
 package mailgw
 
 import (
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/mailgw/mailgw/gateway"
 	"github.com/mailgw/mailgw/internal/peers"
 )
 
@@ -30,6 +31,27 @@ func snippets(t *testing.T, language string) []string {
 		t.Fatalf("README.md has no %s", language)
 	}
 	return found
+}
+
+// Each snippet is in a language of which a test here runs all snippets, and
+// the commands in gateway.toml are those of README.md.
+func TestSnippetsAreTested(t *testing.T) {
+	readme := contents(t, "README.md")
+	tested := []string{"console", "sh", "bash", "ini", "postfix", "master", "toml", "go", ""}
+	for _, fence := range regexp.MustCompile("(?m)^ *```(.*)$").FindAllStringSubmatch(readme, -1) {
+		if !slices.Contains(tested, fence[1]) {
+			t.Errorf("no test runs snippets of %q", fence[1])
+		}
+	}
+	commands := regexp.MustCompile(`(?m)^#   (install .*|\w+ = .*)$`).FindAllStringSubmatch(contents(t, "gateway.toml"), -1)
+	if len(commands) == 0 {
+		t.Error("gateway.toml has no commands")
+	}
+	for _, command := range commands {
+		if !strings.Contains(readme, "\n"+command[1]+"\n") {
+			t.Errorf("gateway.toml has %q, README.md has not", command[1])
+		}
+	}
 }
 
 // checkout copies the sources to a directory of the test's, whose name is
@@ -160,6 +182,15 @@ func dial(dir, address string) error {
 	return err
 }
 
+// build builds programs of ours in a directory.
+func build(t *testing.T, dir string, packages ...string) {
+	t.Helper()
+	args := append([]string{"build", "-buildvcs=false", "-o", dir + "/"}, packages...)
+	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
+		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
 var id = regexp.MustCompile(`\([0-9a-z]{16}\)`)
 
 // What the first lines of README.md show is what a reader sees.
@@ -198,27 +229,25 @@ func TestReadmeProgram(t *testing.T) {
 	}
 }
 
+// Each configuration of README.md is good, and its plugins start. The program
+// attachments stands for a filter of the reader's own.
 func TestReadmeConfigurations(t *testing.T) {
+	dir := t.TempDir()
+	build(t, dir, "./cmd/mailgw", "./examples/roster", "./examples/attachments")
+	if err := os.Rename(filepath.Join(dir, "attachments"), filepath.Join(dir, "my-filter")); err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := strings.NewReplacer(
+		"/var/spool/postfix/mailgw", dir,
+		"/var/vmail", dir+"/mail",
+		"uid:postfix", fmt.Sprintf("uid:%d", os.Getuid()), // TestReadmeService has the user
+	)
 	for _, text := range snippets(t, "toml") {
-		dir := t.TempDir()
-		text = strings.ReplaceAll(text, "/var/spool/postfix/mailgw", dir)
-		if strings.Contains(text, `"uid:postfix"`) {
-			if err := exec.Command("getent", "passwd", "postfix").Run(); err != nil {
-				missing(t, "there is no user postfix")
-				continue
-			}
-		}
-		for _, program := range []string{"my-filter", "roster"} {
-			if err := os.WriteFile(filepath.Join(dir, program), []byte("#!/bin/sh\n"), 0o755); err != nil {
-				t.Fatal(err)
-			}
-		}
-		file := filepath.Join(dir, "gateway.toml")
-		if err := os.WriteFile(file, []byte("hostname = 'localhost'\n"+text), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, "gateway.toml"), []byte(elsewhere.Replace(text)), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := gateway.Load(file, []string{"maildir"}); err != nil {
-			t.Errorf("%v\n%s", err, text)
+		if out, err := (shell{dir}).command("./mailgw check").CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s\n%s", err, out, text)
 		}
 	}
 }
@@ -275,23 +304,38 @@ func missing(t *testing.T, why string) {
 	t.Skip(why)
 }
 
+// The examples, with the address of each and what its commands print, among
+// other things.
+var examples = map[string]struct {
+	address string
+	want    []string
+}{
+	"roster":      {"unix:lmtp.sock", []string{"ann@example.org    250 2.0.0", "carol@example.org  450 4.2.1", "eve@example.org    550 5.1.1"}},
+	"attachments": {"tcp:127.0.0.1:2525", []string{`X-Attachment: "invoice.pdf" ("application/pdf")`}},
+}
+
 // Each example does what its README says.
 func TestExamples(t *testing.T) {
 	dir := checkout(t)
 	if out := (shell{dir}).run(t, "make -s build"); out != "" {
 		t.Fatal(out)
 	}
-	for name, example := range map[string]struct {
-		address string
-		want    []string // what the commands print, among other things
-	}{
-		"roster":      {"unix:lmtp.sock", []string{"ann@example.org    250 2.0.0", "carol@example.org  450 4.2.1", "eve@example.org    550 5.1.1"}},
-		"attachments": {"tcp:127.0.0.1:2525", []string{`X-Attachment: "invoice.pdf" ("application/pdf")`}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			sh := shell{filepath.Join(dir, "examples", name)}
+	readmes, err := filepath.Glob(dir + "/examples/*/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, readme := range readmes {
+		sh := shell{filepath.Dir(readme)}
+		t.Run(filepath.Base(sh.dir), func(t *testing.T) {
+			example, ok := examples[filepath.Base(sh.dir)]
+			if !ok {
+				t.Fatal("no test runs this example")
+			}
 			var out strings.Builder
-			for line := range strings.Lines(contents(t, filepath.Join(sh.dir, "README.md"))) {
+			for line := range strings.Lines(contents(t, readme)) {
+				if strings.HasPrefix(line, "```") {
+					t.Error("this test runs what is indented, not what is fenced")
+				}
 				line, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "    ")
 				if !ok {
 					continue
@@ -308,61 +352,5 @@ func TestExamples(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-// What root does to set up a service runs here in a directory of the test's,
-// as whoever the test is: the paths and who owns what are taken away, and no
-// user is made.
-func TestReadmeRootCommands(t *testing.T) {
-	root := t.TempDir()
-	const stand = `
-useradd() { :; }
-install() {
-	local args=()
-	while [ $# -gt 0 ]; do
-		case $1 in
-		-o | -g) shift ;;
-		/*) args+=("$ROOT$1") ;;
-		*) args+=("$1") ;;
-		esac
-		shift
-	done
-	command install "${args[@]}"
-}
-`
-	sh := shell{dir: root}
-	for _, block := range snippets(t, "bash") {
-		if out, err := sh.command("set -e\nROOT='" + root + "'\n" + stand + block).CombinedOutput(); err != nil || len(out) > 0 {
-			t.Errorf("%s\n%v\n%s", block, err, out)
-		}
-	}
-	for path, want := range map[string]fs.FileMode{
-		"/var/spool/postfix/mailgw": fs.ModeDir | fs.ModeSetgid | 0o750,
-		"/var/vmail":                fs.ModeDir | 0o700,
-	} {
-		if info, err := os.Stat(root + path); err != nil || info.Mode() != want {
-			t.Errorf("%s: %v, %v, want %v", path, info, err, want)
-		}
-	}
-}
-
-// The command of the service is one that the program knows, and each line is
-// one of a unit.
-func TestReadmeService(t *testing.T) {
-	unit := snippets(t, "ini")[0]
-	line := regexp.MustCompile(`^(\[(Unit|Service|Install)\]|[A-Z]\w+=\S.*|#.*|)$`)
-	for text := range strings.Lines(unit) {
-		if text = strings.TrimSuffix(text, "\n"); !line.MatchString(text) {
-			t.Errorf("%q is no line of a unit", text)
-		}
-	}
-	command := regexp.MustCompile(`(?m)^ExecStart=/usr/local/bin/mailgw (.*)$`).FindStringSubmatch(unit)
-	if command == nil {
-		t.Fatal("no ExecStart")
-	}
-	args := append([]string{"run", "./cmd/mailgw"}, strings.Fields(command[1])...)
-	if out, err := exec.Command("go", append(args, "--help")...).CombinedOutput(); err != nil {
-		t.Errorf("%s: %v\n%s", command[1], err, out)
 	}
 }

@@ -1,0 +1,96 @@
+package mailgw
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+	"testing"
+)
+
+// A machine is a copy of the one that the test runs on, with a network of its
+// own that leads nowhere. What root writes there is in memory, and gone at the
+// end of the test, as are its processes.
+type machine struct {
+	init int // its first process; the others end with it
+}
+
+// bootScript makes a machine of the directory $1, with the directory $2 as
+// /mnt. It ends with its standard input.
+const bootScript = `
+mount --make-rprivate /
+mount -t tmpfs tmpfs "$1"
+mkdir "$1/changes" "$1/work" "$1/root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$1/changes,workdir=$1/work" "$1/root"
+mount -t proc proc "$1/root/proc"
+mount -t sysfs sysfs "$1/root/sys"
+mount --rbind /dev "$1/root/dev"
+mount --bind "$2" "$1/root/mnt"
+echo 0x9 >"$1/root/sys/class/net/lo/flags" # IFF_UP and IFF_LOOPBACK
+exec chroot "$1/root" bash -c 'echo booted; read -r _'
+`
+
+// boot makes a machine, or skips the test where it may not.
+func boot(t *testing.T, mnt string) machine {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		missing(t, "only root can set up the service, on a copy of this machine")
+	}
+	cmd := exec.Command("bash", "-euc", bootScript, "bash", t.TempDir(), mnt)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET}
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		missing(t, fmt.Sprintf("root may not copy this machine: %v", err))
+	}
+	t.Cleanup(func() {
+		stdin.Close()
+		cmd.Wait()
+	})
+	if _, err := io.ReadFull(stdout, make([]byte, len("booted\n"))); err != nil {
+		cmd.Wait()
+		missing(t, fmt.Sprintf("root may not copy this machine: %s", &complaint))
+	}
+	return machine{cmd.Process.Pid}
+}
+
+// path returns where a file of the machine is.
+func (m machine) path(name string) string {
+	return fmt.Sprintf("/proc/%d/root%s", m.init, name)
+}
+
+// command returns lines of shell that root runs on the machine.
+func (m machine) command(lines string) *exec.Cmd {
+	cmd := exec.Command("nsenter", "--target", strconv.Itoa(m.init), "--mount", "--pid", "--net", "--root", "--wd",
+		"bash", "-euc", lines)
+	cmd.Env = []string{"HOME=/root", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	return cmd
+}
+
+// run returns what lines of shell print, which have to succeed.
+func (m machine) run(t *testing.T, lines string) string {
+	t.Helper()
+	out, err := m.command(lines).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s\n%v\n%s", lines, err, out)
+	}
+	return string(out)
+}
+
+func (m machine) write(t *testing.T, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(m.path(name), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}

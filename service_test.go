@@ -1,0 +1,261 @@
+package mailgw
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mailgw/mailgw/internal/peers"
+)
+
+// What README.md says of the service and of Postfix, done by root on a copy of
+// this machine: mail flows, and the service ends as systemd wants it.
+func TestReadmeService(t *testing.T) {
+	dir := t.TempDir()
+	build(t, filepath.Join(dir, "bin"), "./cmd/mailgw")
+	m := boot(t, dir)
+	installPostfix(t, m)
+	m.run(t, "! id mailgw || userdel mailgw") // which this machine may have
+	for _, block := range snippets(t, "bash") {
+		if out := m.run(t, "cd /mnt\n"+block); out != "" {
+			t.Errorf("%s\nprints %s", block, out)
+		}
+	}
+	const owners = "drwxr-s--- mailgw:postfix\ndrwx------ mailgw:mailgw\n"
+	if got := m.run(t, "stat -c '%A %U:%G' /var/spool/postfix/mailgw /var/vmail"); got != owners {
+		t.Errorf("the directories are\n%swant\n%s", got, owners)
+	}
+	text := snippets(t, "ini")[0]
+	m.write(t, "/etc/systemd/system/mailgw.service", text)
+	m.write(t, "/etc/mailgw/gateway.toml", snippets(t, "toml")[0])
+
+	u := parseUnit(text)
+	checked := m.run(t, "runuser -u mailgw -- mailgw check --config /etc/mailgw/gateway.toml")
+	if want := fmt.Sprintf("shutdown_timeout %v\n", u.stopTimeout(t)-10*time.Second); !strings.Contains(checked, want) {
+		t.Errorf("TimeoutStopSec is not ten seconds more than what check prints:\n%s", checked)
+	}
+	const capability = "AmbientCapabilities"
+	privileged := strings.Replace(text, "\n#"+capability, "\n"+capability, 1)
+	t.Run("verified", func(t *testing.T) { verifyUnit(t, m, text, privileged) })
+	t.Run("delivers", func(t *testing.T) { deliverAndStop(t, m, u) })
+	t.Run("below 1024", func(t *testing.T) { listenBelow1024(t, m, u, parseUnit(privileged)) })
+	t.Run("fails", func(t *testing.T) { failForGood(t, m, u) })
+}
+
+// installPostfix puts a Postfix on the machine that is as Debian's is at first,
+// with what README.md has for main.cf.
+func installPostfix(t *testing.T, m machine) {
+	t.Helper()
+	postfix, err := peers.FindPostfix(".")
+	if err != nil {
+		missing(t, err.Error())
+	}
+	if postfix.Libraries != "" { // it is only unpacked
+		unpacked := filepath.Join(postfix.Commands, "../..")
+		if out, err := exec.Command("cp", "-a", unpacked+"/etc", unpacked+"/usr", m.path("/")).CombinedOutput(); err != nil {
+			t.Fatalf("copy Postfix: %v\n%s", err, out)
+		}
+		m.run(t, "id postfix || useradd --system --user-group postfix; getent group postdrop || groupadd --system postdrop")
+	}
+	m.run(t, `
+rm -rf /var/spool/postfix
+mkdir /var/spool/postfix
+cp /usr/share/postfix/master.cf.dist /etc/postfix/master.cf
+`)
+	m.write(t, "/etc/postfix/main.cf", `compatibility_level = 3.6
+maillog_file = /var/log/readme.log
+alias_maps =
+alias_database =
+`+snippets(t, "postfix")[0])
+	mailbox := regexp.MustCompile("has a line `(.*)` for each mailbox").FindStringSubmatch(contents(t, "README.md"))
+	if mailbox == nil {
+		t.Fatal("README.md does not tell what is in mailboxes")
+	}
+	m.write(t, "/etc/postfix/mailboxes", mailbox[1]+"\n")
+}
+
+// verifyUnit asks systemd for its opinion of units.
+func verifyUnit(t *testing.T, m machine, texts ...string) {
+	if _, err := exec.LookPath("systemd-analyze"); err != nil {
+		missing(t, fmt.Sprintf("%v: internal/peers/install installs it", err))
+	}
+	for _, text := range texts {
+		m.write(t, "/etc/systemd/system/mailgw.service", text)
+		// What it says of the other units of this machine is not in question.
+		out := m.run(t, "systemd-analyze verify --recursive-errors=no /etc/systemd/system/mailgw.service")
+		if strings.Contains(out, "mailgw.service") {
+			t.Error(out)
+		}
+	}
+}
+
+// deliverAndStop sees mail flow through Postfix, whose programs are in a
+// chroot, and the service end on SIGTERM, with all its plugins.
+func deliverAndStop(t *testing.T, m machine, u unit) {
+	const socket = "/var/spool/postfix/mailgw/lmtp.sock"
+	s := m.start(t, u, "")
+	s.wait(t, "it listens", func() bool { return dial("", "unix:"+m.path(socket)) == nil })
+	m.run(t, "postfix start")
+	out, _ := m.command("mailgw send --to ann@example.org --to eve@example.org tcp:127.0.0.1:25").CombinedOutput()
+	if got := string(out); !strings.Contains(got, "ann@example.org  250 2.0.0") || !strings.Contains(got, "eve@example.org  550 5.1.1") {
+		t.Errorf("Postfix answers\n%s", got)
+	}
+	s.wait(t, "Postfix has tried to deliver", func() bool { return strings.Contains(contents(t, m.path("/var/log/readme.log")), "status=") })
+	if log := contents(t, m.path("/var/log/readme.log")); !strings.Contains(log, "status=sent (250 2.0.0 <ann@example.org> delivered") {
+		t.Errorf("Postfix logs\n%s", log)
+	}
+	if got := m.run(t, "stat -c %U:%G /var/vmail/example.org/ann/new/*"); got != "mailgw:mailgw\n" {
+		t.Errorf("the message belongs to %q", got)
+	}
+	if _, err := m.command("runuser -u nobody -- test -w " + socket).Output(); err == nil {
+		t.Error("everybody may connect to the socket")
+	}
+	m.run(t, "postfix stop; kill -TERM $(cat /run/service.pid)")
+	if code := s.exit(t, u.stopTimeout(t)); code != 0 {
+		t.Errorf("exit code %d after SIGTERM", code)
+	}
+	// With KillMode=mixed systemd would kill them.
+	if left := m.run(t, "readlink /proc/[0-9]*/exe || true"); strings.Contains(left, "mailgw") {
+		t.Errorf("what still runs:\n%s", left)
+	}
+}
+
+// listenBelow1024 sees that port 25 takes the capability that is commented out,
+// and nothing else.
+func listenBelow1024(t *testing.T, m machine, plain, privileged unit) {
+	m.write(t, "/etc/mailgw/gateway.toml", `
+[[listener]]
+name = "smtp"
+address = "tcp:127.0.0.1:25"
+protocol = "smtp"
+[listener.routes]
+"*" = ["discard"]
+[backend.discard]
+plugin = "discard"
+`)
+	if code := m.start(t, plain, "").exit(t, plain.stopTimeout(t)); code != 71 {
+		t.Errorf("exit code %d without the capability, want 71", code)
+	}
+	s := m.start(t, privileged, "")
+	s.wait(t, "it answers on port 25", func() bool {
+		return m.command("mailgw send --to ann@example.org tcp:127.0.0.1:25").Run() == nil
+	})
+	m.run(t, "kill -TERM $(cat /run/service.pid)")
+	s.exit(t, privileged.stopTimeout(t))
+}
+
+// failForGood sees the service end with codes after which systemd does not
+// start it again, where that would be in vain.
+func failForGood(t *testing.T, m machine, u unit) {
+	m.write(t, "/etc/mailgw/gateway.toml", "nonsense = 1\n")
+	for arg, want := range map[string]int{"": 78, " --nonsense": 64} {
+		code := m.start(t, u, arg).exit(t, u.stopTimeout(t))
+		if code != want || !slices.Contains(strings.Fields(u["RestartPreventExitStatus"]), fmt.Sprint(code)) {
+			t.Errorf("%q: exit code %d, want %d, which is in RestartPreventExitStatus", arg, code, want)
+		}
+	}
+}
+
+// A unit has the settings of a unit of systemd's.
+type unit map[string]string
+
+func parseUnit(text string) unit {
+	u := unit{}
+	for _, line := range regexp.MustCompile(`(?m)^(\w+)=(.*)$`).FindAllStringSubmatch(text, -1) {
+		u[line[1]] = line[2]
+	}
+	return u
+}
+
+// stopTimeout is how long systemd waits before it kills.
+func (u unit) stopTimeout(t *testing.T) time.Duration {
+	t.Helper()
+	timeout, err := time.ParseDuration(u["TimeoutStopSec"] + "s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return timeout
+}
+
+// A service is a process that runs as a unit says.
+type service struct {
+	exited chan int // its exit code
+}
+
+// start starts a service as systemd does, with more arguments.
+func (m machine) start(t *testing.T, u unit, args string) service {
+	t.Helper()
+	for key, want := range map[string]string{"KillMode": "mixed", "NoNewPrivileges": "yes", "ProtectSystem": "full"} {
+		if u[key] != want {
+			t.Fatalf("%s=%s, but the test runs services with %s", key, u[key], want)
+		}
+	}
+	privileges := "--no-new-privs"
+	if name := strings.TrimPrefix(u["AmbientCapabilities"], "CAP_"); name != "" {
+		privileges += fmt.Sprintf(" --inh-caps +%[1]s --ambient-caps +%[1]s", strings.ToLower(name))
+	}
+	cmd := m.command(fmt.Sprintf(`
+unshare --mount bash -euc '
+	for dir in /boot /etc /usr; do
+		mount --bind $dir $dir
+		mount -o remount,bind,ro $dir
+	done
+	exec env -i PATH="$PATH" USER=%[1]s setpriv --reuid %[1]s --regid %[1]s --init-groups %[2]s %[3]s
+' &
+echo $! >/run/service.pid
+wait $!
+`, u["User"], privileges, u["ExecStart"]+args))
+	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s := service{make(chan int, 1)}
+	go func() {
+		cmd.Wait()
+		s.exited <- cmd.ProcessState.ExitCode()
+	}()
+	t.Cleanup(func() {
+		log.Close()
+		if t.Failed() {
+			t.Logf("the service printed:\n%s", contents(t, log.Name()))
+		}
+	})
+	return s
+}
+
+// exit returns the exit code of the service.
+func (s service) exit(t *testing.T, patience time.Duration) int {
+	t.Helper()
+	select {
+	case code := <-s.exited:
+		return code
+	case <-time.After(patience):
+		t.Fatalf("the service has not ended after %v", patience)
+		return 0
+	}
+}
+
+// wait waits until done reports true, as long as the service runs.
+func (s service) wait(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	deadline := time.After(time.Minute)
+	for !done() {
+		select {
+		case code := <-s.exited:
+			t.Fatalf("the service ends with %d, want: %s", code, what)
+		case <-deadline:
+			t.Fatalf("not within a minute: %s", what)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
