@@ -87,6 +87,10 @@ type Capabilities struct {
 	// DSN: it passes delivery status notification parameters (RFC 3461) on,
 	// or issues the notifications itself.
 	DSN bool
+
+	// RequireTLS: a message that came with REQUIRETLS (RFC 8689) leaves it as
+	// that demands, or not at all. A backend that stores it has it.
+	RequireTLS bool
 }
 
 // A Capable backend tells what it can do. Others can do nothing of it.

@@ -58,6 +58,7 @@ type ListenerConfig struct {
 	AuthSenders       []string   `toml:"auth_senders"` // patterns
 	Ask               []string   `toml:"ask"`          // backends
 	XForward          []string   `toml:"xforward"`     // trusted peers
+	OfferRequireTLS   bool       `toml:"offer_requiretls"`
 	DSN               bool       `toml:"dsn"`
 	Chunking          bool       `toml:"chunking"`
 	OneRoute          bool       `toml:"one_route"`

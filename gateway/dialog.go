@@ -251,6 +251,9 @@ func (d *dialog) keywords() []string {
 	if d.TLS.Mode == "starttls" && d.session.TLS == nil {
 		keywords = append(keywords, "STARTTLS")
 	}
+	if d.OfferRequireTLS && d.session.TLS != nil {
+		keywords = append(keywords, "REQUIRETLS") // RFC 8689, section 2
+	}
 	if mechanisms := d.mechanisms(); len(mechanisms) > 0 && d.session.User == "" {
 		keywords = append(keywords, "AUTH "+strings.Join(mechanisms, " "))
 	}
@@ -563,9 +566,45 @@ func (d *dialog) expn(args string) smtp.Reply {
 	})
 }
 
-func (d *dialog) help(string) smtp.Reply {
-	greetings := map[string]string{"smtp": "EHLO HELO", "lmtp": "LHLO"}[d.Protocol]
-	return reply(214, "2.0.0", greetings+" MAIL RCPT DATA RSET NOOP QUIT VRFY HELP\nsee RFC 5321 and RFC 2033")
+// syntax is what HELP tells of a verb.
+var syntax = map[string]string{
+	"HELO": "HELO domain", "EHLO": "EHLO domain", "LHLO": "LHLO domain",
+	"STARTTLS": "STARTTLS", "AUTH": "AUTH mechanism [initial response in base64]",
+	"MAIL": "MAIL FROM:<address> [parameter=value]...", "RCPT": "RCPT TO:<address> [parameter=value]...",
+	"DATA": "DATA", "BDAT": "BDAT octets [LAST]", "RSET": "RSET", "NOOP": "NOOP", "QUIT": "QUIT",
+	"VRFY": "VRFY address", "EXPN": "EXPN list", "HELP": "HELP [command]",
+	"XFORWARD": "XFORWARD attribute=value...",
+}
+
+// help tells the commands that are good for something here, or the syntax of
+// one of them.
+func (d *dialog) help(args string) smtp.Reply {
+	if args != "" {
+		text, ok := syntax[strings.ToUpper(args)]
+		if !ok {
+			return reply(504, "5.5.4", "no such command")
+		}
+		return reply(214, "2.0.0", text)
+	}
+	offered := map[string]string{"smtp": "EHLO HELO", "lmtp": "LHLO"}[d.Protocol]
+	for _, verb := range []struct {
+		name string
+		here bool
+	}{
+		{"STARTTLS", d.TLS.Mode == "starttls" && d.session.TLS == nil},
+		{"AUTH", len(d.mechanisms()) > 0 && d.session.User == ""},
+		{"MAIL RCPT DATA", true},
+		{"BDAT", d.Chunking},
+		{"RSET NOOP QUIT VRFY", true},
+		{"EXPN", d.who(backends.AboutList, d.Ask) != nil},
+		{"XFORWARD", d.trusted},
+		{"HELP", true},
+	} {
+		if verb.here {
+			offered += " " + verb.name
+		}
+	}
+	return reply(214, "2.0.0", offered+"\nHELP and one of these tells its syntax, "+hello[d.Protocol]+" the extensions")
 }
 
 func (d *dialog) xforwardAttrs(args string) smtp.Reply {

@@ -18,8 +18,10 @@ var mailParams = map[string]paramCheck{
 	"SMTPUTF8": (*dialog).utf8Param,
 	"PRDR":     (*dialog).prdrParam,
 	"AUTH":     (*dialog).authParam,
-	"RET":      dsnParam(func(v string, _ bool) error { return smtp.CheckRet(v) }),
-	"ENVID":    dsnParam(func(v string, _ bool) error { return smtp.CheckEnvID(v) }),
+
+	"REQUIRETLS": (*dialog).requireTLSParam,
+	"RET":        dsnParam(func(v string, _ bool) error { return smtp.CheckRet(v) }),
+	"ENVID":      dsnParam(func(v string, _ bool) error { return smtp.CheckEnvID(v) }),
 }
 
 var rcptParams = map[string]paramCheck{
@@ -115,6 +117,20 @@ func (d *dialog) authParam(tx *transaction, value string) (smtp.Reply, bool) {
 	}
 	if err := smtp.CheckAuth(value); err != nil {
 		return reply(501, "5.5.4", err.Error()), false
+	}
+	return smtp.Reply{}, true
+}
+
+// requireTLSParam asks that the message goes on over TLS alone: RFC 8689,
+// section 2.
+func (d *dialog) requireTLSParam(tx *transaction, value string) (smtp.Reply, bool) {
+	switch {
+	case !d.OfferRequireTLS:
+		return d.unknownParam(tx, value)
+	case value != "":
+		return reply(501, "5.5.4", "REQUIRETLS has no value"), false
+	case d.session.TLS == nil:
+		return reply(530, "5.7.0", "REQUIRETLS takes TLS: say STARTTLS first"), false
 	}
 	return smtp.Reply{}, true
 }

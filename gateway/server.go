@@ -68,19 +68,29 @@ func New(c *Config, all map[string]backends.Backend, log *slog.Logger) (*Server,
 // cannot do.
 func (c *Config) checkCapabilities(all map[string]backends.Backend) (problems Problems) {
 	for i, l := range c.Listeners {
-		if !l.DSN {
-			continue
+		key := fmt.Sprintf("listener[%d].", i)
+		if l.DSN {
+			problems = append(problems, c.cannot(all, l, key+"dsn", func(can backends.Capabilities) bool { return can.DSN },
+				"neither passes delivery status notifications on nor issues them, and the client leaves them to us")...)
 		}
-		for _, routes := range []map[string][]string{l.Routes, c.NamedRoutes} {
-			for name, route := range routes {
-				last := route[len(route)-1]
-				b, there := all[last]
-				if can, ok := b.(backends.Capable); !there || ok && can.Capabilities().DSN {
-					continue
-				}
-				problems = append(problems, c.Problem(fmt.Sprintf("listener[%d].dsn", i), fmt.Sprintf(
-					"the route of %q ends in backend %q, which neither passes delivery status notifications on nor issues them, and the client leaves them to us", name, last)))
+		if l.OfferRequireTLS {
+			problems = append(problems, c.cannot(all, l, key+"offer_requiretls", func(can backends.Capabilities) bool { return can.RequireTLS },
+				"does not heed REQUIRETLS, and the client relies on us")...)
+		}
+	}
+	return problems
+}
+
+// cannot finds the backends that break the promise of a key.
+func (c *Config) cannot(all map[string]backends.Backend, l ListenerConfig, key string, can func(backends.Capabilities) bool, lacks string) (problems Problems) {
+	for _, routes := range []map[string][]string{l.Routes, c.NamedRoutes} {
+		for name, route := range routes {
+			last := route[len(route)-1]
+			b, there := all[last]
+			if capable, ok := b.(backends.Capable); !there || ok && can(capable.Capabilities()) {
+				continue
 			}
+			problems = append(problems, c.Problem(key, fmt.Sprintf("the route of %q ends in backend %q, which %s", name, last, lacks)))
 		}
 	}
 	return problems

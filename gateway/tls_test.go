@@ -14,6 +14,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -403,5 +404,59 @@ func TestSessionIsNotShared(t *testing.T) {
 		if got := c.ask(t, "."); got != "250 2.0.0 TLS 1.3 q (ID)" {
 			t.Errorf("got %q", got)
 		}
+	}
+}
+
+// heedsRequireTLS is a backend that REQUIRETLS can be offered for.
+type heedsRequireTLS struct{ backends.Func }
+
+func (heedsRequireTLS) Capabilities() backends.Capabilities {
+	return backends.Capabilities{RequireTLS: true}
+}
+
+// REQUIRETLS is offered over TLS alone, and only where the backends heed it.
+func TestRequireTLSExtension(t *testing.T) {
+	all := map[string]backends.Backend{"heeds": heedsRequireTLS{tellEnvelope}, "not": backends.Func(tellEnvelope)}
+	ca, dir := newIssuer(t), t.TempDir()
+	keys := "protocol = 'lmtp'\noffer_requiretls = true\n[listener.tls]\nmode = 'starttls'\ncertificates = ['" + ca.file(t, dir, "mx.example.org") + "']\n[listener.routes]\n"
+	c := testConfig(t, all, keys+"'*' = ['not', 'heeds']\n'@example.org' = ['heeds', 'not']\n")
+	if _, err := New(c, all, slog.New(slog.DiscardHandler)); err == nil || !strings.HasSuffix(err.Error(),
+		`listener[0].offer_requiretls: the route of "@example.org" ends in backend "not", which does not heed REQUIRETLS, and the client relies on us`) {
+		t.Errorf("a backend that does not heed it: %v", err)
+	}
+	peer := dialServer(t, testServer(t, all, keys+"'*' = ['heeds']\n"))
+	peer.hear(t)
+	ehlo := func() string {
+		io.WriteString(peer, "LHLO client\r\n")
+		var keywords strings.Builder
+		for line := ""; !strings.HasPrefix(line, "250 "); keywords.WriteString(line) {
+			var err error
+			if line, err = peer.ReadString('\n'); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return keywords.String()
+	}
+	if keywords := ehlo(); strings.Contains(keywords, "REQUIRETLS") {
+		t.Errorf("offered in the clear: %q", keywords)
+	}
+	if got := peer.ask(t, "MAIL FROM:<> REQUIRETLS"); got != "530 5.7.0 REQUIRETLS takes TLS: say STARTTLS first" {
+		t.Errorf("in the clear: %q", got)
+	}
+	peer.ask(t, "STARTTLS")
+	peer, err := peer.secure(t, ca.client("mx.example.org"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if keywords := ehlo(); !strings.Contains(keywords, "REQUIRETLS\r\n") {
+		t.Errorf("not offered over TLS: %q", keywords)
+	}
+	if got := peer.ask(t, "MAIL FROM:<> REQUIRETLS=YES"); got != "501 5.5.4 REQUIRETLS has no value" {
+		t.Errorf("with a value: %q", got)
+	}
+	// The parameter and Postfix's header field reach the backend.
+	if got := peer.ask(t, "MAIL FROM:<> requiretls", "RCPT TO:<a@example.org>", "DATA", "Require-TLS-ESMTP: yes\r\n\r\n."); got !=
+		`250 2.0.0 <a@example.org> LMTPS client from="" ["requiretls"] to="a@example.org" [] (ID)` {
+		t.Errorf("a message: %q", got)
 	}
 }

@@ -205,6 +205,9 @@ func (v *validation) listener(key string, l *ListenerConfig) {
 	for i, name := range l.Ask {
 		v.known(fmt.Sprintf("%s.ask[%d]", key, i), name, l.Ask[:i])
 	}
+	if l.OfferRequireTLS && l.TLS.Mode == "off" {
+		v.fault(key+".offer_requiretls", "there is no TLS: tls.mode is off")
+	}
 	v.limits(key+".limits", l.Limits)
 	for i, peer := range l.XForward {
 		if _, err := xforward.ParseTrust([]string{peer}); err != nil {

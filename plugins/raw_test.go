@@ -38,7 +38,7 @@ func (raw) Configure(_ context.Context, r *pb.ConfigureRequest) (*pb.ConfigureRe
 		return &pb.ConfigureResponse{Error: "bad request: " + r.String()}, nil
 	}
 	return &pb.ConfigureResponse{
-		Capabilities: &pb.Capabilities{Dsn: true},
+		Capabilities: &pb.Capabilities{Dsn: true, RequireTls: true},
 		Answers:      []pb.Question_Topic{pb.Question_LIST, pb.Question_NOTHING, 99},
 	}, nil
 }
@@ -100,7 +100,7 @@ func answerChunks(stream grpc.BidiStreamingServer[pb.ToPlugin, pb.ToGateway], m 
 
 func TestPeerWithItsOwnCodec(t *testing.T) {
 	h, _ := run(t, "raw")
-	if got := h.Capabilities(); got != (backends.Capabilities{DSN: true}) {
+	if got := h.Capabilities(); got != (backends.Capabilities{DSN: true, RequireTLS: true}) {
 		t.Errorf("got the capabilities %v", got)
 	}
 	tx := message(long, "chunks")

@@ -73,7 +73,8 @@ func launch(ctx context.Context, c Command, t times, sockets string, request *pb
 		r.stop()
 		return nil, err
 	}
-	r.capabilities = backends.Capabilities{DSN: answer.GetCapabilities().GetDsn()}
+	can := answer.GetCapabilities()
+	r.capabilities = backends.Capabilities{DSN: can.GetDsn(), RequireTLS: can.GetRequireTls()}
 	r.answers = announcementFromWire(answer.GetAnswers())
 	r.chunk = smallChunk
 	if announced := answer.GetMaxChunk(); announced > 0 {

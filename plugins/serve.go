@@ -264,7 +264,8 @@ func (s *server) configure(text string) *pb.ConfigureResponse {
 	s.backend = backend
 	answer.Answers = announcement(backend)
 	if capable, ok := backend.(backends.Capable); ok {
-		answer.Capabilities = &pb.Capabilities{Dsn: capable.Capabilities().DSN}
+		can := capable.Capabilities()
+		answer.Capabilities = &pb.Capabilities{Dsn: can.DSN, RequireTls: can.RequireTLS}
 	}
 	return answer
 }

@@ -53,7 +53,7 @@ func (c configured) Deliver(_ context.Context, tx *backends.DataContext) error {
 	return nil
 }
 
-func (configured) Capabilities() backends.Capabilities { return backends.Capabilities{DSN: true} }
+func (configured) Capabilities() backends.Capabilities { return backends.Capabilities{RequireTLS: true} }
 
 func (c configured) Close() error { return os.WriteFile(c.Path, []byte("closed"), 0o600) }
 
@@ -71,7 +71,7 @@ func TestSettingsReachThePlugin(t *testing.T) {
 	if got := o.statuses[0].Text; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	if !h.Capabilities().DSN {
+	if h.Capabilities() != (backends.Capabilities{RequireTLS: true}) {
 		t.Error("the capabilities are lost")
 	}
 	if err := h.Close(t.Context()); err != nil {

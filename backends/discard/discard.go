@@ -15,9 +15,17 @@ type Settings struct{}
 var Defaults Settings
 
 // New returns a backend that discards.
-func New(Settings) (backends.Backend, error) { return backends.Func(discard), nil }
+func New(Settings) (backends.Backend, error) { return backend{}, nil }
 
-func discard(ctx context.Context, tx *backends.DataContext) error {
+type backend struct{}
+
+// Capabilities has REQUIRETLS because a message that is thrown away goes
+// nowhere.
+func (backend) Capabilities() backends.Capabilities {
+	return backends.Capabilities{RequireTLS: true}
+}
+
+func (backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}

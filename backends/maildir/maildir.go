@@ -131,6 +131,11 @@ type backend struct {
 }
 
 // Deliver stores the message in the mailbox of one recipient after the other.
+// Capabilities has REQUIRETLS because a message that is stored goes nowhere.
+func (b *backend) Capabilities() backends.Capabilities {
+	return backends.Capabilities{RequireTLS: true}
+}
+
 func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 	m := &message{ctx: ctx, body: tx.Body, size: tx.Size}
 	defer m.close()

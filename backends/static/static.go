@@ -75,6 +75,11 @@ type rule struct {
 
 type backend []rule
 
+// Capabilities has REQUIRETLS because no message goes anywhere.
+func (b backend) Capabilities() backends.Capabilities {
+	return backends.Capabilities{RequireTLS: true}
+}
+
 func (b backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 	if err := ctx.Err(); err != nil {
 		return err

@@ -29,7 +29,8 @@ that serve runs as.
 All problems are printed at once on standard error, each with its file, line and
 key, those too that plugins find in their settings. What depends on others comes
 after them: a plugin is only started if its own table has no problem, and
-whether it can do what a listener promises (dsn) is asked when all have started.
+whether it can do what a listener promises (dsn, offer_requiretls) is asked when
+all have started.
 Warnings change nothing in the exit code.
 
 Exit codes:
@@ -85,8 +86,8 @@ func printListener(w io.Writer, l *gateway.ListenerConfig) {
 			l.TLS.Mode, l.RequireTLS || l.TLS.Mode == "implicit", l.TLS.MinVersion, len(l.TLS.Certificates), l.TLS.ClientCertificates)
 	}
 	fmt.Fprintf(w, "  xforward from %s\n", cmp.Or(strings.Join(l.XForward, ", "), "nobody"))
-	fmt.Fprintf(w, "  dsn %t, one_route %t, unknown_parameters %s, bare_newlines %s\n",
-		l.DSN, l.OneRoute, l.UnknownParameters, l.BareNewlines)
+	fmt.Fprintf(w, "  dsn %t, offer_requiretls %t, chunking %t, one_route %t, unknown_parameters %s, bare_newlines %s\n",
+		l.DSN, l.OfferRequireTLS, l.Chunking, l.OneRoute, l.UnknownParameters, l.BareNewlines)
 	if len(l.Ask) > 0 {
 		fmt.Fprintf(w, "  ask %s; auth %s, in_clear %t, required %t\n",
 			strings.Join(l.Ask, ", "), strings.Join(l.Auth.Mechanisms, " "), l.Auth.InClear, l.Auth.Required)
@@ -139,8 +140,8 @@ func printAccess(w io.Writer, who string, a gateway.AccessConfig) {
 
 func printBackend(w io.Writer, name string, b gateway.BackendConfig, can backends.Capabilities) {
 	fmt.Fprintf(w, "backend %s: %s\n", name, describe(b))
-	fmt.Fprintf(w, "  starts, settings accepted, dsn %t, timeout %v, recipients_per_transaction %s\n",
-		can.DSN, b.Timeout, limit(b.RecipientsPerTransaction))
+	fmt.Fprintf(w, "  starts, settings accepted, dsn %t, requiretls %t, timeout %v, recipients_per_transaction %s\n",
+		can.DSN, can.RequireTLS, b.Timeout, limit(b.RecipientsPerTransaction))
 }
 
 // limit prints a limit. Zero means that there is none.

@@ -377,7 +377,8 @@ func (x *Fault) GetText() string {
 
 type Capabilities struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Dsn           bool                   `protobuf:"varint,1,opt,name=dsn,proto3" json:"dsn,omitempty"` // passes DSN parameters (RFC 3461) on, or issues DSNs
+	Dsn           bool                   `protobuf:"varint,1,opt,name=dsn,proto3" json:"dsn,omitempty"`                                 // passes DSN parameters (RFC 3461) on, or issues DSNs
+	RequireTls    bool                   `protobuf:"varint,2,opt,name=require_tls,json=requireTls,proto3" json:"require_tls,omitempty"` // passes a message with REQUIRETLS (RFC 8689) on as that demands, or not at all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -415,6 +416,13 @@ func (*Capabilities) Descriptor() ([]byte, []int) {
 func (x *Capabilities) GetDsn() bool {
 	if x != nil {
 		return x.Dsn
+	}
+	return false
+}
+
+func (x *Capabilities) GetRequireTls() bool {
+	if x != nil {
+		return x.RequireTls
 	}
 	return false
 }
@@ -2260,9 +2268,11 @@ const file_plugin_proto_rawDesc = "" +
 	"\aanswers\x18\x06 \x03(\x0e2 .mailgw.plugin.v1.Question.TopicR\aanswers\"-\n" +
 	"\x05Fault\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
-	"\x04text\x18\x02 \x01(\tR\x04text\" \n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\"A\n" +
 	"\fCapabilities\x12\x10\n" +
-	"\x03dsn\x18\x01 \x01(\bR\x03dsn\"u\n" +
+	"\x03dsn\x18\x01 \x01(\bR\x03dsn\x12\x1f\n" +
+	"\vrequire_tls\x18\x02 \x01(\bR\n" +
+	"requireTls\"u\n" +
 	"\bToPlugin\x12?\n" +
 	"\vtransaction\x18\x01 \x01(\v2\x1d.mailgw.plugin.v1.TransactionR\vtransaction\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\bR\x04last\x12\x14\n" +
