@@ -29,7 +29,7 @@ peers:
 
 # Look for what tests do not find.
 check:
-	@unformatted=$$(gofmt -l .); \
+	@unformatted=$$($$($(GO) env GOROOT)/bin/gofmt -l .) || exit 1; \
 	if [ -n "$$unformatted" ]; then echo "not in gofmt's form:"; echo "$$unformatted"; exit 1; fi
 	$(GO) mod tidy -diff
 	$(GO) vet ./...
