@@ -19,12 +19,16 @@ type machine struct {
 }
 
 // bootScript makes a machine of the directory $1, with the directory $2 as
-// /mnt. It ends with its standard input.
+// /mnt. It ends with its standard input. Other file systems of this machine are
+// not copied; what is needed of /tmp and /var is there even so.
 const bootScript = `
 mount --make-rprivate /
 mount -t tmpfs tmpfs "$1"
 mkdir "$1/changes" "$1/work" "$1/root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$1/changes,workdir=$1/work" "$1/root"
+mount -t tmpfs tmpfs "$1/root/tmp"
+install -d "$1/root/var/lib" "$1/root/var/log"
+install -d -m 1777 "$1/root/var/tmp"
 mount -t proc proc "$1/root/proc"
 mount -t sysfs sysfs "$1/root/sys"
 mount --rbind /dev "$1/root/dev"

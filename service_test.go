@@ -32,11 +32,10 @@ func TestReadmeService(t *testing.T) {
 		t.Errorf("the directories are\n%swant\n%s", got, owners)
 	}
 	text := snippets(t, "ini")[0]
-	m.write(t, "/etc/systemd/system/mailgw.service", text)
 	m.write(t, "/etc/mailgw/gateway.toml", snippets(t, "toml")[0])
 
 	u := parseUnit(text)
-	checked := m.run(t, "runuser -u mailgw -- mailgw check --config /etc/mailgw/gateway.toml")
+	checked := m.run(t, inline(t, "(runuser .*)` finds"))
 	if want := fmt.Sprintf("shutdown_timeout %v\n", u.stopTimeout(t)-10*time.Second); !strings.Contains(checked, want) {
 		t.Errorf("TimeoutStopSec is not ten seconds more than what check prints:\n%s", checked)
 	}
@@ -73,11 +72,17 @@ maillog_file = /var/log/readme.log
 alias_maps =
 alias_database =
 `+snippets(t, "postfix")[0])
-	mailbox := regexp.MustCompile("has a line `(.*)` for each mailbox").FindStringSubmatch(contents(t, "README.md"))
-	if mailbox == nil {
-		t.Fatal("README.md does not tell what is in mailboxes")
+	m.write(t, "/etc/postfix/mailboxes", inline(t, "has a line `(.*)` for each mailbox")+"\n")
+}
+
+// inline returns what README.md has where the pattern has a group.
+func inline(t *testing.T, pattern string) string {
+	t.Helper()
+	match := regexp.MustCompile(pattern).FindStringSubmatch(contents(t, "README.md"))
+	if match == nil {
+		t.Fatalf("README.md has no %s", pattern)
 	}
-	m.write(t, "/etc/postfix/mailboxes", mailbox[1]+"\n")
+	return match[1]
 }
 
 // verifyUnit asks systemd for its opinion of units.
