@@ -219,7 +219,7 @@ func (c *client) data(message io.Reader, accepted []*answer) {
 	octets, err := copyMessage(body, message)
 	if _, ours := errors.AsType[messageError](err); ours {
 		// Without the end of the message the server throws it away.
-		c.broken = exitError{exitMessage, err}
+		c.broken = exitError{exitData, err}
 		settle(answer{err: c.broken})
 		return
 	}

@@ -15,7 +15,7 @@ import (
 // Exit codes. They are those of sysexits.h as far as that has one that fits.
 const (
 	exitUsage     = 64
-	exitMessage   = 65
+	exitData   = 65
 	exitRefused   = 69
 	exitSystem    = 71
 	exitTemporary = 75

@@ -115,7 +115,7 @@ func (f *sendFlags) run(server string, stdin io.Reader, stdout, stderr io.Writer
 	}
 	source, err := f.source(stdin)
 	if err != nil {
-		return exitError{exitMessage, err}
+		return exitError{exitData, err}
 	}
 
 	conn, err := net.DialTimeout(network, address, f.timeout)
@@ -150,7 +150,7 @@ func (f *sendFlags) sendAll(c *client, e envelope, source messageSource, stdout 
 		}
 		message, err := source(n)
 		if err != nil {
-			return exitMessage, err
+			return exitData, err
 		}
 		code = worse(code, f.report(stdout, c.send(e, message)))
 	}
@@ -191,7 +191,7 @@ func (a answer) exitCode() int {
 // worse returns the one of two exit codes that tells more about what is left
 // to do.
 func worse(a, b int) int {
-	order := []int{0, exitRefused, exitTemporary, exitMessage}
+	order := []int{0, exitRefused, exitTemporary, exitData}
 	return order[max(slices.Index(order, a), slices.Index(order, b))]
 }
 

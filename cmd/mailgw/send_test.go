@@ -206,7 +206,7 @@ func TestSendRefusesBareCR(t *testing.T) {
 	server := serveScript(t, "tcp", "S: 220 mx\nC: EHLO me\nS: 250 mx\nC: MAIL FROM:<>\nS: 250 ok\n"+
 		"C: RCPT TO:<a@x>\nS: 250 ok\nC: DATA\nS: 354\n")
 	stdout, _, code := command(t, "one\r\ntwo\nth\rree\n.\n", "send", "--helo", "me", "--from", "", "--to", "a@x", "--file", "-", server)
-	if want := "a@x  no answer: message, line 3: CR without LF\n"; stdout != want || code != exitMessage {
+	if want := "a@x  no answer: message, line 3: CR without LF\n"; stdout != want || code != exitData {
 		t.Errorf("got exit code %d, printed %q, want %q", code, stdout, want)
 	}
 }
@@ -242,7 +242,7 @@ func TestSendUsage(t *testing.T) {
 		{[]string{"--to", "a@x", "--timeout", "0s", "unix:@x"}, "--timeout 0s is not above zero", exitUsage},
 		{[]string{"--to", "a@x,b@x", "unix:@x"}, `--to "a@x,b@x" has several addresses`, exitUsage},
 		{[]string{"--to", "a@x", "--colour", "unix:@x"}, "unknown flag: --colour", exitUsage},
-		{[]string{"--to", "a@x", "--file", "testdata/missing", "unix:@x"}, "testdata/missing", exitMessage},
+		{[]string{"--to", "a@x", "--file", "testdata/missing", "unix:@x"}, "testdata/missing", exitData},
 	} {
 		stdout, stderr, code := command(t, "", append([]string{"send"}, test.args...)...)
 		if stdout != "" || !strings.Contains(stderr, test.want) || code != test.code {
