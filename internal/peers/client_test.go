@@ -3,8 +3,10 @@ package peers
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"net"
 	"net/textproto"
+	"os/exec"
 	"strings"
 	"testing"
 )
@@ -22,14 +24,39 @@ func connect(network, address string) (*client, error) {
 		return nil, err
 	}
 	c := &client{textproto.NewConn(socket), network == "unix"}
-	if _, _, err = c.ReadResponse(220); err == nil {
-		err = c.hello()
-	}
-	if err != nil {
+	if err := c.greet(); err != nil {
 		c.Close()
 		return nil, fmt.Errorf("%s: %w", address, err)
 	}
 	return c, nil
+}
+
+// A terminal is what is typed into a program, and what it prints.
+type terminal struct {
+	io.Reader
+	io.WriteCloser
+}
+
+// typeInto starts a program that carries a session over its standard input and
+// output.
+func typeInto(cmd *exec.Cmd) (*client, error) {
+	input, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	output, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	return &client{Conn: textproto.NewConn(terminal{output, input})}, cmd.Start()
+}
+
+// greet waits for the greeting of the server, and greets it.
+func (c *client) greet() error {
+	if _, _, err := c.ReadResponse(220); err != nil {
+		return err
+	}
+	return c.hello()
 }
 
 func (c *client) hello() error {

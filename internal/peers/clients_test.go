@@ -10,53 +10,94 @@ import (
 	"github.com/mailgw/mailgw/internal/gatewaytest"
 )
 
-// swaks shows what it is told: <- for yes and <** for no.
+// swaks shows what it is told: <- for yes and <** for no, and with TLS <~ and
+// <~*.
 func TestSwaks(t *testing.T) {
+	t.Parallel()
 	swaks := peer(t, "swaks")
-	g := gatewaytest.Start(t, gatewaytest.AsTested, gatewaytest.LMTP, byRules, gatewaytest.SMTP, byRules, rules, gatewaytest.Inbox)
-	tests := []struct {
+	c := startComplete(t)
+	const (
+		all   = "ann@peers.example,busy@peers.example,gone@peers.example,bob@peers.example"
+		plain = "--pipeline --server "
+	)
+	verified := "--tls-verify --tls-ca-path " + c.ca.path() + " "
+	tests := map[string]struct {
 		server, to string
 		want       []string // answers to the message
+		told       string   // of the session
 	}{
-		{
-			"--protocol LMTP --socket " + g.Address("lmtp"), "ann@peers.example,busy@peers.example,gone@peers.example,bob@peers.example",
+		"lmtp": {
+			"--protocol LMTP --socket " + c.Address("lmtp"), all,
 			[]string{
 				"<-  250 2.0.0 <ann@peers.example> delivered",
 				"<** 450 4.2.1 <busy@peers.example> mailbox busy",
 				"<** 550 5.1.1 <gone@peers.example> no such user",
 				"<-  250 2.0.0 <bob@peers.example> delivered",
 			},
+			"LMTP",
 		},
-		{"--pipeline --server " + g.Address("smtp"), "ann@peers.example,bob@peers.example", []string{"<-  250 2.0.0 delivered"}},
-		{"--server " + g.Address("smtp"), "gone@peers.example", []string{"<** 550 5.1.1 no such user"}},
+		"pipeline": {plain + c.Address("smtp"), "ann@peers.example,bob@peers.example", []string{"<-  250 2.0.0 delivered"}, "ESMTP"},
+		"refused":  {plain + c.Address("smtp"), "gone@peers.example", []string{"<** 550 5.1.1 no such user"}, ""},
+		"prdr": {
+			"--prdr --server " + c.Address("smtp"), all,
+			[]string{
+				"<-  353 an answer for each recipient follows",
+				"<-  250 2.0.0 <ann@peers.example> delivered",
+				"<** 450 4.2.1 <busy@peers.example> mailbox busy",
+				"<** 550 5.1.1 <gone@peers.example> no such user",
+				"<-  250 2.0.0 <bob@peers.example> delivered",
+				"<-  250 2.0.0 delivered",
+			},
+			"ESMTP",
+		},
+		"starttls": {
+			"--tls " + verified + plain + c.Address("smtp"), "ann@peers.example,bob@peers.example",
+			[]string{"<~  250 2.0.0 delivered"}, "ESMTPS TLS 1.3",
+		},
+		"implicit": {
+			"--tls-on-connect --tls-protocol tlsv1_2 --tls-cert " + c.clientCert + " --tls-key " + c.clientCert + " " + verified + plain + c.Address("smtps"),
+			"bob@peers.example", []string{"<~  250 2.0.0 delivered"}, "ESMTPS TLS 1.2 of client.peers.example",
+		},
+		"secure-lmtp": {
+			"--tls --protocol LMTP " + verified + "--server " + c.Address("lmtp-tcp"), "busy@peers.example,ann@peers.example",
+			[]string{"<~* 450 4.2.1 <busy@peers.example> mailbox busy", "<~  250 2.0.0 <ann@peers.example> delivered"}, "LMTPS TLS 1.3",
+		},
 	}
-	for _, test := range tests {
+	for name, test := range tests {
+		sender := name + "@peers.example"
 		args := append(strings.Fields(test.server), "--to", test.to,
-			"--from", "sender@peers.example", "--ehlo", "swaks.peers.example", "--data", "Subject: from swaks\n\n.dot\n.\n")
+			"--from", sender, "--ehlo", "swaks.peers.example", "--data", "Subject: from swaks\n\n.dot\n.\n")
 		transcript, err := exec.Command(swaks, args...).CombinedOutput()
-		// Each answer ends with the id of the transaction.
-		_, answered, _ := strings.Cut(string(transcript), "\n -> .\n")
-		answered, _, _ = strings.Cut(answered, "\n -> QUIT\n")
-		got := strings.Split(regexp.MustCompile(` \(\w{16}\)(\n|$)`).ReplaceAllString(answered, "$1"), "\n")
-		if !slices.Equal(got, test.want) {
+		if got := swaksAnswers(transcript); !slices.Equal(got, test.want) {
 			t.Errorf("swaks %q got\n%s\nwant\n%s\nthe whole:\n%s", args, strings.Join(got, "\n"), strings.Join(test.want, "\n"), transcript)
 		}
 		// It fails unless somebody gets the message.
-		if good := strings.HasPrefix(test.want[0], "<- "); good != (err == nil) {
+		if good := test.told != ""; good != (err == nil) {
 			t.Errorf("swaks %q: %v", args, err)
 		}
-	}
-	for user, want := range map[string]int{"ann": 2, "bob": 2, "busy": 0, "gone": 0} {
-		mail := g.Mail(user)
-		if len(mail) != want {
-			t.Errorf("%s has %d messages, want %d", user, len(mail), want)
+		if test.told == "" {
+			continue
 		}
-		for _, message := range mail {
-			if want := "Subject: from swaks\r\n\r\n.dot\r\n"; message != want {
-				t.Errorf("%s has %q, want %q", user, message, want)
-			}
+		if got, _, _ := strings.Cut(c.told(t, sender), ": "); got != test.told {
+			t.Errorf("swaks %q: the backend was told %q, want %q", args, got, test.told)
 		}
 	}
+	const message = "Subject: from swaks\r\n\r\n.dot\r\n"
+	for user, n := range map[string]int{"ann": 5, "bob": 5, "busy": 0, "gone": 0} {
+		if got := c.Mail(user); !slices.Equal(got, slices.Repeat([]string{message}, n)) {
+			t.Errorf("%s has %q, want %d of %q", user, got, n, message)
+		}
+	}
+}
+
+// swaksAnswers returns the answers to a message, without the id of the
+// transaction with which each of them ends.
+func swaksAnswers(transcript []byte) []string {
+	answers := regexp.MustCompile(`(?s)\n [-~]> \.\n(.*)\n [-~]> QUIT\n`).FindSubmatch(transcript)
+	if answers == nil {
+		return nil
+	}
+	return strings.Split(regexp.MustCompile(`(?m) \(\w{16}\)$`).ReplaceAllString(string(answers[1]), ""), "\n")
 }
 
 // smtp-source sends each message to three recipients, over several sessions.

@@ -2,8 +2,6 @@ package peers
 
 import (
 	"fmt"
-	"io"
-	"net/textproto"
 	"os"
 	"os/exec"
 	"os/user"
@@ -200,26 +198,19 @@ func (e *exim) log() string    { return filepath.Join(e.dir, "spool/mainlog") }
 func (e *exim) send(message []byte, from string, to ...string) string {
 	e.t.Helper()
 	cmd := exec.CommandContext(e.t.Context(), e.program, "-C", e.config(), "-bs", "-odf")
-	session, err := pipes(cmd)
+	c, err := typeInto(cmd)
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	c := &client{Conn: textproto.NewConn(session)}
-	_, _, err = c.ReadResponse(220)
-	if err == nil {
-		err = c.hello()
-	}
-	if err == nil {
+	if err = c.greet(); err == nil {
 		err = c.send(message, from, to...)
 	}
 	if err == nil {
 		err = c.quit()
 	}
-	if ended := cmd.Wait(); err == nil {
-		err = ended
-	}
-	if err != nil {
-		e.t.Fatalf("exim: %v", err)
+	c.Close()
+	if ended := cmd.Wait(); err != nil || ended != nil {
+		e.t.Fatalf("exim: %v, %v", err, ended)
 	}
 	log, err := os.ReadFile(e.log())
 	if err != nil {
@@ -243,24 +234,4 @@ func (e *exim) undelivered() []string {
 		}
 	}
 	return addresses
-}
-
-// A session is what is typed into a program, and what it prints.
-type session struct {
-	io.ReadCloser
-	input io.WriteCloser
-}
-
-func (s session) Write(text []byte) (int, error) { return s.input.Write(text) }
-func (s session) Close() error                   { return s.input.Close() }
-
-// pipes starts a command.
-func pipes(cmd *exec.Cmd) (s session, err error) {
-	if s.input, err = cmd.StdinPipe(); err != nil {
-		return s, err
-	}
-	if s.ReadCloser, err = cmd.StdoutPipe(); err != nil {
-		return s, err
-	}
-	return s, cmd.Start()
 }

@@ -186,6 +186,9 @@ error      unix       -  -  n  -     -  error
 retry      unix       -  -  n  -     -  error
 discard    unix       -  -  n  -     -  discard
 lmtp       unix       -  -  n  -     -  lmtp
+smtp       unix       -  -  n  -     -  smtp
+smtps      unix       -  -  n  -     -  smtp -o smtp_tls_wrappermode=yes
+tlsmgr     unix       -  -  n  1000? 1  tlsmgr
 anvil      unix       -  -  n  -     1  anvil
 scache     unix       -  -  n  -     1  scache
 postlog    unix-dgram n  -  n  -     1  postlogd
