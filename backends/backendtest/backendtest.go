@@ -26,8 +26,9 @@ import (
 // one that reads every message and takes mail for example.org.
 type Options struct {
 	// Recipients are addresses that the backend takes while nothing is
-	// wrong: it answers 2yz or passes them on to the next backend. If there
-	// are none, they are one@example.org and two@example.org.
+	// wrong: it answers 2yz or passes them on to the next backend, and does
+	// not refuse the first of them when it is asked. If there are none, they
+	// are one@example.org and two@example.org.
 	Recipients []string
 
 	// Final says that the backend decides every recipient and passes none
@@ -39,14 +40,14 @@ type Options struct {
 	// end.
 	IgnoresMessage bool
 
-	// Patience is how long the backend may take over a transaction, and
-	// over ending what it left running. Zero is 10 seconds.
+	// Patience is how long the backend may take over a transaction or a
+	// question, and over ending what it left running. Zero is 10 seconds.
 	Patience time.Duration
 }
 
 // Test gives b transactions of many kinds, one by one and all at once, and
-// returns everything that is wrong with its answers, or nil. It counts
-// goroutines, so no other test may run beside it.
+// asks it what it can be asked. It returns everything that is wrong with its
+// answers, or nil. It counts goroutines, so no other test may run beside it.
 func Test(b backends.Backend, o Options) error {
 	if len(o.Recipients) == 0 {
 		o.Recipients = []string{"one@example.org", "two@example.org"}
@@ -56,6 +57,7 @@ func Test(b backends.Backend, o Options) error {
 	}
 	t := &tester{Options: o, backend: b}
 	t.testOneByOne()
+	t.ask()
 	if !t.faulty() {
 		t.testAllAtOnce()
 	}
@@ -138,10 +140,11 @@ func (t *tester) testOneByOne() {
 	}
 }
 
-// testAllAtOnce runs two of every kind at the same time.
+// testAllAtOnce runs two of every kind at the same time, and asks besides.
 func (t *tester) testAllAtOnce() {
 	var wg sync.WaitGroup
 	for range 2 {
+		wg.Go(t.ask)
 		for _, tr := range transactions {
 			wg.Go(func() { t.run("all at once: "+tr.name, tr) })
 		}
@@ -160,6 +163,7 @@ func (t *tester) testGoroutines() {
 				t.run(tr.name, tr)
 			}
 		}
+		t.ask()
 	}
 	if t.gaveUp() {
 		return

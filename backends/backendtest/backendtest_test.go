@@ -79,6 +79,8 @@ func TestGoodBackendsPass(t *testing.T) {
 				tx.SetSMTPResponse(backends.Delivered)
 				return errors.Join(
 					tx.Redirect(0, "other@example.org", `"a b"@[192.0.2.1]`, "postmaster"),
+					tx.AddRecipient(backends.Recipient{Address: "archive@example.org"}),
+					tx.Divert(0, "quarantine"),
 					tx.AddField(1000, "X-Last: yes"),
 					tx.AddField(0, "X-First: yes"))
 			}},
@@ -248,6 +250,12 @@ func TestBrokenPromisesAreFound(t *testing.T) {
 			func(ctx context.Context, tx *backends.DataContext) error { return tx.RemoveField(3) }},
 		{"makes a bad sender", `one recipient: edit: sender: "no address"`, Options{},
 			func(ctx context.Context, tx *backends.DataContext) error { tx.SetSender("no address"); return nil }},
+		{"adds nobody", `one recipient: edit: added recipient: "nobody"`, Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				return errors.Join(take(ctx, tx), tx.AddRecipient(backends.Recipient{Address: "nobody"}))
+			}},
+		{"diverts nowhere", "one recipient: edit: recipient 0 is diverted to a route without a name", Options{},
+			func(ctx context.Context, tx *backends.DataContext) error { return tx.Divert(0, "") }},
 		{"redirects nowhere", `one recipient: edit: redirect of recipient 0: "<one@example.org>"`, Options{},
 			func(ctx context.Context, tx *backends.DataContext) error { return tx.Redirect(0, "<one@example.org>") }},
 		{"replaces by bare newlines", "one recipient: edit: new message: bare CR or LF", Options{},

@@ -36,6 +36,14 @@ func (c *call) checkEdits(e backends.Edits) {
 			c.checkAddress(fmt.Sprintf("redirect of recipient %d", i), a)
 		}
 	}
+	for _, r := range e.Added {
+		c.checkAddress("added recipient", r.Address)
+	}
+	for i, route := range e.Diversions {
+		if route == "" {
+			c.faultf("edit: recipient %d is diverted to a route without a name", i)
+		}
+	}
 }
 
 func (c *call) checkAddress(what, address string) {

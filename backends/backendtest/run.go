@@ -51,8 +51,8 @@ func (t *tester) run(name string, tr transaction) {
 	}
 	c.body.close()
 	c.judge(end)
-	if end.err == nil && len(end.undecided) > 0 {
-		c.checkEdits(c.tx.Edits())
+	if edits := c.tx.Edits(); end.err == nil && (len(end.undecided) > 0 || edits.Added != nil) {
+		c.checkEdits(edits)
 	}
 	if !reflect.DeepEqual(c.tx.Envelope, c.envelope()) {
 		c.faultf("the envelope was changed, which is for reading")
@@ -191,12 +191,16 @@ func (c *call) faultf(format string, args ...any) {
 	c.tester.faultf("%s: %s", c.name, fmt.Sprintf(format, args...))
 }
 
-// giveUp notes a fault after which it makes no sense to go on.
 func (c *call) giveUp(format string, args ...any) {
-	c.faultf(format, args...)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.hung = true
+	c.tester.giveUp("%s: %s", c.name, fmt.Sprintf(format, args...))
+}
+
+// giveUp notes a fault after which it makes no sense to go on.
+func (t *tester) giveUp(format string, args ...any) {
+	t.faultf(format, args...)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.hung = true
 }
 
 func (t *tester) gaveUp() bool {
