@@ -34,7 +34,7 @@
 // A message to the gateway has at most 256 KiB, and at most 4096 parts: the
 // messages within it and the elements of its lists, at all depths, where an
 // element of started counts for each of its octets. A larger one ends the
-// call, or the question. Texts are cut to 8 KiB.
+// call. Texts are cut to 8 KiB.
 //
 // Fields of type bytes may be anything that mail may contain. Fields of type
 // string are UTF-8.
@@ -103,8 +103,9 @@ type PluginClient interface {
 	// breaks the protocol and the passing of the deadline are no opinion, but a
 	// failure to answer: the client gets a 4yz, and nobody else is asked.
 	//
-	// If the plugin ends while it is asked, its successor is asked once more. An
-	// answer should change nothing.
+	// If the plugin ends while it is asked, its successor is asked once more: an
+	// answer should change nothing. The errors UNAVAILABLE and CANCELLED are
+	// taken for such an end.
 	Ask(ctx context.Context, in *Question, opts ...grpc.CallOption) (*Answer, error)
 }
 
@@ -187,8 +188,9 @@ type PluginServer interface {
 	// breaks the protocol and the passing of the deadline are no opinion, but a
 	// failure to answer: the client gets a 4yz, and nobody else is asked.
 	//
-	// If the plugin ends while it is asked, its successor is asked once more. An
-	// answer should change nothing.
+	// If the plugin ends while it is asked, its successor is asked once more: an
+	// answer should change nothing. The errors UNAVAILABLE and CANCELLED are
+	// taken for such an end.
 	Ask(context.Context, *Question) (*Answer, error)
 	mustEmbedUnimplementedPluginServer()
 }
