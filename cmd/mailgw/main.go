@@ -15,7 +15,7 @@ import (
 // Exit codes. They are those of sysexits.h as far as that has one that fits.
 const (
 	exitUsage     = 64
-	exitData   = 65
+	exitData      = 65
 	exitRefused   = 69
 	exitSystem    = 71
 	exitTemporary = 75
@@ -25,12 +25,13 @@ const (
 const exitCodes = `Exit codes:
   0   done; send: every recipient was accepted
   64  wrong usage
-  65  send: the message cannot be read, or has a CR without LF
+  65  send: the message cannot be read, or has a CR without LF;
+      passwd: the password cannot be used, or there is no such user
   69  send: a recipient was refused for good
   71  the system refuses something: an address in use, for example
   75  send: a recipient is to be tried again later, no matter what the others got;
       serve: ended at once by a second signal
-  78  gateway.toml has a problem, or a backend does not start`
+  78  gateway.toml or the users file has a problem, or a backend does not start`
 
 // An exitError is an error with the exit code that it means.
 type exitError struct {
@@ -61,7 +62,7 @@ of their own, and tells the client what became of it, for each recipient.
 	root.SetVersionTemplate(versionLine())
 	// Files are offered where a flag names one, and nowhere else.
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
-	root.AddCommand(serveCommand(), checkCommand(), pluginCommand(), sendCommand(), versionCommand())
+	root.AddCommand(serveCommand(), checkCommand(), pluginCommand(), sendCommand(), passwdCommand(), versionCommand())
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
