@@ -14,6 +14,7 @@ import (
 	"github.com/mailgw/mailgw/backends/discard"
 	"github.com/mailgw/mailgw/backends/maildir"
 	"github.com/mailgw/mailgw/backends/static"
+	"github.com/mailgw/mailgw/backends/users"
 	"github.com/mailgw/mailgw/gateway"
 	"github.com/mailgw/mailgw/internal/settings"
 	"github.com/mailgw/mailgw/plugins"
@@ -28,6 +29,7 @@ var shipped = []struct {
 	{"discard", "take every message and throw it away", func() { plugins.Serve(discard.Defaults, discard.New) }},
 	{"maildir", "deliver into Maildirs", func() { plugins.Serve(maildir.Defaults, maildir.New) }},
 	{"static", "answer by recipient pattern, for tests and demonstrations", func() { plugins.Serve(static.Defaults, static.New) }},
+	{"users", "tell users by their passwords, and who may send as whom", func() { plugins.Serve(users.Defaults, users.New) }},
 }
 
 func shippedNames() (names []string) {
