@@ -46,24 +46,30 @@ func serveScript(t *testing.T, network, script string) string {
 	return network + ":" + l.Addr().String()
 }
 
+// play writes replies together where the client has nothing to say between
+// them, since it may hang up after the first.
 func play(conn net.Conn, script string) error {
-	r := bufio.NewReader(conn)
+	r, w := bufio.NewReader(conn), bufio.NewWriter(conn)
 	for line := range strings.Lines(strings.TrimSpace(script)) {
 		line = strings.TrimSpace(line)
 		if line == "HANGUP" {
-			return nil
+			return w.Flush()
 		}
 		side, text, _ := strings.Cut(line, ":")
 		text = strings.TrimPrefix(text, " ")
 		if side == "S" {
-			if _, err := fmt.Fprintf(conn, "%s\r\n", strings.ReplaceAll(text, `\e`, "\x1b")); err != nil {
-				return fmt.Errorf("%s: %w", line, err)
-			}
+			fmt.Fprintf(w, "%s\r\n", strings.ReplaceAll(text, `\e`, "\x1b"))
 			continue
+		}
+		if err := w.Flush(); err != nil {
+			return fmt.Errorf("before %s: %w", line, err)
 		}
 		if got, err := r.ReadString('\n'); got != text+"\r\n" {
 			return fmt.Errorf("client said %q, %v; want %q", got, err, text)
 		}
+	}
+	if err := w.Flush(); err != nil {
+		return err
 	}
 	if rest, _ := io.ReadAll(r); len(rest) > 0 {
 		return fmt.Errorf("client said more: %q", rest)
