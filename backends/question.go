@@ -3,6 +3,7 @@ package backends
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"runtime/debug"
 	"time"
 )
@@ -106,6 +107,14 @@ type Credentials struct {
 	User     string
 	Password string
 }
+
+// String hides the password.
+func (c Credentials) String() string {
+	return fmt.Sprintf("%s of %q as %q", c.Mechanism, c.User, c.Identity)
+}
+
+// LogValue hides the password.
+func (c Credentials) LogValue() slog.Value { return slog.StringValue(c.String()) }
 
 // A SCRAMVerifier is what a server keeps of a password (RFC 5802, section 3).
 type SCRAMVerifier struct {

@@ -3,6 +3,8 @@ package backends
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net/netip"
 	"reflect"
 	"strings"
@@ -123,5 +125,16 @@ func TestSessionClone(t *testing.T) {
 	c.Client.TLVs[0].Type, c.TLS.Version, c.XForward.Name = 2, "", ""
 	if s.Client.TLVs[0].Type != 1 || s.TLS.Version == "" || s.XForward.Name == "" {
 		t.Errorf("a change of the clone changed the original: %+v", s)
+	}
+}
+
+func TestCredentialsHideThePassword(t *testing.T) {
+	var log strings.Builder
+	c := Credentials{Mechanism: "PLAIN", User: "user", Password: "secret"}
+	slog.New(slog.NewJSONHandler(&log, nil)).Info("login", "credentials", c)
+	slog.New(slog.NewTextHandler(&log, nil)).Info("login", "credentials", c)
+	fmt.Fprintf(&log, "%v %+v %s", c, &c, c)
+	if text := log.String(); strings.Contains(text, "secret") || !strings.Contains(text, "PLAIN of") {
+		t.Errorf("got %s", text)
 	}
 }

@@ -113,7 +113,7 @@ func authRefusal(err error) smtp.Reply {
 	switch {
 	case !errors.As(err, &s):
 		return reply(501, "5.5.2", "this is no response of the mechanism")
-	case s == backends.TryLater:
+	case s == backends.TryLater, s == backends.TimedOut, s.Positive(): // which is no word on who it is
 		return reply(454, "4.7.0", "temporary authentication failure") // RFC 4954, section 6
 	}
 	return statusReply(s)
