@@ -20,6 +20,7 @@ func TestSwaks(t *testing.T) {
 		all   = "ann@peers.example,busy@peers.example,gone@peers.example,bob@peers.example"
 		plain = "--pipeline --server "
 	)
+	login := "--auth-user " + loginName + " --auth-password " + password + " --auth "
 	verified := "--tls-verify --tls-ca-path " + c.ca.path() + " "
 	tests := map[string]struct {
 		server, to string
@@ -51,16 +52,16 @@ func TestSwaks(t *testing.T) {
 			"ESMTP",
 		},
 		"starttls": {
-			"--tls " + verified + plain + c.Address("smtp"), "ann@peers.example,bob@peers.example",
-			[]string{"<~  250 2.0.0 delivered"}, "ESMTPS TLS 1.3",
+			login + "PLAIN --tls " + verified + plain + c.Address("smtp"), "ann@peers.example,bob@peers.example",
+			[]string{"<~  250 2.0.0 delivered"}, "ESMTPSA TLS 1.3 as login@peers.example by PLAIN",
 		},
 		"implicit": {
 			"--tls-on-connect --tls-protocol tlsv1_2 --tls-cert " + c.clientCert + " --tls-key " + c.clientCert + " " + verified + plain + c.Address("smtps"),
 			"bob@peers.example", []string{"<~  250 2.0.0 delivered"}, "ESMTPS TLS 1.2 of client.peers.example",
 		},
 		"secure-lmtp": {
-			"--tls --protocol LMTP " + verified + "--server " + c.Address("lmtp-tcp"), "busy@peers.example,ann@peers.example",
-			[]string{"<~* 450 4.2.1 <busy@peers.example> mailbox busy", "<~  250 2.0.0 <ann@peers.example> delivered"}, "LMTPS TLS 1.3",
+			login + "LOGIN --tls --protocol LMTP " + verified + "--server " + c.Address("lmtp-tcp"), "busy@peers.example,ann@peers.example",
+			[]string{"<~* 450 4.2.1 <busy@peers.example> mailbox busy", "<~  250 2.0.0 <ann@peers.example> delivered"}, "LMTPSA TLS 1.3 as login@peers.example by LOGIN",
 		},
 	}
 	for name, test := range tests {

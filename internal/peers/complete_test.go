@@ -41,6 +41,7 @@ func startComplete(t *testing.T) *complete {
 	c.clientCert, fingerprint = c.ca.file("client.peers.example")
 	tls := func(mode string) string {
 		return fmt.Sprintf(`dsn = true
+ask = ["inbox"]
 xforward = ["cert:%s"]
 [listener.tls]
 mode = %q

@@ -26,6 +26,7 @@ func TestExim(t *testing.T) {
   hosts_require_tls = *
   tls_verify_certificates = ` + c.ca.path() + `
   tls_verify_hosts = *
+  hosts_require_auth = *
   port = `
 	tests := map[string]struct {
 		transport    string
@@ -47,23 +48,23 @@ func TestExim(t *testing.T) {
 			notify:    " NOTIFY=SUCCESS,DELAY ORCPT=rfc822;lmtp@elsewhere.example",
 			sent:      `C="250 2.0.0 <lmtp@peers.example> delivered`,
 			failed:    "LMTP error after DATA: ",
-			told: "UTF8LMTPS TLS 1.3: MAIL <sénder-lmtp@peers.example> SMTPUTF8 RET=HDRS ENVID=lmtp, " +
+			told: "UTF8LMTPSA TLS 1.3 as login@peers.example by PLAIN: MAIL <sénder-lmtp@peers.example> SMTPUTF8 RET=HDRS ENVID=lmtp, " +
 				"RCPT <lmtp@peers.example> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;lmtp@elsewhere.example",
 		},
 		"prdr": {
 			transport: overTLS + port(c.Address("smtp")) + "\n  hosts_try_prdr = *\n  hosts_try_chunking =",
 			from:      "sender-prdr@peers.example>",
-			sent:      `CV=yes PRDR C="250 2.0.0 <prdr@peers.example> delivered`,
+			sent:      `CV=yes A=login PRDR C="250 2.0.0 <prdr@peers.example> delivered`,
 			failed:    "PRDR error after DATA: ",
-			told:      "ESMTPS TLS 1.3: MAIL <sender-prdr@peers.example> PRDR, RCPT <prdr@peers.example>",
+			told:      "ESMTPSA TLS 1.3 as login@peers.example by PLAIN: MAIL <sender-prdr@peers.example> PRDR, RCPT <prdr@peers.example>",
 		},
 		"bdat": {
 			transport: overTLS + port(c.Address("smtps")) + "\n  protocol = smtps\n  hosts_try_prdr = *\n  hosts_try_chunking = *",
 			from:      "sénder-bdat@peers.example> SMTPUTF8 RET=FULL",
 			notify:    " NOTIFY=NEVER",
-			sent:      `CV=yes PRDR K C="250 2.0.0 <bdat@peers.example> delivered`,
+			sent:      `CV=yes A=login PRDR K C="250 2.0.0 <bdat@peers.example> delivered`,
 			failed:    "PRDR error after BDAT ",
-			told:      "UTF8SMTPS TLS 1.3: MAIL <sénder-bdat@peers.example> PRDR SMTPUTF8 RET=FULL, RCPT <bdat@peers.example> NOTIFY=NEVER",
+			told:      "UTF8SMTPSA TLS 1.3 as login@peers.example by PLAIN: MAIL <sénder-bdat@peers.example> PRDR SMTPUTF8 RET=FULL, RCPT <bdat@peers.example> NOTIFY=NEVER",
 		},
 	}
 	for user, test := range tests {
@@ -152,9 +153,14 @@ all:
 begin transports
 gateway:
 %s
+begin authenticators
+login:
+  driver = plaintext
+  public_name = PLAIN
+  client_send = ^%s^%s
 begin retry
 * * F,1d,1h
-`, e.program, owner.Username, spool, transport)
+`, e.program, owner.Username, spool, transport, loginName, password)
 	if err := os.WriteFile(e.config(), []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}

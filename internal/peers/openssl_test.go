@@ -2,6 +2,7 @@ package peers
 
 import (
 	"bytes"
+	"encoding/base64"
 	"os/exec"
 	"strings"
 	"testing"
@@ -14,12 +15,7 @@ func TestOpenSSL(t *testing.T) {
 	openssl := peer(t, "openssl")
 	c := startComplete(t)
 	certificate := " -cert " + c.clientCert + " -key " + c.clientCert
-	tests := map[string]struct {
-		flags    string
-		lmtp     bool
-		xforward int // the code of the answer to it
-		told     string
-	}{
+	tests := map[string]opensslSession{
 		"starttls-12": {
 			flags:    "-connect " + c.Address("smtp") + " -starttls smtp -tls1_2",
 			xforward: 550,
@@ -27,8 +23,9 @@ func TestOpenSSL(t *testing.T) {
 		},
 		"starttls-13": {
 			flags:    "-connect " + c.Address("smtp") + " -starttls smtp -tls1_3" + certificate,
+			auth:     "EXTERNAL =",
 			xforward: 250,
-			told:     "UTF8SMTPS TLS 1.3 of client.peers.example for 192.0.2.1",
+			told:     "UTF8SMTPSA TLS 1.3 of client.peers.example as client.peers.example by EXTERNAL for 192.0.2.1",
 		},
 		"implicit-12": {
 			flags:    "-connect " + c.Address("smtps") + " -tls1_2" + certificate,
@@ -37,8 +34,9 @@ func TestOpenSSL(t *testing.T) {
 		},
 		"implicit-13": {
 			flags:    "-connect " + c.Address("smtps") + " -tls1_3",
+			auth:     "PLAIN " + base64.StdEncoding.EncodeToString([]byte("\x00"+loginName+"\x00"+password)),
 			xforward: 550,
-			told:     "UTF8SMTPS TLS 1.3",
+			told:     "UTF8SMTPSA TLS 1.3 as login@peers.example by PLAIN",
 		},
 		"lmtp": {
 			flags: "-unix " + c.Address("lmtp") + " -starttls lmtp -tls1_3" + certificate, lmtp: true,
@@ -60,19 +58,7 @@ func TestOpenSSL(t *testing.T) {
 				t.Fatal(err)
 			}
 			session.lmtp = test.lmtp
-			greet := session.greet
-			if strings.Contains(test.flags, "-starttls") {
-				greet = session.hello // s_client has read the greeting
-			}
-			if err = greet(); err == nil {
-				err = session.say(test.xforward, "XFORWARD ADDR=192.0.2.1")
-			}
-			if err == nil {
-				err = session.send(message, "sénder-"+user+"@peers.example> SMTPUTF8 RET=FULL", user+"@peers.example> NOTIFY=NEVER")
-			}
-			if err == nil {
-				err = session.quit()
-			}
+			err = test.send(session, message, "sénder-"+user+"@peers.example> SMTPUTF8 RET=FULL", user+"@peers.example> NOTIFY=NEVER")
 			session.Close()
 			if ended := cmd.Wait(); err != nil || ended != nil {
 				t.Fatalf("openssl %s: %v, %v\n%s", strings.Join(args, " "), err, ended, stderr.String())
@@ -86,4 +72,36 @@ func TestOpenSSL(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An opensslSession is a session with s_client.
+type opensslSession struct {
+	flags    string
+	lmtp     bool
+	auth     string // with its initial response; none if it is empty
+	xforward int    // the code of the answer to it
+	told     string
+}
+
+// send types all of a session that comes after the handshake.
+func (s opensslSession) send(session *client, message []byte, from, to string) error {
+	greet := session.greet
+	if strings.Contains(s.flags, "-starttls") {
+		greet = session.hello // s_client has read the greeting
+	}
+	if err := greet(); err != nil {
+		return err
+	}
+	if s.auth != "" {
+		if err := session.say(235, "AUTH "+s.auth); err != nil {
+			return err
+		}
+	}
+	if err := session.say(s.xforward, "XFORWARD ADDR=192.0.2.1"); err != nil {
+		return err
+	}
+	if err := session.send(message, from, to); err != nil {
+		return err
+	}
+	return session.quit()
 }

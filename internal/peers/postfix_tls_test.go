@@ -21,7 +21,7 @@ transport_maps = inline:{ unix.example=lmtp:unix:%s, tcp.example=lmtp:inet:%s,
 `, c.Address("lmtp"), c.Address("lmtp-tcp"), port(c.Address("smtp")), port(c.Address("smtps"))))
 
 	message := lines("From: s\u00e9nder@peers.example", "Message-ID: <secure@peers.example>", "Subject: \u00e9", "", ".", "..dot", "\xff", "")
-	protocols := map[string]string{"unix": "UTF8LMTPS", "tcp": "UTF8LMTPS", "starttls": "UTF8SMTPS", "implicit": "UTF8SMTPS"}
+	protocols := map[string]string{"unix": "UTF8LMTPSA", "tcp": "UTF8LMTPSA", "starttls": "UTF8SMTPSA", "implicit": "UTF8SMTPSA"}
 	for user := range protocols {
 		sendOne(t, "tcp", p.address, message, "sénder-"+user+"@peers.example> SMTPUTF8 BODY=8BITMIME RET=HDRS ENVID="+user,
 			user+"@"+user+".example> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;first@elsewhere.example")
@@ -53,7 +53,7 @@ transport_maps = inline:{ unix.example=lmtp:unix:%s, tcp.example=lmtp:inet:%s,
 		}
 		checkReceived(t, c.Gateway, user, message)
 		sender := "sénder-" + user + "@peers.example"
-		want := fmt.Sprintf("%s TLS 1.3 of client.peers.example for 127.0.0.1: MAIL <%s> BODY=8BITMIME ENVID=%s RET=HDRS SMTPUTF8, "+
+		want := fmt.Sprintf("%s TLS 1.3 of client.peers.example as login@peers.example by SCRAM-SHA-256 for 127.0.0.1: MAIL <%s> BODY=8BITMIME ENVID=%s RET=HDRS SMTPUTF8, "+
 			"RCPT <%[3]s@%[3]s.example> ORCPT=rfc822;first@elsewhere.example NOTIFY=SUCCESS,DELAY", protocol, sender, user)
 		if got := c.told(t, sender); got != want {
 			t.Errorf("the backend was told\n%s\nwant\n%s", got, want)
@@ -73,7 +73,10 @@ func securesTo(c *complete) string {
 %[1]s_tls_key_file = %[4]s
 %[1]s_tls_loglevel = 1
 %[1]s_send_xforward_command = yes
-`, client, gatewayName, c.ca.path(), c.clientCert)
+%[1]s_sasl_auth_enable = yes
+%[1]s_sasl_password_maps = static:%[5]s:%[6]s
+%[1]s_sasl_tls_security_options = noanonymous
+`, client, gatewayName, c.ca.path(), c.clientCert, loginName, password)
 	}
 	return lines.String()
 }

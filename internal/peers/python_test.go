@@ -17,6 +17,10 @@ type pythonJob struct {
 	CA       string `json:"ca"`
 	Name     string `json:"name"` // in the certificate
 
+	Mechanism string `json:"mechanism"` // of AUTH, none if it is empty
+	User      string `json:"user"`
+	Password  string `json:"password"`
+
 	Sender      string   `json:"sender"`
 	Recipients  []string `json:"recipients"`
 	MailOptions []string `json:"mail_options"`
@@ -38,22 +42,24 @@ func TestPython(t *testing.T) {
 		{
 			job: pythonJob{
 				Protocol: "SMTP", Address: c.Address("smtp"), Sender: "sénder@peers.example",
+				Mechanism: "PLAIN", Password: password,
 				Recipients:  []string{"ann@peers.example", "jürgen@peers.example"},
 				MailOptions: []string{"SMTPUTF8", "BODY=8BITMIME", "RET=HDRS", "ENVID=QQ+2B314159"},
 				RcptOptions: []string{"NOTIFY=SUCCESS,FAILURE"},
 			},
-			told: "UTF8SMTPS TLS 1.3: MAIL <sénder@peers.example> SMTPUTF8 BODY=8BITMIME RET=HDRS ENVID=QQ+2B314159, " +
+			told: "UTF8SMTPSA TLS 1.3 as login@peers.example by PLAIN: MAIL <sénder@peers.example> SMTPUTF8 BODY=8BITMIME RET=HDRS ENVID=QQ+2B314159, " +
 				"RCPT <ann@peers.example> NOTIFY=SUCCESS,FAILURE, RCPT <jürgen@peers.example> NOTIFY=SUCCESS,FAILURE",
 		},
 		{
 			job: pythonJob{
 				Protocol: "SMTP_SSL", Address: c.Address("smtps"), Sender: "implicit@peers.example",
+				Mechanism: "LOGIN", Password: password,
 				Recipients:  []string{"ann@peers.example", "not an address", "bob@peers.example"},
 				MailOptions: []string{"BODY=8BITMIME"},
 				RcptOptions: []string{"NOTIFY=NEVER", "ORCPT=rfc822;ann+2Bdetail@elsewhere.example"},
 			},
 			refused: map[string]string{"not an address": "501 5.1.3 no domain"},
-			told: "ESMTPS TLS 1.3: MAIL <implicit@peers.example> BODY=8BITMIME, " +
+			told: "ESMTPSA TLS 1.3 as login@peers.example by LOGIN: MAIL <implicit@peers.example> BODY=8BITMIME, " +
 				"RCPT <ann@peers.example> NOTIFY=NEVER ORCPT=rfc822;ann+2Bdetail@elsewhere.example, " +
 				"RCPT <bob@peers.example> NOTIFY=NEVER ORCPT=rfc822;ann+2Bdetail@elsewhere.example",
 		},
@@ -61,9 +67,9 @@ func TestPython(t *testing.T) {
 			// smtplib reads one answer to a message in LMTP, too.
 			job: pythonJob{
 				Protocol: "LMTP", Address: c.Address("lmtp"), Sender: "lmtp@peers.example", Recipients: []string{"bob@peers.example"},
-				MailOptions: []string{"SMTPUTF8"}, RcptOptions: []string{"NOTIFY=DELAY"},
+				Mechanism: "PLAIN", Password: password, MailOptions: []string{"SMTPUTF8"}, RcptOptions: []string{"NOTIFY=DELAY"},
 			},
-			told: "UTF8LMTPS TLS 1.3: MAIL <lmtp@peers.example> SMTPUTF8, RCPT <bob@peers.example> NOTIFY=DELAY",
+			told: "UTF8LMTPSA TLS 1.3 as login@peers.example by PLAIN: MAIL <lmtp@peers.example> SMTPUTF8, RCPT <bob@peers.example> NOTIFY=DELAY",
 		},
 		{
 			job:     pythonJob{Protocol: "LMTP", Address: c.Address("lmtp"), Sender: "lmtp@peers.example", Recipients: []string{"busy@peers.example"}},
@@ -73,11 +79,15 @@ func TestPython(t *testing.T) {
 			job:     pythonJob{Protocol: "SMTP", Address: c.Address("smtp"), Sender: "smtp@peers.example", Recipients: []string{"ann@peers.example", "gone@peers.example"}},
 			refused: map[string]string{"": "550 5.1.1 no such user (ID)"},
 		},
+		{
+			job:     pythonJob{Protocol: "SMTP", Address: c.Address("smtp"), Mechanism: "LOGIN", Password: "wrong", Recipients: []string{"ann@peers.example"}},
+			refused: map[string]string{"": "535 5.7.8 authentication credentials invalid"},
+		},
 	}
 	message := "Subject: h\u00e9\r\n\r\n.\r\n..dot\r\nlast\r\n"
 	want := map[string]int{"ann": 3, "jürgen": 1, "bob": 2, "busy": 0, "gone": 0}
 	for _, test := range tests {
-		test.job.CA, test.job.Name, test.job.Message = c.ca.path(), gatewayName, message
+		test.job.CA, test.job.Name, test.job.User, test.job.Message = c.ca.path(), gatewayName, loginName, message
 		refused := test.job.run(t, python)
 		if !maps.Equal(refused, test.refused) {
 			t.Errorf("%+v: smtplib says that %q were refused, want %q", test.job, refused, test.refused)

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/xdg-go/scram"
+
 	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/backends/maildir"
 	"github.com/mailgw/mailgw/plugins"
@@ -29,6 +31,9 @@ func (t told) String() string {
 			text += " of " + tls.ClientName
 		}
 	}
+	if t.Session.User != "" {
+		text += " as " + t.Session.User + " by " + t.Session.Mechanism
+	}
 	if x := t.Session.XForward; x != nil {
 		text += " for " + x.Addr
 	}
@@ -48,8 +53,9 @@ func (told) params(params backends.Params) (text string) {
 	return text
 }
 
-// A witness is a Maildir that writes down what it is told. It says that it
-// issues delivery status notifications, so that a listener may offer DSN.
+// A witness is a Maildir that writes down what it is told. So that a listener
+// may offer DSN and AUTH, it says that it issues delivery status notifications,
+// and knows one user with a password, and those who have a certificate.
 type witness struct{ backends.Backend }
 
 const testimony = "told.json" // in the directory of gateway.toml
@@ -75,6 +81,36 @@ func (w witness) Deliver(ctx context.Context, tx *backends.DataContext) error {
 }
 
 func (witness) Capabilities() backends.Capabilities { return backends.Capabilities{DSN: true} }
+
+const (
+	loginName = "login@peers.example"
+	password  = "open-sesame"
+)
+
+// Authenticate takes the name in the client's certificate for that of a user.
+func (witness) Authenticate(_ context.Context, s *backends.Session, c backends.Credentials) (string, error) {
+	switch {
+	case c.Mechanism == "EXTERNAL" && s.TLS.ClientName != "":
+		return s.TLS.ClientName, nil
+	case c.User == loginName && c.Password == password:
+		return loginName, nil
+	}
+	return "", backends.BadCredentials
+}
+
+// SCRAMVerifier returns that of the one user.
+func (witness) SCRAMVerifier(_ context.Context, _ *backends.Session, user string) (backends.SCRAMVerifier, error) {
+	if user != loginName {
+		return backends.SCRAMVerifier{}, backends.BadCredentials
+	}
+	client, err := scram.SHA256.NewClient(loginName, password, "")
+	if err != nil {
+		return backends.SCRAMVerifier{}, err
+	}
+	const salt = "sixteen octets."
+	c, err := client.GetStoredCredentialsWithError(scram.KeyFactors{Salt: salt, Iters: 4096})
+	return backends.SCRAMVerifier{Salt: []byte(salt), Iterations: c.Iters, StoredKey: c.StoredKey, ServerKey: c.ServerKey}, err
+}
 
 // serveWitness is the main function of the plugin, which is the program of
 // the tests itself.

@@ -23,6 +23,10 @@ with client:
         client._host = job["name"]  # else it looks for the path of the socket
         client.starttls(context=tls)
     try:
+        if job["mechanism"]:
+            client.ehlo_or_helo_if_needed()
+            client.user, client.password = job["user"], job["password"]
+            client.auth(job["mechanism"], getattr(client, "auth_" + job["mechanism"].lower()))
         refused = client.sendmail(
             job["sender"],
             job["recipients"],
@@ -30,7 +34,7 @@ with client:
             job["mail_options"] or [],
             job["rcpt_options"] or [],
         )
-    except smtplib.SMTPDataError as error:
+    except smtplib.SMTPResponseException as error:
         refused = {"": (error.smtp_code, error.smtp_error)}
 
 json.dump({to: f"{code} {text.decode()}" for to, (code, text) in refused.items()}, sys.stdout)
