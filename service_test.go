@@ -18,8 +18,8 @@ import (
 // this machine: mail flows, and the service ends as systemd wants it.
 func TestReadmeService(t *testing.T) {
 	dir := t.TempDir()
-	build(t, filepath.Join(dir, "bin"), "./cmd/mailgw")
 	m := boot(t, dir)
+	build(t, filepath.Join(dir, "bin"), "./cmd/mailgw")
 	installPostfix(t, m)
 	m.run(t, "! id mailgw || userdel mailgw") // which this machine may have
 	for _, block := range snippets(t, "bash") {
