@@ -50,7 +50,10 @@ func scramField(password, salt string, iterations int) string {
 	if err != nil {
 		panic(err)
 	}
-	kept := client.GetStoredCredentials(scram.KeyFactors{Salt: salt, Iters: iterations})
+	kept, err := client.GetStoredCredentialsWithError(scram.KeyFactors{Salt: salt, Iters: iterations})
+	if err != nil {
+		panic(err)
+	}
 	u := user{scram: backends.SCRAMVerifier{Salt: []byte(salt), Iterations: iterations, StoredKey: kept.StoredKey, ServerKey: kept.ServerKey}}
 	return u.String()
 }

@@ -15,7 +15,7 @@ import (
 )
 
 func TestConformance(t *testing.T) {
-	b := newBackend(t, "ann", "protected")
+	b := newBackend(t, "ann"+bcryptField("pencil", 4), "protected")
 	if err := backendtest.Test(b, backendtest.Options{IgnoresMessage: true}); err != nil {
 		t.Error(err)
 	}

@@ -1,0 +1,147 @@
+package users
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+const aVerifier = "SCRAM-SHA-256$4096:c2FsdA==$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+
+var aHash = "$2b$10$" + strings.Repeat(".", bcryptDigits)
+
+func TestParse(t *testing.T) {
+	tests := []struct{ text, want string }{ // want: the users, or the error
+		{"", ""},
+		{"# ann bcrypt=x\n\n   # indented\n\t\n", ""},
+		{"ann", "ann"},
+		{"ann\r\nbob\r\n", "ann; bob"},
+		{"  ann\tbcrypt=" + aHash + "  send-as=<>\n", "ann bcrypt=" + aHash + " send-as=<>"},
+		{"ann bcrypt=" + strings.Replace(aHash, "2b", "2y", 1), "ann bcrypt=" + strings.Replace(aHash, "2b", "2y", 1)},
+		{secretLine + "ann scram=" + aVerifier, "ann scram=" + aVerifier},
+		{"ann scram=" + aVerifier + "\n" + secretLine, "ann scram=" + aVerifier},
+		{"ann cert=" + strings.ToUpper(annsCert), "ann cert=" + annsCert},
+		{"ann cert=AA:" + annsCert[2:], "ann cert=" + annsCert},
+		{"ann send-as=a@x cert=" + annsCert + " send-as=@x", "ann cert=" + annsCert + " send-as=a@x send-as=@x"},
+		{"\uff21nn@example.org", "Ann@example.org"}, // SASLprep
+		{"a\u200bnn", "ann"},
+		{"ann=x", "ann=x"},
+
+		{"ann\nANN", `f:2: user ANN is on line 1 already`},
+		{"ann@x.example\n\nann@X.example", `f:3: user ann@X.example is on line 1 already`},
+		{"ann cert=" + annsCert + "\nbob cert=" + annsCert, "f:2: user bob: the certificate " + annsCert + " is that of user ann on line 1"},
+		{`"ann"@x`, "f:1: user \"\\\"ann\\\"@x\": a name may not begin"},
+		{"@x", `f:1: user "@x": a name may not begin`},
+		{"x@", `f:1: user "x@": a name may not begin`},
+		{"a\u0007b", `f:1: user "a\ab": a character that SASLprep`},
+		{"a\xffb", `f:1: user "a\xffb": a character that SASLprep`},
+		{"\u00ad", `f:1: the name of the user is empty`},
+		{"ann secret", `f:1: user ann: unknown field "secret"; want bcrypt=, scram=, cert= or send-as=`},
+		{"ann Bcrypt=x", `f:1: user ann: unknown field "Bcrypt"`},
+
+		{"ann bcrypt=secret", "f:1: user ann: bcrypt: no bcrypt hash"},
+		{"ann bcrypt=" + aHash + "x", "f:1: user ann: bcrypt: no bcrypt hash"},
+		{"ann bcrypt=" + strings.Replace(aHash, "2b", "2x", 1), "f:1: user ann: bcrypt: no bcrypt hash"},
+		{"ann bcrypt=" + strings.Replace(aHash, "10", "03", 1), "f:1: user ann: bcrypt: cost 3 is not within 4 to 16"},
+		{"ann bcrypt=" + strings.Replace(aHash, "10", "17", 1), "f:1: user ann: bcrypt: cost 17 is not within 4 to 16"},
+		{"ann bcrypt=" + aHash + " bcrypt=" + aHash, "f:1: user ann: bcrypt: given twice"},
+
+		{secretLine + "ann scram=" + aVerifier + " scram=" + aVerifier, "f:2: user ann: scram: given twice"},
+		{"ann scram=" + aVerifier + "\nbob scram=" + aVerifier, `f:1: scram takes a line with !secret`},
+		{secretLine + "ann scram=" + strings.Replace(aVerifier, "256", "1", 1), "f:2: user ann: scram: no verifier"},
+		{secretLine + "ann scram=" + strings.Replace(aVerifier, "$", ":", 1), "f:2: user ann: scram: no verifier"},
+		{secretLine + "ann scram=" + aVerifier + ":", "f:2: user ann: scram: no verifier"},
+		{secretLine + "ann scram=" + strings.Replace(aVerifier, "c2FsdA==", "", 1), "f:2: user ann: scram: no verifier"},
+		{secretLine + "ann scram=" + strings.Replace(aVerifier, "4096", "4095", 1), `f:2: user ann: scram: "4095" iterations; want at least 4096`},
+		{secretLine + "ann scram=" + strings.Replace(aVerifier, "4096", "-1", 1), `f:2: user ann: scram: "-1" iterations`},
+		{secretLine + "ann scram=" + strings.Replace(aVerifier, "c2FsdA==", "c2FsdA", 1), `f:2: user ann: scram: "c2FsdA" is not base64`},
+		{secretLine + "ann scram=" + strings.Replace(aVerifier, "AAAA", "", 1), "f:2: user ann: scram: a key that has not 32 octets"},
+
+		{"ann cert=" + annsCert[1:], "f:1: user ann: cert: want the 64 hexadecimal digits"},
+		{"ann send-as=example.org", `f:1: user ann: send-as: "example.org": no domain`},
+		{"ann send-as=", `f:1: user ann: send-as: ""`},
+
+		{"!secret", "f:1: !secret wants the base64 of at least 16 octets"},
+		{"!secret c2FsdA==\nann scram=" + aVerifier, "f:1: !secret wants the base64 of at least 16 octets"},
+		{strings.TrimSpace(secretLine) + " x", "f:1: !secret wants"},
+		{secretLine + secretLine, "f:2: a second !secret"},
+		{"!include x", `f:1: "!include" is unknown`},
+
+		// All at once.
+		{"ann x\nbob\ncarol x\nbob", "f:1: user ann: unknown field \"x\"; want bcrypt=, scram=, cert= or send-as=\n" +
+			"f:3: user carol: unknown field \"x\"; want bcrypt=, scram=, cert= or send-as=\nf:4: user bob is on line 2 already"},
+	}
+	for _, tt := range tests {
+		l, err := parse("f", tt.text)
+		if strings.HasPrefix(tt.want, "f:") {
+			if err == nil || !strings.HasPrefix(err.Error(), tt.want) || strings.Count(err.Error(), "\n") != strings.Count(tt.want, "\n") {
+				t.Errorf("%q: error %v, want %s", tt.text, err, tt.want)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%q: %v", tt.text, err)
+			continue
+		}
+		var got []string
+		for _, u := range l.users {
+			got = append(got, u.String())
+		}
+		if text := strings.Join(got, "; "); text != tt.want {
+			t.Errorf("%q: got %s, want %s", tt.text, text, tt.want)
+		}
+	}
+}
+
+// What parses prints the same, as a whole and line by line, and setting and
+// deleting a user changes that user alone.
+func FuzzParse(f *testing.F) {
+	f.Add("", "ann")
+	f.Add("# comment\r\n\n"+secretLine+"ann@Example.org bcrypt="+aHash+" scram="+aVerifier, "ANN@example.org")
+	f.Add("bob cert="+annsCert+" send-as=<> send-as=@example.org send-as=*\ncarol", "dave")
+	f.Add("\uff21nn\n\u00df", "ann")
+	f.Fuzz(func(t *testing.T, text, name string) {
+		l, err := parse("f", text)
+		if err != nil {
+			return
+		}
+		if got := l.String(); got != text {
+			t.Fatalf("%q prints as %q", text, got)
+		}
+		for _, u := range l.users {
+			again, err := parseUser(strings.Fields(u.String()))
+			if err != nil {
+				t.Fatalf("%q prints as %q: %v", text, u, err)
+			}
+			again.line = u.line
+			if got, want := fmt.Sprintf("%+v", *again), fmt.Sprintf("%+v", *u); got != want {
+				t.Fatalf("%q prints as %q: got %s, want %s", text, u, got, want)
+			}
+		}
+
+		u, err := newUser(name)
+		if err != nil {
+			return
+		}
+		others := func(l *list) (lines []string) {
+			for _, other := range l.users {
+				if other.key != u.key {
+					lines = append(lines, other.String())
+				}
+			}
+			return lines
+		}
+		want := others(l)
+		l.set(u)
+		l, err = parse("f", l.String())
+		if err != nil || l.find(name) == nil || !reflect.DeepEqual(others(l), want) {
+			t.Fatalf("%q with %q: error %v, users %q, want %q", text, name, err, l.users, want)
+		}
+		l.remove(l.find(name))
+		l, err = parse("f", l.String())
+		if err != nil || l.find(name) != nil || !reflect.DeepEqual(others(l), want) {
+			t.Fatalf("%q without %q: error %v, users %q, want %q", text, name, err, l.users, want)
+		}
+	})
+}
