@@ -95,7 +95,7 @@ func Start(t *testing.T, program Program, config ...string) *Gateway {
 	if err := g.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(g.stop)
+	t.Cleanup(g.Stop)
 	// The hints come when it listens.
 	hints := bufio.NewScanner(stdout)
 	for hints.Scan() && !strings.HasPrefix(hints.Text(), "Ctrl-C") {
@@ -133,18 +133,20 @@ func (g *Gateway) Running() (running []Process) {
 	return running
 }
 
-// stop ends the gateway with SIGTERM, and sees to it that it ends well and
-// leaves no process and no socket behind.
-func (g *Gateway) stop() {
+// Stop ends the gateway with SIGTERM, and sees to it that it ends well and
+// leaves no process and no socket behind. The end of the test does it, if
+// nothing has ended it before.
+func (g *Gateway) Stop() {
+	if g.cmd.ProcessState != nil {
+		return
+	}
 	g.cmd.Process.Signal(syscall.SIGTERM)
 	kill := time.AfterFunc(Patience, func() { g.cmd.Process.Kill() })
 	defer kill.Stop()
 	if err := g.cmd.Wait(); err != nil {
 		g.t.Errorf("mailgw serve: %v", err)
 	}
-	if log, err := os.ReadFile(g.Log); err != nil || bytes.Contains(log, []byte("DATA RACE")) {
-		g.t.Errorf("the gateway or a plugin has a data race: %v\n%s", err, log)
-	}
+	g.checkRaces()
 	for _, p := range g.Running() {
 		g.t.Errorf("process %d is left", p.PID)
 		syscall.Kill(p.PID, syscall.SIGKILL)
@@ -157,6 +159,12 @@ func (g *Gateway) stop() {
 	sockets, err := filepath.Glob(g.Path("*.sock*"))
 	if err != nil || len(sockets) > 0 {
 		g.t.Errorf("left: %q, %v", sockets, err)
+	}
+}
+
+func (g *Gateway) checkRaces() {
+	if log, err := os.ReadFile(g.Log); err != nil || bytes.Contains(log, []byte("DATA RACE")) {
+		g.t.Errorf("the gateway or a plugin has a data race: %v\n%s", err, log)
 	}
 }
 

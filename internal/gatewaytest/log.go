@@ -63,18 +63,19 @@ func (f *Follower) Events() (events []Event) {
 
 // An Event is a line of the gateway's log.
 type Event struct {
-	Time     time.Time
-	Message  string `json:"msg"`
-	Listener string
-	Address  string
-	TX       string
-	Ident    string
-	To       string
-	Backend  string
-	Code     int
-	Event    string
-	PID      int
-	Error    string
+	Time       time.Time
+	Message    string `json:"msg"`
+	Listener   string
+	Address    string
+	TX         string
+	Ident      string
+	Recipients int
+	To         string
+	Backend    string
+	Code       int
+	Event      string
+	PID        int
+	Error      string
 }
 
 // ShowOnFailure shows the end of a log if the test fails.
@@ -87,6 +88,7 @@ func ShowOnFailure(t *testing.T, path string) {
 		if err != nil {
 			t.Log(err)
 		}
+		text, _, _ = bytes.Cut(text, []byte("SIGQUIT: quit")) // what follows is long
 		const most = 8 << 10
 		t.Logf("the end of %s:\n%s", filepath.Base(path), text[max(0, len(text)-most):])
 	})
