@@ -205,7 +205,7 @@ func TestCredentialsAreNotLogged(t *testing.T) {
 		}
 	}
 	log.wait(t, 1, "log", "panic")
-	if err := h.Close(t.Context()); err != nil {
+	if err := closeHost(t, t.Context(), h); err != nil {
 		t.Fatal(err)
 	}
 	log.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -62,7 +63,7 @@ func (l *gatewayLog) Write(line []byte) (int, error) {
 // wait returns the first n records with that event whose text contains text.
 func (l *gatewayLog) wait(t testing.TB, n int, event, text string) []map[string]any {
 	t.Helper()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(patience)
 	for {
 		l.mu.Lock()
 		changed := l.changed
@@ -134,16 +135,55 @@ func run(t testing.TB, name string) (*Host, *gatewayLog) {
 func runCommand(t testing.TB, c Command, times times) *Host {
 	t.Helper()
 	checkLeaks(t)
-	h, err := start(t.Context(), c, times)
+	h, err := startHost(t, t.Context(), c, times)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := h.Close(context.Background()); err != nil {
+		if err := closeHost(t, context.Background(), h); err != nil {
 			t.Errorf("Close: %v", err)
 		}
 	})
 	return h
+}
+
+func startHost(t testing.TB, ctx context.Context, c Command, times times) (h *Host, err error) {
+	t.Helper()
+	within(t, "Start", func() { h, err = start(ctx, c, times) })
+	return h, err
+}
+
+func closeHost(t testing.TB, ctx context.Context, h *Host) (err error) {
+	t.Helper()
+	within(t, "Close", func() { err = h.Close(ctx) })
+	return err
+}
+
+// program is the program of a command, and killed if the test hangs.
+func program(t testing.TB, c Command) *exec.Cmd {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return exec.CommandContext(ctx, c.Path, c.Args...)
+}
+
+// patience is how long a test waits for what is to end at once, or within the
+// seconds that the gateway gives it.
+const patience = 20 * time.Second
+
+// within fails the test unless f returns in time.
+func within(t testing.TB, what string, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	select {
+	case <-done:
+	case <-time.After(patience):
+		t.Fatalf("%s has not returned within %v", what, patience)
+	}
 }
 
 // checkLeaks fails the test if it ends with more goroutines, descriptors or
@@ -175,9 +215,9 @@ func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	ticker := time.NewTicker(5 * time.Millisecond)
 	defer ticker.Stop()
-	for end := time.Now().Add(10 * time.Second); !condition(); <-ticker.C {
+	for end := time.Now().Add(patience); !condition(); <-ticker.C {
 		if time.Now().After(end) {
-			t.Fatalf("after 10s it is not true that %s", what)
+			t.Fatalf("after %v it is not true that %s", patience, what)
 		}
 	}
 }
@@ -208,8 +248,20 @@ type outcome struct {
 	err       error
 }
 
-// deliver calls a backend as the gateway does.
+// deliver calls a backend as the gateway does. The outcome of a call that hangs
+// is an error that no test wants.
 func deliver(ctx context.Context, b backends.Backend, tx *backends.DataContext) *outcome {
+	done := make(chan *outcome, 1)
+	go func() { done <- deliverAtLeisure(ctx, b, tx) }()
+	select {
+	case o := <-done:
+		return o
+	case <-time.After(patience):
+		return &outcome{err: fmt.Errorf("Deliver has not returned within %v", patience)}
+	}
+}
+
+func deliverAtLeisure(ctx context.Context, b backends.Backend, tx *backends.DataContext) *outcome {
 	o := &outcome{statuses: map[int]backends.Status{}, changed: make(chan struct{}, 100)}
 	o.undecided, o.err = backends.Run(ctx, b, tx, backends.Hooks{
 		Status: func(i int, s backends.Status) {
@@ -241,7 +293,7 @@ func deliver(ctx context.Context, b backends.Backend, tx *backends.DataContext) 
 // status returns the status of recipient i once it has one.
 func (o *outcome) status(t testing.TB, i int) backends.Status {
 	t.Helper()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(patience)
 	for {
 		o.mu.Lock()
 		s, ok := o.statuses[i]

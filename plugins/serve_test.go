@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -53,7 +52,9 @@ func (c configured) Deliver(_ context.Context, tx *backends.DataContext) error {
 	return nil
 }
 
-func (configured) Capabilities() backends.Capabilities { return backends.Capabilities{RequireTLS: true} }
+func (configured) Capabilities() backends.Capabilities {
+	return backends.Capabilities{RequireTLS: true}
+}
 
 func (c configured) Close() error { return os.WriteFile(c.Path, []byte("closed"), 0o600) }
 
@@ -74,7 +75,7 @@ func TestSettingsReachThePlugin(t *testing.T) {
 	if h.Capabilities() != (backends.Capabilities{RequireTLS: true}) {
 		t.Error("the capabilities are lost")
 	}
-	if err := h.Close(t.Context()); err != nil {
+	if err := closeHost(t, t.Context(), h); err != nil {
 		t.Error(err)
 	}
 	if text, _ := os.ReadFile(file); string(text) != "closed" {
@@ -86,7 +87,7 @@ func TestFaultsOfSettings(t *testing.T) {
 	checkLeaks(t)
 	c := command(t, "settings", newGatewayLog())
 	c.Settings = map[string]any{"rules": []map[string]any{{"to": "a"}, {"too": "b", "to": 5}}, "wait": 3}
-	_, err := Start(t.Context(), c)
+	_, err := startHost(t, t.Context(), c, defaultTimes)
 	var e SettingsError
 	if !errors.As(err, &e) {
 		t.Fatalf("got the error %v, want a SettingsError", err)
@@ -116,7 +117,7 @@ func TestBackendThatCannotBeOpened(t *testing.T) {
 			checkLeaks(t)
 			c := command(t, "settings", newGatewayLog())
 			c.Settings = map[string]any{"path": path}
-			if _, err := Start(t.Context(), c); err == nil || err.Error() != want {
+			if _, err := startHost(t, t.Context(), c, defaultTimes); err == nil || err.Error() != want {
 				t.Errorf("got the error %v, want %s", err, want)
 			}
 		})
@@ -125,7 +126,7 @@ func TestBackendThatCannotBeOpened(t *testing.T) {
 
 func TestPluginStartedByHand(t *testing.T) {
 	self := command(t, "answers", newGatewayLog())
-	p := exec.Command(self.Path, self.Args...)
+	p := program(t, self)
 	var stderr strings.Builder
 	p.Stderr = &stderr
 	p.Run()
@@ -144,7 +145,7 @@ func TestPluginStartedByHand(t *testing.T) {
 
 func TestServeThatCannotListen(t *testing.T) {
 	self := command(t, "answers", newGatewayLog())
-	p := exec.Command(self.Path, self.Args...)
+	p := program(t, self)
 	p.Env = []string{"MAILGW_PLUGIN=mailgw.plugin.v1", "PLUGIN_PROTOCOL_VERSIONS=1", "PLUGIN_UNIX_SOCKET_DIR=/nonexistent"}
 	output, _ := p.CombinedOutput()
 	if code := p.ProcessState.ExitCode(); code != 1 || !strings.Contains(string(output), "/nonexistent") {
@@ -155,7 +156,7 @@ func TestServeThatCannotListen(t *testing.T) {
 func TestNumbersThatCannotCross(t *testing.T) {
 	c := command(t, "settings", newGatewayLog())
 	c.Settings = map[string]any{"a": 1.5, "rules": []any{map[string]any{"to": math.Inf(-1)}}, "list": []map[string]any{{"x.y": math.NaN()}}}
-	_, err := Start(t.Context(), c)
+	_, err := startHost(t, t.Context(), c, defaultTimes)
 	var e SettingsError
 	if !errors.As(err, &e) || len(e.Faults) != 2 {
 		t.Fatalf("got the error %v, want two faults", err)

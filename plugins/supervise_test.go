@@ -74,7 +74,7 @@ func TestFaultyProgramAtStart(t *testing.T) {
 			case "babbles":
 				times.handshake = 3 * time.Second
 			}
-			_, err := start(t.Context(), c, times)
+			_, err := startHost(t, t.Context(), c, times)
 			for _, text := range append(want, "backend "+name) {
 				if err == nil || !strings.Contains(err.Error(), text) {
 					t.Errorf("got the error %v, want one with %q", err, text)
@@ -164,7 +164,7 @@ func TestStartEndsWithItsContext(t *testing.T) {
 	checkLeaks(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	_, err := Start(ctx, command(t, "mute", newGatewayLog()))
+	_, err := startHost(t, ctx, command(t, "mute", newGatewayLog()), defaultTimes)
 	if backends.StatusOf(err) != backends.TimedOut {
 		t.Errorf("got the error %v, want the one of the context", err)
 	}
@@ -252,6 +252,7 @@ func TestTransactionsWhilePluginDies(t *testing.T) {
 	var stop atomic.Bool
 	var done, failed atomic.Int64
 	var wg sync.WaitGroup
+	defer stop.Store(true)
 	for i := range 20 {
 		wg.Go(func() {
 			text := long[:i*10_000]
@@ -278,41 +279,6 @@ func TestTransactionsWhilePluginDies(t *testing.T) {
 	stop.Store(true)
 	wg.Wait()
 	t.Logf("%d transactions, %d failed", done.Load(), failed.Load())
-}
-
-func TestBackoff(t *testing.T) {
-	for _, test := range []struct {
-		lived []time.Duration
-		want  string
-	}{
-		{make([]time.Duration, 12), "[0s 100ms 200ms 400ms 800ms 1.6s 3.2s 6.4s 12.8s 25.6s 30s 30s]"},
-		// One that has lived for a while starts over.
-		{[]time.Duration{time.Hour, 0, 0, time.Hour, 0}, "[0s 100ms 200ms 0s 100ms]"},
-	} {
-		b := backoff{stableAfter: defaultTimes.stable}
-		var got []time.Duration
-		for _, lived := range test.lived {
-			got = append(got, b.next(lived))
-		}
-		if fmt.Sprint(got) != test.want {
-			t.Errorf("after %v got the delays %v, want %s", test.lived, got, test.want)
-		}
-	}
-}
-
-// The time of a start that fails is no life.
-func TestBackoffOfPluginThatHangsAtItsStart(t *testing.T) {
-	times := defaultTimes
-	times.handshake, times.stable = time.Second, 500*time.Millisecond
-	_, log, file := runFragile(t, times)
-	if err := os.WriteFile(file+".hangs", nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	syscall.Kill(log.pid(t, 1), syscall.SIGKILL)
-	delays := log.wait(t, 3, "restarting", "")
-	if first, last := delays[0]["delay"], delays[2]["delay"]; last.(float64) < first.(float64)+float64(100*time.Millisecond) {
-		t.Errorf("got the delays %v and then %v, want them to grow", first, last)
-	}
 }
 
 // The transaction waits for the next process, which has a socket.
@@ -411,61 +377,4 @@ func TestStoppedPluginIsKilled(t *testing.T) {
 	if o := deliver(t.Context(), h, message("hello", "delivered")); o.statuses[0] != backends.Delivered {
 		t.Errorf("got %v and the error %v", o.statuses, o.err)
 	}
-}
-
-func TestCloseOfStoppedPlugin(t *testing.T) {
-	h, log := run(t, "answers")
-	pid := log.pid(t, 1)
-	syscall.Kill(pid, syscall.SIGSTOP)
-	began := time.Now()
-	h.Close(t.Context())
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("Close took %v", took)
-	}
-	if !gone(pid) {
-		t.Errorf("process %d is still there", pid)
-	}
-	if how := log.wait(t, 1, "stopped", "")[0]["how"]; how != "signal: killed" {
-		t.Errorf("the plugin ended with %v", how)
-	}
-}
-
-func TestCloseWaitsForTransactions(t *testing.T) {
-	h, log := run(t, "late")
-	tx := message("", "reads")
-	body, end := io.Pipe()
-	tx.Size, tx.Body = maxChunk+3, io.MultiReader(strings.NewReader(long[:maxChunk]), body)
-	o := deliver(t.Context(), h, tx)
-
-	closed := make(chan error)
-	go func() { closed <- h.Close(context.Background()) }()
-	eventually(t, "there are no new transactions", func() bool {
-		return h.Deliver(t.Context(), message("", "one")) == errStopped
-	})
-	end.Write([]byte("end"))
-	if got, want := o.status(t, 0).Text, fmt.Sprint(maxChunk+3, nil); got != want {
-		t.Errorf("got %q, want %q", got, want)
-	}
-	if err := <-closed; err != nil {
-		t.Error(err)
-	}
-	if how := log.wait(t, 1, "stopped", "")[0]["how"]; how != "exit status 0" {
-		t.Errorf("the plugin ended with %v", how)
-	}
-}
-
-func TestCloseAbortsWhatIsLeft(t *testing.T) {
-	h, _ := run(t, "hangs")
-	tx := message("hello", "one", "two")
-	done := make(chan *outcome)
-	go func() { done <- deliver(t.Context(), h, tx) }()
-	eventually(t, "the first recipient has its status", func() bool { return !tx.Status(0).IsZero() })
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-	defer cancel()
-	if err := h.Close(ctx); backends.StatusOf(err) != backends.TimedOut {
-		t.Errorf("got the error %v, want the one of the context", err)
-	}
-	o := <-done
-	o.wantError(t, "plugin with pid")
-	o.wantUndecided(t, 1)
 }
