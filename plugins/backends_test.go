@@ -18,6 +18,9 @@ import (
 	"github.com/mailgw/mailgw/backends"
 )
 
+// told is closed when the recipient that waits is to get its status.
+var told = make(chan struct{})
+
 // testBackends are the backends that run behind Serve in the tests.
 var testBackends = map[string]backends.Func{
 	// Each recipient gets the status that its address names.
@@ -95,6 +98,7 @@ var testBackends = map[string]backends.Func{
 	},
 
 	"replaces": replaceMessage,
+	"pours":    pour,
 
 	// It closes its sockets and lives on.
 	"deaf": func(_ context.Context, tx *backends.DataContext) error {
@@ -150,6 +154,13 @@ var testBackends = map[string]backends.Func{
 					os.Exit(3)
 				case "done":
 					tx.SetStatus(i, backends.Delivered)
+				case "waits":
+					<-told
+					tx.SetStatus(i, backends.Delivered)
+					slog.Info("told") // once the status is in the socket
+				case "tells":
+					close(told)
+					tx.SetStatus(i, backends.Delivered)
 				case "panic":
 					panic("a bug elsewhere")
 				case "never":
@@ -170,12 +181,14 @@ var testBackends = map[string]backends.Func{
 	},
 
 	// Other goroutines set the statuses, and are not waited for.
-	"races": func(_ context.Context, tx *backends.DataContext) error {
+	"races": func(ctx context.Context, tx *backends.DataContext) error {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
 		for i := range tx.Envelope.Recipients {
 			go tx.SetStatus(i, backends.Delivered)
 		}
 		for i := range tx.Envelope.Recipients {
-			for tx.Status(i).IsZero() {
+			for tx.Status(i).IsZero() && ctx.Err() == nil {
 				runtime.Gosched()
 			}
 		}

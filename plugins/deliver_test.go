@@ -9,7 +9,6 @@ import (
 	"io"
 	"maps"
 	"reflect"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -161,6 +160,18 @@ func TestMessageArrivesExactly(t *testing.T) {
 	}
 }
 
+// The envelope comes in one message, whatever gRPC's limit is.
+func TestLargeEnvelopeArrives(t *testing.T) {
+	h, _ := run(t, "answers")
+	tx := message("hello", slices.Repeat([]string{"delivered"}, 100)...)
+	for i := range tx.Envelope.Recipients {
+		tx.Envelope.Recipients[i].Params = backends.Params{"X=" + strings.Repeat("x", 60_000)}
+	}
+	if o := deliver(t.Context(), h, tx); o.err != nil || len(o.statuses) != 100 {
+		t.Errorf("got %d statuses and the error %v", len(o.statuses), o.err)
+	}
+}
+
 func hash(b []byte) [sha256.Size]byte { return sha256.Sum256(b) }
 
 func TestTransactionsAtTheSameTime(t *testing.T) {
@@ -178,74 +189,6 @@ func TestTransactionsAtTheSameTime(t *testing.T) {
 	}
 	wg.Wait()
 }
-
-func TestUnreadMessageIsCheap(t *testing.T) {
-	h, _ := run(t, "discard")
-	body := &counter{r: endless{}}
-	tx := message("", "one")
-	tx.Size, tx.Body = 1<<40, body
-	if o := deliver(t.Context(), h, tx); o.err != nil || o.statuses[0] != backends.Delivered {
-		t.Fatalf("got %v and the error %v", o.statuses, o.err)
-	}
-	if most := int64(1 << 20); body.n > most {
-		t.Errorf("%d octets of the message were read, want at most %d", body.n, most)
-	}
-}
-
-// Whether plugins read or not, the gateway holds some chunks of each message.
-func TestMemoryOfManyTransactionsIsBounded(t *testing.T) {
-	const n, most = 100, 256 << 10
-	h, _ := run(t, "hangs")
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-	before := heap()
-	for range n {
-		tx := message("", "one", "two")
-		tx.Size, tx.Body = 25<<20, endless{}
-		wg.Go(func() { h.Deliver(ctx, tx) })
-		eventually(t, "the first recipient has its status", func() bool { return !tx.Status(0).IsZero() })
-	}
-	if each := (heap() - before) / n; each > most {
-		t.Errorf("a transaction holds %d octets, want at most %d", each, most)
-	}
-}
-
-func heap() int64 {
-	runtime.GC()
-	runtime.GC() // the first leaves what is in pools
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapInuse)
-}
-
-// A message that has left is not kept to be sent again.
-func TestSentMessageIsNotKept(t *testing.T) {
-	const n, size = 50, 190 << 10
-	h, _ := run(t, "silent")
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-	before := heap()
-	var left atomic.Int64
-	for range n {
-		tx := message("", "one")
-		tx.Size = size
-		tx.Body = io.MultiReader(io.LimitReader(endless{}, size-1), iotest.OneByteReader(readerFunc(func(p []byte) (int, error) {
-			left.Add(1)
-			return 1, nil
-		})))
-		wg.Go(func() { h.Deliver(ctx, tx) })
-	}
-	eventually(t, "all messages were read", func() bool { return left.Load() == n })
-	eventually(t, "the messages were sent", func() bool { return (heap()-before)/n < size/2 })
-}
-
-type readerFunc func([]byte) (int, error)
-
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 func TestMessageThatCannotBeRead(t *testing.T) {
 	h, _ := run(t, "echo")
@@ -275,11 +218,11 @@ func TestDeadlineEndsDeliver(t *testing.T) {
 	// A deadline that is over when the first recipient has its status.
 	ctx, cancel := context.WithCancelCause(t.Context())
 	tx := message("hello", "one", "two")
-	go func() {
-		eventually(t, "the first recipient has its status", func() bool { return !tx.Status(0).IsZero() })
-		cancel(context.DeadlineExceeded)
-	}()
-	o := deliver(deadline{ctx}, h, tx)
+	done := make(chan *outcome)
+	go func() { done <- deliver(deadline{ctx}, h, tx) }()
+	eventually(t, "the first recipient has its status", func() bool { return !tx.Status(0).IsZero() })
+	cancel(context.DeadlineExceeded)
+	o := <-done
 	if backends.StatusOf(o.err) != backends.TimedOut {
 		t.Errorf("got the error %v, want %v", o.err, backends.TimedOut)
 	}
@@ -363,36 +306,43 @@ func TestLateDeliveryAndCrash(t *testing.T) {
 	}
 }
 
-// The gateway may take the message back with the last status.
-func TestLastLateStatusGivesTheMessageBack(t *testing.T) {
-	h, _ := run(t, "late")
-	tx := message("", "done")
-	body := &counter{r: endless{}}
-	tx.Size, tx.Body = 1<<40, body
-	o := deliver(t.Context(), h, tx)
-	o.status(t, 0)
-	body.closed = true // a race, if it is read now
-}
-
-// endless is a message without an end.
-type endless struct{}
-
-func (endless) Read(p []byte) (int, error) { return len(p), nil }
-
-// A counter is a message that counts how much of it is read.
-type counter struct {
-	r      io.Reader
-	n      int64
-	closed bool
-}
-
-func (c *counter) Read(p []byte) (int, error) {
-	if c.closed {
-		return 0, errors.New("closed")
+// The gateway takes the message back with the last status.
+func TestNobodyReadsTheMessageAfterTheLastStatus(t *testing.T) {
+	h, log := run(t, "late")
+	reads, release, decided := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	var reading, done atomic.Bool
+	slow := readerFunc(func(p []byte) (int, error) {
+		reading.Store(true)
+		defer reading.Store(false)
+		if done.Load() {
+			t.Error("the message is read after the last status")
+		}
+		select {
+		case reads <- struct{}{}:
+		case <-release:
+		}
+		<-release
+		return len(p), nil
+	})
+	tx := message("", "waits")
+	tx.Size, tx.Body = 1<<40, io.MultiReader(strings.NewReader(long[:maxChunk]), slow)
+	if _, err := backends.Run(t.Context(), h, tx, backends.Hooks{Status: func(int, backends.Status) {
+		done.Store(true)
+		if reading.Load() {
+			t.Error("the message is read while the last status comes")
+		}
+		close(decided)
+	}}); err != nil {
+		t.Fatal(err)
 	}
-	n, err := c.r.Read(p)
-	c.n += int64(n)
-	return n, err
+	within(t, "Read", func() { <-reads })
+	deliver(t.Context(), h, message("", "tells"))
+	log.wait(t, 1, "log", "told")
+	for range 5 { // the status has arrived, and long ago
+		deliver(t.Context(), h, message("", "done")).status(t, 0)
+	}
+	close(release)
+	within(t, "SetStatus", func() { <-decided })
 }
 
 func TestLogOfPlugin(t *testing.T) {
