@@ -211,6 +211,30 @@ func TestCodecLeavesOtherMessagesAlone(t *testing.T) {
 	}
 }
 
+func TestChunkIsNotCopied(t *testing.T) {
+	f := asFrame(&pb.ToPlugin{Last: true, Chunk: []byte(long[:maxChunk])})
+	octets, err := newCodec(maxParts).Marshal(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := &octets[1].ReadOnlyData()[0], &f.chunk[0].ReadOnlyData()[0]; got != want {
+		t.Error("it is copied when it is encoded")
+	}
+	data := split(octets.Materialize(), maxChunk/4) // as gRPC reads it
+	read := &frame{message: &pb.ToPlugin{}}
+	if err := newCodec(maxParts).Unmarshal(data, read); err != nil {
+		t.Fatal(err)
+	}
+	for i, part := range read.chunk[1:] {
+		if got, want := &part.ReadOnlyData()[0], &data[i+1].ReadOnlyData()[0]; got != want {
+			t.Errorf("part %d is copied when it is decoded", i+1)
+		}
+	}
+	if len(read.chunk) != len(data) {
+		t.Errorf("it is decoded to %d parts, want %d", len(read.chunk), len(data))
+	}
+}
+
 // A chunk goes back to the pool only when its sender and gRPC are done.
 func TestChunkLivesUntilItIsWritten(t *testing.T) {
 	chunk, err := readChunk(strings.NewReader(long), maxChunk)

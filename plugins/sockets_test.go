@@ -3,16 +3,19 @@ package plugins
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
-	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 )
 
 func TestSocketDirectory(t *testing.T) {
@@ -25,6 +28,29 @@ func TestSocketDirectory(t *testing.T) {
 	info, err := os.Stat(d.path)
 	if err != nil || info.Mode() != os.ModeDir|0o700 || filepath.Dir(d.path) != parent {
 		t.Errorf("got %s with the mode %v, %v", d.path, info.Mode(), err)
+	}
+}
+
+func TestSocketsAreInDirectoryOfHost(t *testing.T) {
+	h, log := run(t, "environment")
+	for n := range 2 { // nothing of the first process is left when there is a second
+		directory := environment(t, h)["PLUGIN_UNIX_SOCKET_DIR"]
+		left, err := filepath.Glob(h.sockets.path + "/*")
+		if !slices.Equal(left, []string{directory}) {
+			t.Fatalf("got %q, %v, want the socket directory %s alone", left, err, directory)
+		}
+		if info, err := os.Stat(directory); err != nil || info.Mode() != os.ModeDir|0o700 {
+			t.Errorf("%s has the mode %v, %v", directory, info.Mode(), err)
+		}
+		sockets, err := filepath.Glob(directory + "/*")
+		if len(sockets) != 1 {
+			t.Fatalf("got the sockets %q, %v", sockets, err)
+		}
+		if name := strings.TrimPrefix(sockets[0], h.sockets.path); len(name) > longestSocket {
+			t.Errorf("the name %s is longer than %d", name, longestSocket)
+		}
+		syscall.Kill(log.pid(t, n+1), syscall.SIGKILL)
+		log.wait(t, n+2, "started", "")
 	}
 }
 
@@ -97,40 +123,94 @@ func TestSocketPathThatIsTooLong(t *testing.T) {
 }
 
 func TestPeerOfAnotherUserIsRefused(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can be another user")
-	}
-	l, err := net.Listen("unix", fmt.Sprintf("@mailgw-test-%d", os.Getpid()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	for uid, want := range map[uintptr]string{0: "", 65534: "has the uid 65534"} {
-		connected := make(chan error)
-		go func() {
-			runtime.LockOSThread() // and never unlocked: the thread ends with its uid
-			fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-			if _, _, e := syscall.RawSyscall(syscall.SYS_SETRESUID, uid, uid, uid); err == nil && e != 0 {
-				err = e
-			}
-			if err == nil {
-				err = unix.Connect(fd, &unix.SockaddrUnix{Name: l.Addr().String()})
-			}
-			connected <- err
-			unix.Close(fd)
-		}()
-		if err := <-connected; err != nil {
-			t.Fatal(err)
-		}
+	l := listenAs(t, 0)
+	for uid, want := range map[int]string{0: "", 65534: "has the uid 65534"} {
+		client := dialAs(t, uid, l)
 		conn, err := l.Accept()
 		if err != nil {
 			t.Fatal(err)
 		}
 		err = checkUser(conn)
 		conn.Close()
+		client.Close()
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("uid %d: got the error %v, want %q", uid, err, want)
 		}
+	}
+}
+
+func TestPluginRefusesGatewayOfAnotherUser(t *testing.T) {
+	l := listenAs(t, 0)
+	server := newServer(nil)
+	go server.Serve(l)
+	defer server.Stop()
+	for uid, want := range map[int]bool{0: true, 65534: false} {
+		client := dialAs(t, uid, l)
+		client.SetReadDeadline(time.Now().Add(patience))
+		n, err := client.Read(make([]byte, 1)) // HTTP/2 begins with the server's settings
+		client.Close()
+		if (n == 1) != want || n == 0 && err != io.EOF {
+			t.Errorf("uid %d: got %d octets and the error %v, want some: %v", uid, n, err, want)
+		}
+	}
+}
+
+func TestGatewayRefusesPluginOfAnotherUser(t *testing.T) {
+	l := listenAs(t, 65534)
+	conn, err := grpc.NewClient("passthrough:plugin", append(dialOptions(),
+		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return net.Dial("unix", l.Addr().String()) }))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := (&running{conn: conn}).check(ctx); err == nil || !strings.Contains(err.Error(), "has the uid 65534") {
+		t.Errorf("got the error %v", err)
+	}
+}
+
+// listenAs opens a socket of a user that any other may connect to.
+func listenAs(t *testing.T, uid int) (l net.Listener) {
+	t.Helper()
+	var err error
+	as(t, uid, func() { l, err = net.Listen("unix", fmt.Sprintf("@mailgw-test-%d", os.Getpid())) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func dialAs(t *testing.T, uid int, l net.Listener) (conn net.Conn) {
+	t.Helper()
+	var err error
+	as(t, uid, func() { conn, err = net.Dial("unix", l.Addr().String()) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// as runs f on a thread of another user.
+func as(t *testing.T, uid int, f func()) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can be another user")
+	}
+	var failed syscall.Errno
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlocked: the thread ends with its uid
+		id := uintptr(uid)
+		if _, _, failed = syscall.RawSyscall(syscall.SYS_SETRESUID, id, id, id); failed == 0 {
+			f()
+		}
+	}()
+	<-done
+	if failed != 0 {
+		t.Fatal(failed)
 	}
 }
 
