@@ -353,7 +353,11 @@ func TestShutdownDuringHandshake(t *testing.T) {
 	s := tlsServer(t, "protocol = 'smtp'", "mode = 'implicit'\ncertificates = ['"+ca.file(t, t.TempDir(), "mx.example")+"']")
 	c := dialServer(t, s)
 	io.WriteString(c, "\x16")
+	end := time.Now().Add(20 * time.Second)
 	for sessions := 0; sessions == 0; runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatal("after 20s there is no session")
+		}
 		s.mu.Lock()
 		sessions = len(s.conns)
 		s.mu.Unlock()
