@@ -141,6 +141,15 @@ const (
 	AboutList                        // Verifier, Expand
 )
 
+// Topics returns all of them.
+func Topics() []Topic {
+	var all []Topic
+	for t := AboutConnection; t <= AboutList; t++ {
+		all = append(all, t)
+	}
+	return all
+}
+
 var topics = []string{"nothing", "connection", "HELO", "sender", "recipient", "login", "verifier", "user", "list"}
 
 func (t Topic) String() string {

@@ -381,3 +381,15 @@ func TestPasswordIsNotLogged(t *testing.T) {
 		t.Errorf("the log does not tell of AUTH:\n%s", log.String())
 	}
 }
+
+// What nobody can answer is found before anybody asks.
+func TestListenerAsksWhoCanAnswer(t *testing.T) {
+	c := testConfig(t, testBackends, "protocol = 'smtp'\nask = ['early', 'verdict']\nauth.in_clear = true\nauth.required = true\n")
+	_, err := New(c, testBackends, slog.New(slog.DiscardHandler))
+	var problems Problems
+	if !errors.As(err, &problems) || len(problems) != 2 ||
+		!strings.HasSuffix(problems[0].String(), `listener[0].ask[1]: backend "verdict" answers no questions`) ||
+		!strings.HasSuffix(problems[1].String(), "listener[0].ask: clients have to be authenticated, and no backend here can tell who they are") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -160,6 +160,9 @@ func (d *delivery) logReceived(m *message) {
 	if x := d.session.XForward; x != nil && x.Forwarded {
 		attrs = append(attrs, "client_name", x.Name, "client_addr", x.Addr, "client_helo", x.HELO, "client_proto", x.Proto)
 	}
+	if d.session.User != "" {
+		attrs = append(attrs, "user", d.session.User, "mechanism", d.session.Mechanism)
+	}
 	d.log.Info("received", attrs...)
 }
 

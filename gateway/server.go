@@ -77,6 +77,22 @@ func (c *Config) checkCapabilities(all map[string]backends.Backend) (problems Pr
 			problems = append(problems, c.cannot(all, l, key+"offer_requiretls", func(can backends.Capabilities) bool { return can.RequireTLS },
 				"does not heed REQUIRETLS, and the client relies on us")...)
 		}
+		problems = append(problems, c.checkAsked(all, l, key)...)
+	}
+	return problems
+}
+
+// checkAsked finds what a listener asks of backends that cannot answer.
+func (c *Config) checkAsked(all map[string]backends.Backend, l ListenerConfig, key string) (problems Problems) {
+	can := func(name string, t backends.Topic) bool { return all[name] != nil && backends.Answers(all[name], t) }
+	for i, name := range l.Ask {
+		if !slices.ContainsFunc(backends.Topics(), func(t backends.Topic) bool { return can(name, t) }) {
+			problems = append(problems, c.Problem(fmt.Sprintf("%sask[%d]", key, i), fmt.Sprintf("backend %q answers no questions", name)))
+		}
+	}
+	needed := l.Auth.Required || len(l.AuthSenders) > 0
+	if needed && !slices.ContainsFunc(l.Ask, func(name string) bool { return can(name, backends.AboutLogin) }) {
+		problems = append(problems, c.Problem(key+"ask", "clients have to be authenticated, and no backend here can tell who they are"))
 	}
 	return problems
 }

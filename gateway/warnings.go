@@ -69,18 +69,13 @@ func (w *warnings) listener(key string, l *ListenerConfig) {
 
 func (w *warnings) backend(key, name string, b BackendConfig) {
 	_, given := w.lines[key+".timeout"]
-	routed := false
 	for _, l := range w.Listeners {
-		if !l.uses(name) {
-			continue
-		}
-		routed = true
-		if given && b.Timeout > l.Limits.AnswerTimeout {
+		if given && l.uses(name) && b.Timeout > l.Limits.AnswerTimeout {
 			w.warn(key+".timeout", "listener %s answers after %v, its limits.answer_timeout", l.Name, l.Limits.AnswerTimeout)
 		}
 	}
-	if !routed {
-		w.warn(key, "no route names it, so that serve does not start it")
+	if !slices.Contains(w.Routed(), name) {
+		w.warn(key, "no route and no ask names it, so that serve does not start it")
 	}
 }
 

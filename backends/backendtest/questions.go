@@ -13,7 +13,7 @@ import (
 
 // questions are those that the backend can be asked.
 func (t *tester) questions() (all []backends.Question) {
-	for about := backends.AboutConnection; about <= backends.AboutList; about++ {
+	for _, about := range backends.Topics() {
 		if !backends.Answers(t.backend, about) {
 			continue
 		}
