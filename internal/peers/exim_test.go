@@ -19,6 +19,7 @@ import (
 // it knows. One is to be deferred and one to be bounced.
 func TestExim(t *testing.T) {
 	t.Parallel()
+	findExim(t)
 	c := startComplete(t)
 	overTLS := `
   driver = smtp
@@ -108,20 +109,35 @@ type exim struct {
 	dir, program string
 }
 
-// newExim prepares an Exim whose mail leaves by a transport, the lines of which
-// are given.
-func newExim(t *testing.T, transport string) *exim {
+// findExim finds the Exim that the script install has unpacked, or the one
+// that is installed, and the user that it insists on, whatever its
+// configuration says. It skips the test if something is missing.
+func findExim(t *testing.T) (program string, owner *user.User) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		gatewaytest.Without(t, "Exim runs as root only")
 	}
-	e := &exim{t: t, dir: gatewaytest.Directory(t)}
-	e.program = e.copy(findExim(t))
-	// The program insists on this user, whatever its configuration says.
 	owner, err := user.Lookup("Debian-exim")
 	if err != nil {
 		gatewaytest.Without(t, "%v: internal/peers/install makes it", err)
 	}
+	program, err = filepath.Abs("../../var/peers/exim/usr/sbin/exim4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(program); err != nil {
+		program = peer(t, "exim4")
+	}
+	return program, owner
+}
+
+// newExim prepares an Exim whose mail leaves by a transport, the lines of which
+// are given.
+func newExim(t *testing.T, transport string) *exim {
+	t.Helper()
+	program, owner := findExim(t)
+	e := &exim{t: t, dir: gatewaytest.Directory(t)}
+	e.program = e.copy(program)
 	uid, _ := strconv.Atoi(owner.Uid)
 	gid, _ := strconv.Atoi(owner.Gid)
 	spool := filepath.Join(e.dir, "spool")
@@ -165,20 +181,6 @@ begin retry
 		t.Fatal(err)
 	}
 	return e
-}
-
-// findExim finds the Exim that the script install has unpacked, or the one
-// that is installed, and skips the test if there is none.
-func findExim(t *testing.T) string {
-	t.Helper()
-	unpacked, err := filepath.Abs("../../var/peers/exim/usr/sbin/exim4")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(unpacked); err == nil {
-		return unpacked
-	}
-	return peer(t, "exim4")
 }
 
 // copy copies the program to where Exim's user can run it, which may not

@@ -60,6 +60,9 @@ func TestOpenSSL(t *testing.T) {
 			session.lmtp = test.lmtp
 			err = test.send(session, message, "sénder-"+user+"@peers.example> SMTPUTF8 RET=FULL", user+"@peers.example> NOTIFY=NEVER")
 			session.Close()
+			if err != nil {
+				cmd.Process.Kill() // it waits for the server to hang up
+			}
 			if ended := cmd.Wait(); err != nil || ended != nil {
 				t.Fatalf("openssl %s: %v, %v\n%s", strings.Join(args, " "), err, ended, stderr.String())
 			}
