@@ -238,12 +238,25 @@ func TestRestart(t *testing.T) {
 		}
 	}
 	var delays []string
-	for _, r := range log.wait(t, 3, "restarting", "") {
-		delays = append(delays, time.Duration(r["delay"].(float64)).String())
+	for n, r := range log.wait(t, 3, "restarting", "") {
+		delay := time.Duration(r["delay"].(float64))
+		delays = append(delays, delay.String())
+		if took := timeOf(t, log.wait(t, n+2, "started", "")[n+1]).Sub(timeOf(t, r)); took < delay {
+			t.Errorf("restart %d came after %v, want %v before it", n, took, delay)
+		}
 	}
 	if want := []string{"0s", "100ms", "200ms"}; !slices.Equal(delays, want) {
 		t.Errorf("got the delays %v, want %v", delays, want)
 	}
+}
+
+func timeOf(t *testing.T, record map[string]any) time.Time {
+	t.Helper()
+	at, err := time.Parse(time.RFC3339Nano, record["time"].(string))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return at
 }
 
 // Whenever the plugin dies, a transaction has its true status or an error.
