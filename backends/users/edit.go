@@ -26,7 +26,10 @@ func CheckUser(name string, sendAs []string) error {
 	if err != nil {
 		return err
 	}
-	return u.setSendAs(sendAs)
+	if err := u.setSendAs(sendAs); err != nil {
+		return fmt.Errorf("send-as: %w", err)
+	}
+	return nil
 }
 
 // CheckPassword finds out whether a password can be stored.

@@ -49,7 +49,7 @@ func TestHelp(t *testing.T) {
 	if code != 0 || !strings.Contains(help, exitCodes) {
 		t.Errorf("exit code %d, help\n%s", code, help)
 	}
-	for _, name := range []string{"serve", "check", "plugin", "send", "version", "completion"} {
+	for _, name := range []string{"serve", "check", "plugin", "send", "passwd", "version", "completion"} {
 		if !strings.Contains(help, "\n  "+name+" ") {
 			t.Errorf("%s is not in\n%s", name, help)
 		}
@@ -58,7 +58,7 @@ func TestHelp(t *testing.T) {
 			t.Errorf("%s --help: exit code %d\n%s", name, code, usage)
 		}
 	}
-	for _, name := range []string{"serve", "check", "send"} {
+	for _, name := range []string{"serve", "check", "send", "passwd"} {
 		usage, _, _ := command(t, "", name, "--help")
 		for _, want := range []string{"\nExamples:\n", "\nExit codes:\n  0 ", "\n  64  wrong usage\n"} {
 			if !strings.Contains(usage, want) {
@@ -102,7 +102,7 @@ func TestPluginList(t *testing.T) {
 	if code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	for _, name := range []string{"discard", "maildir", "static"} {
+	for _, name := range []string{"discard", "maildir", "static", "users"} {
 		if !strings.Contains("\n"+stdout, "\n"+name+" ") {
 			t.Errorf("%s is not in\n%s", name, stdout)
 		}
@@ -132,6 +132,8 @@ func TestCompletion(t *testing.T) {
 		"send --to a@x un": "tcp:\nunix:\nunix:@\n:6\n", // 2: no space after it
 		"send --to ":       ":4\n",
 		"send --file ":     ":0\n",
+		"passwd --file ":   ":0\n",
+		"passwd ":          ":4\n",
 		"serve ":           ":4\n",
 		"check --config ":  "toml\n:8\n", // 8: files with that name
 	} {

@@ -10,9 +10,10 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/mailgw/mailgw/backends/users"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"github.com/mailgw/mailgw/backends/users"
 )
 
 // passwdFlags are the flags of passwd.
@@ -141,10 +142,7 @@ func askPassword(user string, tty int, stderr io.Writer) (string, error) {
 		fmt.Fprintf(stderr, "%s: ", prompt)
 		password, err := term.ReadPassword(tty)
 		fmt.Fprintln(stderr)
-		switch {
-		case err == io.EOF:
-			return "", errors.New("no password")
-		case err != nil:
+		if err != nil {
 			return "", err
 		}
 		typed[i] = string(password)
