@@ -2,16 +2,19 @@ package gateway
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/mailgw/mailgw/backends/discard"
 	"github.com/mailgw/mailgw/backends/maildir"
 	"github.com/mailgw/mailgw/backends/static"
+	"github.com/mailgw/mailgw/backends/users"
 	"github.com/mailgw/mailgw/internal/settings"
 )
 
@@ -21,6 +24,7 @@ var shippedDefaults = map[string]any{
 	"discard": discard.Defaults,
 	"maildir": maildir.Defaults,
 	"static":  static.Defaults,
+	"users":   users.Defaults,
 }
 
 // reference is gateway.toml as it is, and with the keys that are commented out,
@@ -95,7 +99,7 @@ func TestReferenceHasTheDefaults(t *testing.T) {
 // valuesOfReference returns the values that gateway.toml gives to all keys.
 func valuesOfReference(t *testing.T, dir, text string) map[string]string {
 	t.Helper()
-	c, err := parseConfig(filepath.Join(dir, "gateway.toml"), text, []string{"discard", "maildir", "static"})
+	c, err := parseConfig(filepath.Join(dir, "gateway.toml"), text, slices.Collect(maps.Keys(shippedDefaults)))
 	if err != nil {
 		t.Fatal(err)
 	}
