@@ -81,6 +81,12 @@ var verbs = map[string]verb{
 	"EXPN":     {handle: (*dialog).expn},
 	"HELP":     {handle: (*dialog).help},
 	"XFORWARD": {handle: (*dialog).xforwardAttrs},
+
+	// RFC 5321, appendices F.1 and F.6.
+	"TURN": {handle: (*dialog).obsolete},
+	"SEND": {handle: (*dialog).obsolete},
+	"SOML": {handle: (*dialog).obsolete},
+	"SAML": {handle: (*dialog).obsolete},
 }
 
 // httpMethods are the commands of another protocol: RFC 9110, section 9.
@@ -524,6 +530,12 @@ func (d *dialog) rset(args string) smtp.Reply {
 	}
 	d.reset()
 	return reply(250, "2.0.0", "ok")
+}
+
+// obsolete answers a verb of RFC 821 that is known and not taken: RFC 5321,
+// section 4.2.4.
+func (d *dialog) obsolete(string) smtp.Reply {
+	return reply(502, "5.5.1", "obsolete, and not offered here")
 }
 
 func (d *dialog) noop(string) smtp.Reply { return reply(250, "2.0.0", "ok") }
