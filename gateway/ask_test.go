@@ -87,6 +87,21 @@ func (b recipientChecker) CheckRecipient(_ context.Context, s *backends.Session,
 	return backends.Opinion{Status: status}, err
 }
 
+// relayChecker lets strangers send to users of example.org alone, and those
+// whom userChecker knows to everybody.
+type relayChecker struct{ userChecker }
+
+func (relayChecker) CheckRecipient(_ context.Context, s *backends.Session, _ *backends.Envelope, to backends.Recipient) (backends.Opinion, error) {
+	local, domain := smtp.SplitMailbox(to.Address)
+	switch {
+	case domain != "example.org" && s.User == "":
+		return backends.Opinion{Status: backends.NewStatus(550, "5.7.1", "relay access denied")}, nil
+	case domain == "example.org" && local == "nobody":
+		return backends.Opinion{Status: backends.NoSuchUser}, nil
+	}
+	return backends.Opinion{}, nil
+}
+
 // gatekeeper says the same to everybody who connects.
 type gatekeeper struct {
 	backends.Func
@@ -106,6 +121,8 @@ func (userChecker) Authenticate(_ context.Context, s *backends.Session, c backen
 		return "certified " + c.Identity, nil
 	case c.User == "error":
 		return "", errors.New("open /etc/secret: permission denied")
+	case c.User == "panic":
+		panic("a bug in a backend")
 	case c.User == "nobody's":
 		return "", nil
 	case c.User == "praised":

@@ -133,6 +133,7 @@ var testBackends = map[string]backends.Backend{
 	"open":     gatekeeper{backends.Func(byLocalPart), nil},
 	"rcpt":     recipientChecker{backends.Func(byLocalPart)},
 	"login":    userChecker{backends.Func(tellUser)},
+	"relay":    relayChecker{userChecker{backends.Func(tellUser)}},
 }
 
 type dsnBackend struct{ backends.Func }
