@@ -9,9 +9,12 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/mailgw/mailgw/backends"
 )
@@ -226,6 +229,68 @@ func (l *failingListener) Accept() (net.Conn, error) {
 	}
 	return l.Listener.Accept()
 }
+
+// The waits between errors of accept grow from 5 ms to 1 s, begin anew after a
+// session, and do not hold up a shutdown.
+func TestAcceptBacksOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := testServer(t, testBackends, "protocol = 'smtp'\n")
+		l := &brokenListener{success: 10}
+		s.listeners[0].socket = l
+		var want []time.Duration
+		var sum time.Duration
+		for _, ms := range []time.Duration{5, 10, 20, 40, 80, 160, 320, 640, 1000, 1000, 0, 5, 10} {
+			want = append(want, ms*time.Millisecond)
+			sum += ms * time.Millisecond
+		}
+		served := make(chan struct{})
+		go func() {
+			s.Serve()
+			close(served)
+		}()
+		time.Sleep(sum + time.Millisecond)
+		began := time.Now()
+		if err := s.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		<-served
+		if waited := time.Since(began); waited != 0 {
+			t.Errorf("the shutdown took %v", waited)
+		}
+		var got []time.Duration
+		for i, at := range l.calls[1:] {
+			got = append(got, at.Sub(l.calls[i]))
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("got %v, want %v", got, want)
+		}
+	})
+}
+
+// A brokenListener accepts one session, by a client that is gone.
+type brokenListener struct {
+	calls   []time.Time
+	success int // index of that call
+}
+
+func (l *brokenListener) Accept() (net.Conn, error) {
+	l.calls = append(l.calls, time.Now())
+	if len(l.calls)-1 != l.success {
+		return nil, syscall.EMFILE
+	}
+	client, server := net.Pipe()
+	client.Close()
+	return tcpPipe{server}, nil
+}
+
+func (l *brokenListener) Addr() net.Addr { return nil }
+func (l *brokenListener) Close() error   { return nil }
+
+// A tcpPipe is a connection in memory that passes for one over TCP.
+type tcpPipe struct{ net.Conn }
+
+func (tcpPipe) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1024} }
+func (tcpPipe) LocalAddr() net.Addr  { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 2), Port: 25} }
 
 func TestShutdownWithoutListen(t *testing.T) {
 	if err := testServer(t, testBackends, "protocol = 'smtp'\n").Shutdown(t.Context()); err != nil {
