@@ -80,6 +80,26 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// A line of a message may be longer than a command line and than any buffer,
+// and comes out whole.
+func TestLongLineOfMessage(t *testing.T) {
+	line := strings.Repeat("x", 300_000) + "\r\n"
+	all := map[string]backends.Backend{"compare": backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		b, err := io.ReadAll(tx.Body)
+		if err == nil && string(b) != line {
+			err = fmt.Errorf("%d octets, want %d", len(b), len(line))
+		}
+		tx.SetAll(backends.NewStatus(250, "2.0.0", fmt.Sprint(err)))
+		return nil
+	})}
+	c := dialServer(t, testServer(t, all, "protocol = 'smtp'\n[listener.limits]\ncommand_line = 512\n[listener.routes]\n'*' = ['compare']\n"))
+	c.hear(t)
+	c.ask(t, "EHLO x", "MAIL FROM:<>", "RCPT TO:<ok@example.org>", "DATA")
+	if got := c.ask(t, line+"."); got != "250 2.0.0 <nil> (ID)" {
+		t.Errorf("got %q", got)
+	}
+}
+
 // A message whose end never came is not delivered.
 func TestIncompleteMessageIsNotDelivered(t *testing.T) {
 	called := make(chan string, 10)

@@ -8,6 +8,8 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/mailgw/mailgw/backends"
@@ -226,6 +228,30 @@ func TestShutdownWaitsForTransactions(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("shutdown: %v", err)
 	}
+}
+
+// A shutdown may be asked for several times at once. All wait for the end.
+func TestShutdownsAtTheSameTime(t *testing.T) {
+	s := testServer(t, testBackends, "protocol = 'smtp'\n")
+	c := dialServer(t, s)
+	c.hear(t)
+	c.ask(t, "EHLO x", "MAIL FROM:<>")
+	var shutdowns sync.WaitGroup
+	var left atomic.Bool // by the client
+	for range 5 {
+		shutdowns.Go(func() {
+			if err := s.Shutdown(t.Context()); err != nil || !left.Load() {
+				t.Errorf("a shutdown ended, %v, before the session: %v", err, !left.Load())
+			}
+		})
+	}
+	if got := c.ask(t, "RCPT TO:<ok@example.org>"); got != "250 2.1.5 recipient ok" {
+		t.Errorf("in the transaction: %q", got)
+	}
+	left.Store(true)
+	c.ask(t, "RSET")
+	c.hearEnd(t, "421 4.3.2 mx.example.org shutting down\r\n")
+	shutdowns.Wait()
 }
 
 // At the end of its patience a shutdown answers what is under way with 451.
