@@ -37,7 +37,8 @@ func TestParse(t *testing.T) {
 		{"a\u0007b", `f:1: user "a\ab": a character that SASLprep`},
 		{"a\xffb", `f:1: user "a\xffb": a character that SASLprep`},
 		{"\u00ad", `f:1: the name of the user is empty`},
-		{"ann secret", `f:1: user ann: unknown field "secret"; want bcrypt=, scram=, cert= or send-as=`},
+		{"ann secret", `f:1: user ann: a word without =; want bcrypt=, scram=, cert= or send-as=`},
+		{"ann colour=red", `f:1: user ann: unknown field "colour"; want bcrypt=, scram=, cert= or send-as=`},
 		{"ann Bcrypt=x", `f:1: user ann: unknown field "Bcrypt"`},
 
 		{"ann bcrypt=secret", "f:1: user ann: bcrypt: no bcrypt hash"},
@@ -55,7 +56,7 @@ func TestParse(t *testing.T) {
 		{secretLine + "ann scram=" + strings.Replace(aVerifier, "c2FsdA==", "", 1), "f:2: user ann: scram: no verifier"},
 		{secretLine + "ann scram=" + strings.Replace(aVerifier, "4096", "4095", 1), `f:2: user ann: scram: "4095" iterations; want at least 4096`},
 		{secretLine + "ann scram=" + strings.Replace(aVerifier, "4096", "-1", 1), `f:2: user ann: scram: "-1" iterations`},
-		{secretLine + "ann scram=" + strings.Replace(aVerifier, "c2FsdA==", "c2FsdA", 1), `f:2: user ann: scram: "c2FsdA" is not base64`},
+		{secretLine + "ann scram=" + strings.Replace(aVerifier, "c2FsdA==", "c2FsdA", 1), "f:2: user ann: scram: the salt or a key is not base64"},
 		{secretLine + "ann scram=" + strings.Replace(aVerifier, "AAAA", "", 1), "f:2: user ann: scram: a key that has not 32 octets"},
 
 		{"ann cert=" + annsCert[1:], "f:1: user ann: cert: want the 64 hexadecimal digits"},
@@ -69,8 +70,8 @@ func TestParse(t *testing.T) {
 		{"!include x", `f:1: "!include" is unknown`},
 
 		// All at once.
-		{"ann x\nbob\ncarol x\nbob", "f:1: user ann: unknown field \"x\"; want bcrypt=, scram=, cert= or send-as=\n" +
-			"f:3: user carol: unknown field \"x\"; want bcrypt=, scram=, cert= or send-as=\nf:4: user bob is on line 2 already"},
+		{"ann x\nbob\ncarol x\nbob", "f:1: user ann: a word without =; want bcrypt=, scram=, cert= or send-as=\n" +
+			"f:3: user carol: a word without =; want bcrypt=, scram=, cert= or send-as=\nf:4: user bob is on line 2 already"},
 	}
 	for _, tt := range tests {
 		l, err := parse("f", tt.text)

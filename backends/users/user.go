@@ -41,6 +41,8 @@ var fields = map[string]func(u *user, value string) error{
 	"send-as": (*user).addSendAs,
 }
 
+const fieldsWanted = "bcrypt=, scram=, cert= or send-as="
+
 // parseUser reads the words of a line.
 func parseUser(words []string) (*user, error) {
 	u, err := newUser(words[0])
@@ -48,10 +50,14 @@ func parseUser(words []string) (*user, error) {
 		return nil, err
 	}
 	for _, word := range words[1:] {
-		field, value, _ := strings.Cut(word, "=")
+		// Faults do not show values, since logs are not as secret as the file.
+		field, value, ok := strings.Cut(word, "=")
+		if !ok {
+			return nil, fmt.Errorf("user %s: a word without =; want %s", u.name, fieldsWanted)
+		}
 		set, ok := fields[field]
 		if !ok {
-			return nil, fmt.Errorf("user %s: unknown field %q; want bcrypt=, scram=, cert= or send-as=", u.name, field)
+			return nil, fmt.Errorf("user %s: unknown field %q; want %s", u.name, field, fieldsWanted)
 		}
 		if err := set(u, value); err != nil {
 			return nil, fmt.Errorf("user %s: %s: %w", u.name, field, err)
@@ -151,7 +157,7 @@ func (u *user) setSCRAM(value string) error {
 	v := backends.SCRAMVerifier{Iterations: int(iterations)}
 	for i, octets := range []*[]byte{&v.Salt, &v.StoredKey, &v.ServerKey} {
 		if *octets, err = base64.StdEncoding.Strict().DecodeString(parts[2+i]); err != nil {
-			return fmt.Errorf("%q is not base64", parts[2+i])
+			return errors.New("the salt or a key is not base64")
 		}
 	}
 	if len(v.StoredKey) != sha256.Size || len(v.ServerKey) != sha256.Size {

@@ -26,7 +26,7 @@ type passwdFlags struct {
 func passwdCommand() *cobra.Command {
 	var f passwdFlags
 	cmd := &cobra.Command{
-		Use:   "passwd [--file FILE] USER",
+		Use:   "passwd USER",
 		Short: "Set the password of a user in a users file",
 		Long: `Passwd sets the password of a user in the file of the plugin users, and adds the
 user if there is none of that name. On a terminal it asks for the password, twice;
@@ -34,8 +34,9 @@ else it reads one line of standard input. It needs no restart of the gateway.
 
 The file is made if it is missing, for nobody but who runs passwd, who should be
 the user that serve runs as. One that is there keeps its mode and owner, and all
-that is in it but the user's own line. There a certificate may be added by hand, as
-cert=SHA-256 with what "openssl x509 -fingerprint -sha256" prints.
+that is in it but the user's own line; it must not be readable by everybody. A
+certificate may be added to that line by hand, as cert=SHA-256 with what
+"openssl x509 -fingerprint -sha256" prints.
 
 USER may send mail as USER, if that is an address, and as --send-as says:
   user@example.org  that address

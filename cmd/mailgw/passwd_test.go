@@ -40,8 +40,8 @@ func TestPasswd(t *testing.T) {
 		{"ann\n", long, "bob", exitData, "the password has 73 octets; bcrypt takes 72 at most"},
 		{"ann\n", "a\tb\n", "bob", exitData, "the password has a character that SASLprep"},
 		{"ann\n", "", "--delete bob", exitData, "no such user: bob\n"},
-		{faulty, "x\n", "ann", exitConfig, "users:2: user bob: unknown field"},
-		{faulty, "", "--delete bob", exitConfig, "users:2: user bob: unknown field"},
+		{faulty, "x\n", "ann", exitConfig, "users:2: user bob: a word without ="},
+		{faulty, "", "--delete bob", exitConfig, "users:2: user bob: a word without ="},
 	} {
 		file := filepath.Join(t.TempDir(), "users")
 		if test.before != "" {
