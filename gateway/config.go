@@ -62,6 +62,7 @@ type ListenerConfig struct {
 	DSN               bool       `toml:"dsn"`
 	Chunking          bool       `toml:"chunking"`
 	OneRoute          bool       `toml:"one_route"`
+	StrictEnvelopes   bool       `toml:"strict_envelopes"`
 	UnknownParameters string     `toml:"unknown_parameters"` // refuse, keep
 	BareNewlines      string     `toml:"bare_newlines"`      // refuse, pass
 

@@ -3,6 +3,7 @@ package gateway
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -320,7 +321,7 @@ func (d *dialog) mail(args string) smtp.Reply {
 	case d.tx != nil:
 		return reply(503, "5.5.1", "nested MAIL")
 	}
-	path, params, err := smtp.CutPath(args, "FROM:")
+	path, params, err := d.cutPath(args, "FROM:")
 	if err != nil {
 		return pathReply("5.1.7", err)
 	}
@@ -397,7 +398,7 @@ func (d *dialog) rcpt(args string) smtp.Reply {
 	case d.tx.message != nil:
 		return reply(503, "5.5.1", "the message has begun")
 	}
-	path, params, err := smtp.CutPath(args, "TO:")
+	path, params, err := d.cutPath(args, "TO:")
 	if err != nil {
 		return pathReply("5.1.3", err)
 	}
@@ -436,6 +437,15 @@ func (d *dialog) rcpt(args string) smtp.Reply {
 		}
 		return r
 	})
+}
+
+// cutPath parts the arguments of MAIL or RCPT.
+func (d *dialog) cutPath(args, prefix string) (path string, params []string, err error) {
+	path, params, err = smtp.CutPath(args, prefix)
+	if err == nil && d.StrictEnvelopes && args[len(prefix)] != '<' {
+		err = fmt.Errorf("%s<address> expected, with nothing before the angle bracket", prefix)
+	}
+	return path, params, err
 }
 
 // charge takes what a command adds to the envelope from the budget that
