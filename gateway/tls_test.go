@@ -163,17 +163,20 @@ func TestSTARTTLS(t *testing.T) {
 	}
 }
 
+// TLS from the first octet, on TCP and on a unix socket.
 func TestImplicitTLS(t *testing.T) {
-	ca := newIssuer(t)
-	s := tlsServer(t, "protocol = 'lmtp'", "mode = 'implicit'\ncertificates = ['"+ca.file(t, t.TempDir(), "mx.example")+"']")
-	c, err := dialServer(t, s).secure(t, ca.client("mx.example"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.hear(t)
-	c.ask(t, "LHLO x")
-	if got := c.mailIt(t); got != "250 2.0.0 <ok@example.org> LMTPS TLS 1.3 mx.example   (ID)" {
-		t.Errorf("got %q", got)
+	ca, dir := newIssuer(t), t.TempDir()
+	for _, address := range []string{"tcp:127.0.0.1:0", "unix:" + dir + "/socket"} {
+		s := tlsServer(t, "protocol = 'lmtp'\naddress = '"+address+"'", "mode = 'implicit'\ncertificates = ['"+ca.file(t, dir, "mx.example")+"']")
+		c, err := dialServer(t, s).secure(t, ca.client("mx.example"))
+		if err != nil {
+			t.Fatalf("%s: %v", address, err)
+		}
+		c.hear(t)
+		c.ask(t, "LHLO x")
+		if got := c.mailIt(t); got != "250 2.0.0 <ok@example.org> LMTPS TLS 1.3 mx.example   (ID)" {
+			t.Errorf("%s: got %q", address, got)
+		}
 	}
 }
 
