@@ -59,6 +59,8 @@ type ListenerConfig struct {
 	Ask               []string   `toml:"ask"`          // backends
 	XForward          []string   `toml:"xforward"`     // trusted peers
 	OfferRequireTLS   bool       `toml:"offer_requiretls"`
+	XClient           []string   `toml:"xclient"` // trusted peers
+	Proxy             []string   `toml:"proxy"`   // trusted peers
 	DSN               bool       `toml:"dsn"`
 	Chunking          bool       `toml:"chunking"`
 	OneRoute          bool       `toml:"one_route"`
@@ -72,11 +74,11 @@ type ListenerConfig struct {
 	Routes     map[string][]string `toml:"routes"` // pattern to backends
 
 	// What Load made of the above.
-	trust                   xforward.Trust
-	senders                 access
-	recipients              access
-	routes                  patterns[*route]
-	tlsSenders, authSenders patterns[bool]
+	trust, xclientTrust, proxyTrust xforward.Trust
+	senders                         access
+	recipients                      access
+	routes                          patterns[*route]
+	tlsSenders, authSenders         patterns[bool]
 }
 
 // A TLSConfig says whether and how a listener speaks TLS.

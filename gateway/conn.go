@@ -30,6 +30,8 @@ type conn struct {
 	log    *slog.Logger
 	ends   time.Time // of the session
 
+	counted string // the peer that it counts for in the listener
+
 	mu       sync.Mutex
 	deadline time.Time // of what is being read
 	waiting  bool      // between transactions, so the session may be ended
@@ -61,8 +63,13 @@ func (c *conn) serve(ctx context.Context) {
 		c.flush()
 	}()
 	c.log.Debug("connected")
+	if len(c.Proxy) > 0 {
+		if c.introduce() != nil {
+			return
+		}
+	}
 	if c.TLS.Mode == "implicit" {
-		if err := c.startTLS(ctx); err != nil {
+		if err := c.startTLS(ctx, c.ahead()); err != nil {
 			return
 		}
 	}
@@ -130,7 +137,7 @@ func (c *conn) do(ctx context.Context, next action) error {
 		_, err := io.Copy(io.Discard, r)
 		return err
 	case startTLS:
-		if c.startTLS(ctx) != nil {
+		if c.startTLS(ctx, c.socket) != nil {
 			return errHungUp
 		}
 	case hangUp:
@@ -139,10 +146,10 @@ func (c *conn) do(ctx context.Context, next action) error {
 	return nil
 }
 
-// startTLS does a handshake. The client has CommandTimeout for all of it.
-// What it sent in the clear after STARTTLS is thrown away: RFC 3207, section
-// 4.2.
-func (c *conn) startTLS(ctx context.Context) error {
+// startTLS does a handshake on the socket. The client has CommandTimeout for
+// all of it. What it sent in the clear after STARTTLS is thrown away: RFC 3207,
+// section 4.2.
+func (c *conn) startTLS(ctx context.Context, socket net.Conn) error {
 	if err := c.flush(); err != nil {
 		return err
 	}
@@ -152,7 +159,7 @@ func (c *conn) startTLS(ctx context.Context) error {
 	if !c.beginHandshake(deadline) {
 		return errClosing
 	}
-	secure := tls.Server(c.socket, c.tls.server)
+	secure := tls.Server(socket, c.tls.server)
 	if err := secure.HandshakeContext(ctx); err != nil {
 		c.log.Info("refused", "reason", "TLS handshake", "error", cause(err))
 		return err

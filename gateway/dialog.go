@@ -19,8 +19,9 @@ import (
 // does no I/O and never blocks.
 type dialog struct {
 	*listener
-	session backends.Session
-	trusted bool // may send XFORWARD
+	session             backends.Session
+	client              xforward.ClientAttrs // by XCLIENT
+	trusted, mayXClient bool                 // may send XFORWARD, XCLIENT
 
 	greeted  bool // by HELO, EHLO or LHLO
 	extended bool // by EHLO or LHLO
@@ -82,6 +83,7 @@ var verbs = map[string]verb{
 	"EXPN":     {handle: (*dialog).expn},
 	"HELP":     {handle: (*dialog).help},
 	"XFORWARD": {handle: (*dialog).xforwardAttrs},
+	"XCLIENT":  {handle: (*dialog).xclient, clear: true},
 
 	// RFC 5321, appendices F.1 and F.6.
 	"TURN": {handle: (*dialog).obsolete},
@@ -106,11 +108,16 @@ func statusReply(s backends.Status) smtp.Reply {
 
 // greeting opens the session.
 func (d *dialog) greeting() (smtp.Reply, action) {
+	d.verb, d.opinionOf = verb{}, ""
+	return d.handled(d.welcome())
+}
+
+// welcome greets the client, unless a backend refuses it.
+func (d *dialog) welcome() smtp.Reply {
 	name := map[string]string{"smtp": "ESMTP", "lmtp": "LMTP"}[d.Protocol]
 	hello := reply(220, "", d.hostname+" "+name+" mailgw")
-	d.verb, d.opinionOf = verb{}, ""
 	q := func() backends.Question { return d.about(backends.AboutConnection, "") }
-	return d.handled(d.question(d.who(backends.AboutConnection, d.Ask), q, func(a backends.Answer, err error) smtp.Reply {
+	return d.question(d.who(backends.AboutConnection, d.Ask), q, func(a backends.Answer, err error) smtp.Reply {
 		r, ok := opinion(a, err, hello)
 		switch {
 		case ok:
@@ -120,7 +127,7 @@ func (d *dialog) greeting() (smtp.Reply, action) {
 		}
 		d.rejected = true // RFC 5321, section 3.1
 		return reply(554, r.Enhanced, d.hostname+" "+r.Text)
-	}))
+	})
 }
 
 // command answers one command line.
@@ -267,6 +274,9 @@ func (d *dialog) keywords() []string {
 	if d.trusted {
 		keywords = append(keywords, xforward.Keyword)
 	}
+	if d.mayXClient {
+		keywords = append(keywords, xforward.ClientKeyword)
+	}
 	return keywords
 }
 
@@ -307,11 +317,16 @@ func (d *dialog) starttls(args string) smtp.Reply {
 // startedTLS goes on after a handshake. What was said before it is forgotten
 // (RFC 3207, section 4.2), and a certificate may have brought trust.
 func (d *dialog) startedTLS(t *backends.TLS) {
+	d.forget()
+	d.session.TLS = t
+	d.judge()
+}
+
+// forget forgets what the client has said since the greeting.
+func (d *dialog) forget() {
 	d.reset()
 	d.greeted, d.extended, d.session.HELO = false, false, ""
 	d.session.User, d.session.Mechanism = "", ""
-	d.session.TLS = t
-	d.trusted = d.trusted || d.trust.Certificate(t.ClientCertificate)
 }
 
 func (d *dialog) mail(args string) smtp.Reply {
@@ -595,7 +610,7 @@ var syntax = map[string]string{
 	"MAIL": "MAIL FROM:<address> [parameter=value]...", "RCPT": "RCPT TO:<address> [parameter=value]...",
 	"DATA": "DATA", "BDAT": "BDAT octets [LAST]", "RSET": "RSET", "NOOP": "NOOP", "QUIT": "QUIT",
 	"VRFY": "VRFY address", "EXPN": "EXPN list", "HELP": "HELP [command]",
-	"XFORWARD": "XFORWARD attribute=value...",
+	"XFORWARD": "XFORWARD attribute=value...", "XCLIENT": "XCLIENT attribute=value...",
 }
 
 // help tells the commands that are good for something here, or the syntax of
@@ -620,6 +635,7 @@ func (d *dialog) help(args string) smtp.Reply {
 		{"RSET NOOP QUIT VRFY", true},
 		{"EXPN", d.who(backends.AboutList, d.Ask) != nil},
 		{"XFORWARD", d.trusted},
+		{"XCLIENT", d.mayXClient},
 		{"HELP", true},
 	} {
 		if verb.here {

@@ -212,27 +212,36 @@ func peerKey(p backends.Peer) string {
 }
 
 // admit counts a session in, unless there are too many.
-func (l *listener) admit(p backends.Peer) error {
+func (l *listener) admit() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	key := peerKey(p)
-	switch {
-	case l.Limits.Connections > 0 && l.all >= l.Limits.Connections:
+	if l.Limits.Connections > 0 && l.all >= l.Limits.Connections {
 		return fmt.Errorf("%d connections, limits.connections", l.all)
-	case l.Limits.ConnectionsPerPeer > 0 && l.peers[key] >= l.Limits.ConnectionsPerPeer:
-		return fmt.Errorf("%d connections of this peer, limits.connections_per_peer", l.peers[key])
 	}
 	l.all++
+	return nil
+}
+
+// admitPeer counts a session in for the peer that it is from, see peerKey,
+// unless there are too many.
+func (l *listener) admitPeer(key string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.Limits.ConnectionsPerPeer > 0 && l.peers[key] >= l.Limits.ConnectionsPerPeer {
+		return fmt.Errorf("%d connections of this peer, limits.connections_per_peer", l.peers[key])
+	}
 	l.peers[key]++
 	return nil
 }
 
-// leave counts a session out.
-func (l *listener) leave(p backends.Peer) {
+// leave counts a session out, and for its peer, if it was counted in there.
+func (l *listener) leave(key string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	key := peerKey(p)
 	l.all--
+	if key == "" {
+		return
+	}
 	if l.peers[key]--; l.peers[key] == 0 {
 		delete(l.peers, key)
 	}
@@ -242,11 +251,7 @@ func (l *listener) leave(p backends.Peer) {
 func (l *listener) dialog(p backends.Peer, local string) *dialog {
 	d := &dialog{listener: l}
 	d.session = backends.Session{ID: newID(), Listener: l.Name, Peer: p, Local: local}
-	if p.Addr.IsValid() {
-		d.trusted = l.trust.Addr(p.Addr.Addr())
-	} else {
-		d.trusted = l.trust.Unix(p.UID, p.GID)
-	}
+	d.judge()
 	return d
 }
 

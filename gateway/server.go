@@ -179,19 +179,32 @@ func (s *Server) session(l *listener, socket net.Conn) {
 		s.refuse(l, socket, peer, "4.3.0", "internal error", err)
 		return
 	}
-	if err := l.admit(peer); err != nil {
+	if len(l.Proxy) > 0 && !trustsPeer(l.proxyTrust, peer) {
+		// Who would hear a reply is not known.
+		s.log.Info("refused", "listener", l.Name, "peer", peer.String(), "reason", "the peer is none of proxy")
+		socket.Close()
+		return
+	}
+	if err := l.admit(); err != nil {
 		s.refuse(l, socket, peer, "4.7.0", "too many connections, try again later", err)
 		return
 	}
 	c := newConn(s, l.dialog(peer, l.localOf(socket)), socket)
+	if len(l.Proxy) == 0 {
+		if err := c.admitAs(peerKey(peer)); err != nil {
+			l.leave("")
+			s.refuse(l, socket, peer, "4.7.0", "too many connections, try again later", err)
+			return
+		}
+	}
 	if !s.add(c) {
-		l.leave(peer)
+		l.leave(c.counted)
 		s.refuse(l, socket, peer, "4.3.2", "shutting down", errClosing)
 		return
 	}
 	go func() {
 		defer s.remove(c)
-		defer l.leave(peer)
+		defer func() { l.leave(c.counted) }()
 		c.serve(s.ctx)
 	}()
 }

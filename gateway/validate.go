@@ -209,15 +209,27 @@ func (v *validation) listener(key string, l *ListenerConfig) {
 		v.fault(key+".offer_requiretls", "there is no TLS: tls.mode is off")
 	}
 	v.limits(key+".limits", l.Limits)
-	for i, peer := range l.XForward {
-		if _, err := xforward.ParseTrust([]string{peer}); err != nil {
-			v.fault(fmt.Sprintf("%s.xforward[%d]", key, i), "%v", err)
+	l.trust = v.trust(key+".xforward", l.XForward)
+	l.xclientTrust = v.trust(key+".xclient", l.XClient)
+	l.proxyTrust = v.trust(key+".proxy", l.Proxy)
+	for i, peer := range l.Proxy {
+		if strings.HasPrefix(peer, "cert:") {
+			v.fault(fmt.Sprintf("%s.proxy[%d]", key, i), "%q: a proxy is known before it can show a certificate", peer)
 		}
 	}
-	l.trust, _ = xforward.ParseTrust(l.XForward)
 	l.senders = v.access(key+".senders", l.Senders)
 	l.recipients = v.access(key+".recipients", l.Recipients)
 	l.routes = v.routes(key+".routes", l.Routes)
+}
+
+func (v *validation) trust(key string, peers []string) xforward.Trust {
+	for i, peer := range peers {
+		if _, err := xforward.ParseTrust([]string{peer}); err != nil {
+			v.fault(fmt.Sprintf("%s[%d]", key, i), "%v", err)
+		}
+	}
+	trust, _ := xforward.ParseTrust(peers)
+	return trust
 }
 
 func (v *validation) tls(key string, t *TLSConfig) {

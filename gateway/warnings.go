@@ -40,30 +40,40 @@ func (w *warnings) warn(key, format string, args ...any) {
 
 func (w *warnings) listener(key string, l *ListenerConfig) {
 	onUnix := strings.HasPrefix(l.Address, "unix:")
-	for i, peer := range l.XForward {
-		key := fmt.Sprintf("%s.xforward[%d]", key, i)
-		prefix, err := netip.ParsePrefix(peer)
-		_, errAddr := netip.ParseAddr(peer)
-		isNetwork := err == nil || errAddr == nil
-		switch {
-		case strings.HasPrefix(peer, "cert:"):
-			if l.TLS.Mode == "off" || l.TLS.ClientCertificates == "ignore" {
-				w.warn(key, "no client shows a certificate; want TLS, with client_certificates ask or require")
-			}
-		case isNetwork && onUnix:
-			w.warn(key, "%s never connects to a unix socket; want unix, uid: or gid:", peer)
-		case !isNetwork && !onUnix:
-			w.warn(key, "%s never connects over TCP; want addresses, networks or cert:", peer)
-		case err == nil && prefix.Bits() == 0:
-			w.warn(key, "%s lets every client say that it is somebody else", peer)
-		}
-	}
+	// PROXY and XCLIENT bring clients with addresses to a unix socket, too.
+	addresses := !onUnix || len(l.Proxy) > 0 || len(l.XClient) > 0
+	certificates := l.TLS.Mode != "off" && l.TLS.ClientCertificates != "ignore"
+	w.peers(key+".xforward", l.XForward, addresses, onUnix, certificates)
+	w.peers(key+".xclient", l.XClient, !onUnix || len(l.Proxy) > 0, onUnix, certificates)
+	w.peers(key+".proxy", l.Proxy, !onUnix, onUnix, false)
 	if !l.senders.permits("") && !slices.Contains(l.Senders.Deny, "<>") {
 		w.warn(key+".senders", `bounces are refused, since no pattern allows their null sender; add "<>" to allow`)
 	}
 	// lmtp_data_done_timeout and smtp_data_done_timeout of Postfix.
 	if l.Limits.AnswerTimeout >= 10*time.Minute {
 		w.warn(key+".limits.answer_timeout", "by default Postfix waits 10 minutes only, and then sends the message again")
+	}
+}
+
+// peers finds those who never come, given what those who come can have, and
+// those who are too many.
+func (w *warnings) peers(key string, peers []string, addresses, users, certificates bool) {
+	for i, peer := range peers {
+		key := fmt.Sprintf("%s[%d]", key, i)
+		prefix, err := netip.ParsePrefix(peer)
+		_, errAddr := netip.ParseAddr(peer)
+		switch isNetwork := err == nil || errAddr == nil; {
+		case strings.HasPrefix(peer, "cert:"):
+			if !certificates {
+				w.warn(key, "no client shows a certificate; want TLS, with client_certificates ask or require")
+			}
+		case isNetwork && !addresses:
+			w.warn(key, "%s never connects to a unix socket; want unix, uid: or gid:", peer)
+		case !isNetwork && !users:
+			w.warn(key, "%s never connects over TCP; want addresses, networks or cert:", peer)
+		case err == nil && prefix.Bits() == 0:
+			w.warn(key, "%s lets every client say that it is somebody else", peer)
+		}
 	}
 }
 

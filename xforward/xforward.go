@@ -1,8 +1,10 @@
-// Package xforward parses and prints the attributes of Postfix's XFORWARD
-// command, and says which peers may send it.
+// Package xforward parses and prints the attributes of Postfix's XFORWARD and
+// XCLIENT commands, and says which peers may send them.
 //
-// XFORWARD tells a server behind a proxy about the client in front of it.
-// The rules are those of Postfix's XFORWARD_README and smtpd(8).
+// XFORWARD tells a server behind a proxy about the client in front of it, for
+// one message; XCLIENT puts that client in the place of the proxy for the rest
+// of the session. The rules are those of Postfix's XFORWARD_README,
+// XCLIENT_README and smtpd(8).
 package xforward
 
 import (
@@ -39,25 +41,27 @@ const (
 	maxProto = 64  // octets of PROTO, decoded
 	maxPort  = 5
 
-	unavailable = "[UNAVAILABLE]"
+	unavailable     = "[UNAVAILABLE]"
+	tempUnavailable = "[TEMPUNAVAIL]"
 )
 
-// attribute tells how the value of an attribute is kept and checked.
-type attribute struct {
-	name   string
-	field  func(*Attrs) *string
-	client bool                                      // one of the five that tell the client
-	check  func(value string) (kept string, ok bool) // of what is printable US-ASCII
+// attribute tells how the value of an attribute of a T is kept and checked.
+type attribute[T any] struct {
+	name    string
+	field   func(*T) *string
+	check   func(value string) (kept string, ok bool) // of what is printable US-ASCII
+	client  bool                                      // one of the five of XFORWARD that tell the client
+	unknown bool                                      // may be [TEMPUNAVAIL]
 }
 
-var attributes = []attribute{
-	{"NAME", func(a *Attrs) *string { return &a.Name }, true, checkName},
-	{"ADDR", func(a *Attrs) *string { return &a.Addr }, true, checkAddr},
-	{"PORT", func(a *Attrs) *string { return &a.Port }, true, checkPort},
-	{"PROTO", func(a *Attrs) *string { return &a.Proto }, true, checkProto},
-	{"HELO", func(a *Attrs) *string { return &a.HELO }, true, checkText},
-	{"IDENT", func(a *Attrs) *string { return &a.Ident }, false, checkText},
-	{"SOURCE", func(a *Attrs) *string { return &a.Source }, false, checkSource},
+var attributes = []attribute[Attrs]{
+	{name: "NAME", field: func(a *Attrs) *string { return &a.Name }, check: checkName, client: true},
+	{name: "ADDR", field: func(a *Attrs) *string { return &a.Addr }, check: checkAddr, client: true},
+	{name: "PORT", field: func(a *Attrs) *string { return &a.Port }, check: checkPort, client: true},
+	{name: "PROTO", field: func(a *Attrs) *string { return &a.Proto }, check: checkProto, client: true},
+	{name: "HELO", field: func(a *Attrs) *string { return &a.HELO }, check: checkText, client: true},
+	{name: "IDENT", field: func(a *Attrs) *string { return &a.Ident }, check: checkText},
+	{name: "SOURCE", field: func(a *Attrs) *string { return &a.Source }, check: checkSource},
 }
 
 var errNoValue = errors.New("attribute=value expected")
@@ -66,44 +70,51 @@ var errNoValue = errors.New("attribute=value expected")
 // args, to a. The caller presents an empty Attrs to the first command of a
 // transaction. An error is the text of a 501 reply; a is not changed then.
 func (a *Attrs) Parse(args string) error {
+	set, err := parse(a, "XFORWARD", attributes, args)
+	for _, attr := range set {
+		a.Forwarded = a.Forwarded || attr.client
+	}
+	return err
+}
+
+// parse adds the attributes of one command to a, and returns them. If there
+// is an error, a is not changed, and there are none.
+func parse[T any](a *T, command string, known []attribute[T], args string) (set []attribute[T], err error) {
 	fields := strings.FieldsFunc(args, func(r rune) bool { return r == ' ' || r == '\t' })
 	if len(fields) == 0 {
-		return errNoValue
+		return nil, errNoValue
 	}
 	next := *a
 	for _, field := range fields {
-		if err := next.set(field); err != nil {
-			return err
+		name, raw, _ := strings.Cut(field, "=")
+		name = printable(name)
+		i := slices.IndexFunc(known, func(attr attribute[T]) bool { return strings.EqualFold(attr.name, name) })
+		switch {
+		case raw == "":
+			return nil, errNoValue
+		case len(raw) > maxValue:
+			return nil, errors.New("attribute value too long")
+		case i < 0:
+			return nil, fmt.Errorf("bad %s attribute name: %.64s", command, name)
 		}
+		if err := known[i].set(&next, printable(decode(raw))); err != nil {
+			return nil, err
+		}
+		set = append(set, known[i])
 	}
 	*a = next
-	return nil
+	return set, nil
 }
 
-func (a *Attrs) set(field string) error {
-	name, raw, _ := strings.Cut(field, "=")
-	name = printable(name)
-	i := slices.IndexFunc(attributes, func(attr attribute) bool { return strings.EqualFold(attr.name, name) })
-	switch {
-	case raw == "":
-		return errNoValue
-	case len(raw) > maxValue:
-		return errors.New("attribute value too long")
-	case i < 0:
-		return fmt.Errorf("bad XFORWARD attribute name: %.64s", name)
+func (attr attribute[T]) set(a *T, value string) error {
+	kept, ok := "", strings.EqualFold(value, unavailable) || attr.unknown && strings.EqualFold(value, tempUnavailable)
+	if !ok {
+		kept, ok = attr.check(value)
 	}
-	attr, value := attributes[i], printable(decode(raw))
-	if strings.EqualFold(value, unavailable) {
-		value = ""
-	} else {
-		kept, ok := attr.check(value)
-		if !ok {
-			return fmt.Errorf("bad %s syntax: %s", attr.name, value)
-		}
-		value = kept
+	if !ok {
+		return fmt.Errorf("bad %s syntax: %s", attr.name, value)
 	}
-	*attr.field(a) = value
-	a.Forwarded = a.Forwarded || attr.client
+	*attr.field(a) = kept
 	return nil
 }
 
@@ -116,7 +127,7 @@ func (a *Attrs) Commands(announced []string) []string {
 	const maxCommand = 512 - len("\r\n")
 	var commands []string
 	for _, attr := range attributes {
-		value := attr.encoded(a)
+		value := encoded(attr, a)
 		if value == "" || !slices.ContainsFunc(announced, func(n string) bool { return strings.EqualFold(n, attr.name) }) {
 			continue
 		}
@@ -132,7 +143,7 @@ func (a *Attrs) Commands(announced []string) []string {
 
 // encoded returns the value of the attribute as it is sent; empty if it is
 // left out.
-func (attr attribute) encoded(a *Attrs) string {
+func encoded(attr attribute[Attrs], a *Attrs) string {
 	value := *attr.field(a)
 	if attr.name == "ADDR" && strings.Contains(value, ":") {
 		value = "IPV6:" + value

@@ -86,6 +86,8 @@ func printListener(w io.Writer, l *gateway.ListenerConfig) {
 			l.TLS.Mode, l.RequireTLS || l.TLS.Mode == "implicit", l.TLS.MinVersion, len(l.TLS.Certificates), l.TLS.ClientCertificates)
 	}
 	fmt.Fprintf(w, "  xforward from %s\n", cmp.Or(strings.Join(l.XForward, ", "), "nobody"))
+	printList(w, "xclient from", l.XClient)
+	printList(w, "proxy from", l.Proxy)
 	fmt.Fprintf(w, "  dsn %t, offer_requiretls %t, chunking %t, one_route %t, strict_envelopes %t, unknown_parameters %s, bare_newlines %s\n",
 		l.DSN, l.OfferRequireTLS, l.Chunking, l.OneRoute, l.StrictEnvelopes, l.UnknownParameters, l.BareNewlines)
 	if len(l.Ask) > 0 {

@@ -1,0 +1,102 @@
+package gateway
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+
+	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/internal/smtp"
+	"github.com/mailgw/mailgw/xforward"
+)
+
+// judge says what a client may tell of others: by its address or, if it is a
+// process on this machine, by its user; and by its certificate.
+func (d *dialog) judge() {
+	d.trusted, d.mayXClient = d.trusts(d.trust), d.trusts(d.xclientTrust)
+}
+
+func (d *dialog) trusts(t xforward.Trust) bool {
+	c := d.session.Client
+	switch {
+	case d.session.TLS != nil && !d.client.Readdressed && t.Certificate(d.session.TLS.ClientCertificate):
+		return true
+	case c != nil:
+		// Whom we trust is not to be trusted for those whom it lets through.
+		return t.Addr(c.Addr.Addr())
+	}
+	return trustsPeer(t, d.session.Peer)
+}
+
+// trustsPeer reports whether the other end of a socket is trusted.
+func trustsPeer(t xforward.Trust, p backends.Peer) bool {
+	if p.Addr.IsValid() {
+		return t.Addr(p.Addr.Addr())
+	}
+	return t.Unix(p.UID, p.GID)
+}
+
+// introduced goes on with the client that PROXY has told.
+func (d *dialog) introduced(c *backends.Client) {
+	d.session.Client = c
+	d.judge()
+}
+
+// xclient puts another client in the place of the proxy, and begins the
+// session anew: XCLIENT_README of Postfix.
+func (d *dialog) xclient(args string) smtp.Reply {
+	switch {
+	case d.tx != nil:
+		return reply(503, "5.5.1", "MAIL transaction in progress")
+	case args == "":
+		return reply(501, "5.5.4", "syntax: XCLIENT attribute=value...")
+	case !d.mayXClient:
+		return reply(550, "5.7.0", "insufficient authorization")
+	}
+	if err := d.client.Parse(args); err != nil {
+		return reply(501, "5.5.4", err.Error())
+	}
+	d.forget()
+	d.session.Client = d.clientOf(d.client)
+	if d.client.Login != "" {
+		d.session.User, d.session.Mechanism = d.client.Login, "XCLIENT"
+	}
+	d.judge()
+	return d.welcome()
+}
+
+// clientOf returns the client that the attributes of XCLIENT tell of. What
+// they do not tell is as it was before.
+func (d *dialog) clientOf(a xforward.ClientAttrs) *backends.Client {
+	c := backends.Client{Addr: d.session.Peer.Addr}
+	if d.session.Client != nil {
+		c = *d.session.Client
+	}
+	c.Source = "XCLIENT"
+	c.Name, c.ReverseName, c.HELO, c.Protocol = a.Name, a.ReverseName, a.HELO, a.Proto
+	if a.Readdressed {
+		c.Addr = addrPort(a.Addr, a.Port)
+	}
+	if a.DestAddr != "" {
+		c.Local = addrPort(a.DestAddr, a.DestPort)
+	}
+	return &c
+}
+
+// addrPort returns a checked address, if it is known, with its port.
+func addrPort(addr, port string) netip.AddrPort {
+	ip, err := netip.ParseAddr(addr)
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	n, _ := strconv.ParseUint(port, 10, 16)
+	return netip.AddrPortFrom(ip, uint16(n))
+}
+
+// clientName names the client in the log.
+func clientName(c *backends.Client) string {
+	if !c.Addr.IsValid() {
+		return fmt.Sprintf("unknown, by %s", c.Source)
+	}
+	return c.Addr.String()
+}

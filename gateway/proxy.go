@@ -1,0 +1,102 @@
+package gateway
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/pires/go-proxyproto"
+
+	"github.com/mailgw/mailgw/backends"
+)
+
+// proxyTimeout is how long a proxy may take for its header, which it sends at
+// once. Postfix has 5 seconds, too (smtpd_upstream_proxy_timeout).
+const proxyTimeout = 5 * time.Second
+
+// readProxy reads the header of the PROXY protocol, in either version. It
+// returns nil for a connection of the proxy's own, and a client of whom nothing
+// is known if the proxy says so.
+func readProxy(r *bufio.Reader) (*backends.Client, error) {
+	h, err := proxyproto.Read(r)
+	switch {
+	case err != nil:
+		return nil, err
+	case h.Version == 1 && h.TransportProtocol.IsUnspec(): // UNKNOWN
+		return &backends.Client{Source: "PROXY"}, nil
+	case h.Command.IsLocal():
+		return nil, nil
+	case !h.TransportProtocol.IsStream():
+		return nil, errors.New("proxy: not a stream")
+	}
+	c := &backends.Client{Source: "PROXY", Addr: tcpAddr(h.SourceAddr), Local: tcpAddr(h.DestinationAddr)}
+	tlvs, err := h.TLVs()
+	if err != nil {
+		return nil, fmt.Errorf("proxy: %w", err)
+	}
+	for _, t := range tlvs {
+		c.TLVs = append(c.TLVs, backends.TLV{Type: byte(t.Type), Value: t.Value})
+	}
+	return c, nil
+}
+
+// tcpAddr returns the zero AddrPort for what is no address of TCP.
+func tcpAddr(a net.Addr) netip.AddrPort {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	ap := tcp.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+// introduce hears from a proxy whom it speaks for. Until then nothing is said:
+// the one who would hear it is not known.
+func (c *conn) introduce() error {
+	c.expect(c.soonest(proxyTimeout), true)
+	client, err := readProxy(c.r)
+	if err != nil {
+		c.log.Info("refused", "reason", "PROXY", "error", cause(err))
+		return err
+	}
+	key := peerKey(c.session.Peer)
+	if client != nil {
+		c.introduced(client)
+		c.log = c.log.With("client", clientName(client))
+		key = client.Addr.Addr().String()
+	}
+	if err := c.admitAs(key); err != nil {
+		c.log.Info("refused", "reason", err.Error())
+		c.say(c.farewell("4.7.0", "too many connections, try again later"))
+		return err
+	}
+	return nil
+}
+
+// admitAs counts the session in for a peer, unless that has too many.
+func (c *conn) admitAs(key string) error {
+	err := c.admitPeer(key)
+	if err == nil {
+		c.counted = key
+	}
+	return err
+}
+
+// readAhead is a socket of which something was read already.
+type readAhead struct {
+	net.Conn
+	r io.Reader
+}
+
+func (s readAhead) Read(p []byte) (int, error) { return s.r.Read(p) }
+
+// ahead returns the socket with what is in the buffer before it.
+func (c *conn) ahead() net.Conn {
+	read, _ := c.r.Peek(c.r.Buffered())
+	return readAhead{c.socket, io.MultiReader(bytes.NewReader(bytes.Clone(read)), c.socket)}
+}

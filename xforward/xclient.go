@@ -1,0 +1,71 @@
+package xforward
+
+// ClientAttrs are the attributes of the client that a proxy speaks for. An
+// empty string means that the attribute is not known.
+type ClientAttrs struct {
+	Name        string // host name, verified
+	ReverseName string // host name, not verified
+	Addr        string // "192.0.2.1", "2001:db8::1"
+	Port        string
+	Proto       string // SMTP or ESMTP
+	HELO        string
+	Login       string // who it has proved to be
+	DestAddr    string // what it connected to
+	DestPort    string
+
+	// Readdressed is set once ADDR was sent, even as [UNAVAILABLE]. From then
+	// on nothing is to be taken for the client's because it is the proxy's.
+	Readdressed bool
+}
+
+// ClientKeyword is the EHLO keyword line of XCLIENT.
+const ClientKeyword = "XCLIENT NAME ADDR PROTO HELO REVERSE_NAME PORT LOGIN DESTADDR DESTPORT"
+
+var clientAttributes = []attribute[ClientAttrs]{
+	{name: "NAME", field: func(a *ClientAttrs) *string { return &a.Name }, check: checkName, unknown: true},
+	{name: "REVERSE_NAME", field: func(a *ClientAttrs) *string { return &a.ReverseName }, check: checkName, unknown: true},
+	{name: "ADDR", field: func(a *ClientAttrs) *string { return &a.Addr }, check: checkAddr},
+	{name: "PORT", field: func(a *ClientAttrs) *string { return &a.Port }, check: checkPort},
+	{name: "PROTO", field: func(a *ClientAttrs) *string { return &a.Proto }, check: checkClientProto},
+	{name: "HELO", field: func(a *ClientAttrs) *string { return &a.HELO }, check: checkText},
+	{name: "LOGIN", field: func(a *ClientAttrs) *string { return &a.Login }, check: checkLogin},
+	{name: "DESTADDR", field: func(a *ClientAttrs) *string { return &a.DestAddr }, check: checkAddr},
+	{name: "DESTPORT", field: func(a *ClientAttrs) *string { return &a.DestPort }, check: checkPort},
+}
+
+// Parse adds the attributes of one XCLIENT command, whose arguments are args,
+// to a. They stay to the end of the session, but for PROTO, HELO and LOGIN,
+// which each command tells anew. An error is the text of a 501 reply; a is not
+// changed then.
+func (a *ClientAttrs) Parse(args string) error {
+	next := *a
+	next.Proto, next.HELO, next.Login = "", "", ""
+	set, err := parse(&next, "XCLIENT", clientAttributes, args)
+	if err != nil {
+		return err
+	}
+	told := map[string]bool{}
+	for _, attr := range set {
+		told[attr.name] = true
+	}
+	// A port or a name belongs to its address.
+	if told["ADDR"] {
+		next.Readdressed = true
+		for _, attr := range clientAttributes {
+			if attr.name == "PORT" || attr.name == "NAME" || attr.name == "REVERSE_NAME" {
+				if !told[attr.name] {
+					*attr.field(&next) = ""
+				}
+			}
+		}
+	}
+	*a = next
+	return nil
+}
+
+func checkClientProto(v string) (string, bool) {
+	return v, v == "SMTP" || v == "ESMTP"
+}
+
+// checkLogin takes what may be the name of a user.
+func checkLogin(v string) (string, bool) { return v, v != "" }

@@ -1,0 +1,67 @@
+package xforward
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func TestParseXClient(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		commands []string
+		want     ClientAttrs
+		err      string // of the last command
+	}{
+		{"all attributes", []string{"NAME=a.example ADDR=192.0.2.1 PROTO=ESMTP HELO=b.example REVERSE_NAME=c.example PORT=25 LOGIN=user DESTADDR=192.0.2.2 DESTPORT=26"},
+			ClientAttrs{"a.example", "c.example", "192.0.2.1", "25", "ESMTP", "b.example", "user", "192.0.2.2", "26", true}, ""},
+		{"names in any case", []string{"addr=IPv6:2001:db8::1 pOrT=1"}, ClientAttrs{Addr: "2001:db8::1", Port: "1", Readdressed: true}, ""},
+		{"xtext", []string{"LOGIN=a+3Db HELO=+20"}, ClientAttrs{Login: "a=b", HELO: "?"}, ""},
+		{"unavailable", []string{"ADDR=192.0.2.1 NAME=a.example LOGIN=u", "ADDR=[unavailable] NAME=[UNAVAILABLE] LOGIN=+5BUNAVAILABLE+5D"}, ClientAttrs{Readdressed: true}, ""},
+		{"unavailable for now", []string{"NAME=[TEMPUNAVAIL] REVERSE_NAME=[tempunavail]"}, ClientAttrs{}, ""},
+		{"not for now", []string{"ADDR=[TEMPUNAVAIL]"}, ClientAttrs{}, "bad ADDR syntax: [TEMPUNAVAIL]"},
+		{"attributes stay", []string{"NAME=a.example", "PORT=25"}, ClientAttrs{Name: "a.example", Port: "25"}, ""},
+		{"but for some", []string{"PROTO=SMTP HELO=a LOGIN=u NAME=a.example", "PORT=25"}, ClientAttrs{Name: "a.example", Port: "25"}, ""},
+		{"a port belongs to its address", []string{"ADDR=192.0.2.1 PORT=25 NAME=a.example REVERSE_NAME=a.example", "ADDR=192.0.2.2"}, ClientAttrs{Addr: "192.0.2.2", Readdressed: true}, ""},
+		{"protocol", []string{"PROTO=LMTP"}, ClientAttrs{}, "bad PROTO syntax: LMTP"},
+		{"port", []string{"PORT=123456"}, ClientAttrs{}, "bad PORT syntax: 123456"},
+		{"address", []string{"DESTADDR=example.org"}, ClientAttrs{}, "bad DESTADDR syntax: example.org"},
+		{"name", []string{"NAME=a..b"}, ClientAttrs{}, "bad NAME syntax: a..b"},
+		{"unknown", []string{"IDENT=1"}, ClientAttrs{}, "bad XCLIENT attribute name: IDENT"},
+		{"no value", []string{"NAME="}, ClientAttrs{}, "attribute=value expected"},
+		{"nothing", []string{""}, ClientAttrs{}, "attribute=value expected"},
+		{"too long", []string{"HELO=" + strings.Repeat("a", 256)}, ClientAttrs{}, "attribute value too long"},
+		{"all or none", []string{"NAME=a.example", "ADDR=192.0.2.1 PORT=x"}, ClientAttrs{Name: "a.example"}, "bad PORT syntax: x"},
+	} {
+		var got ClientAttrs
+		var err error
+		for _, command := range test.commands {
+			err = got.Parse(command)
+		}
+		text := ""
+		if err != nil {
+			text = err.Error()
+		}
+		if !reflect.DeepEqual(got, test.want) || text != test.err {
+			t.Errorf("%s: %q: got %+v, %q, want %+v, %q", test.name, test.commands, got, text, test.want, test.err)
+		}
+	}
+}
+
+// What is parsed is printable, and an error changes nothing.
+func FuzzParseXClient(f *testing.F) {
+	f.Add("NAME=a.example ADDR=IPV6:2001:db8::1 PROTO=ESMTP LOGIN=a+20b")
+	f.Add("ADDR=[UNAVAILABLE] NAME=[TEMPUNAVAIL] HELO=+0D+0A")
+	f.Fuzz(func(t *testing.T, args string) {
+		var a ClientAttrs
+		err := a.Parse(args)
+		if err != nil && a != (ClientAttrs{}) {
+			t.Errorf("%q: changed to %+v in spite of %v", args, a, err)
+		}
+		for _, attr := range clientAttributes {
+			if v := *attr.field(&a); v != printable(v) || len(v) > maxValue {
+				t.Errorf("%q: %s is %q", args, attr.name, v)
+			}
+		}
+	})
+}
