@@ -118,6 +118,10 @@ func (c Credentials) LogValue() slog.Value { return slog.StringValue(c.String())
 
 // A SCRAMVerifier is what a server keeps of a password (RFC 5802, section 3).
 type SCRAMVerifier struct {
+	// User is whose it is, in the form that Authenticate returns. If it is
+	// empty, that is the name that the client has given.
+	User string
+
 	Salt       []byte
 	Iterations int
 	StoredKey  []byte

@@ -148,7 +148,7 @@ func (userChecker) SCRAMVerifier(_ context.Context, _ *backends.Session, user st
 	if err != nil {
 		return backends.SCRAMVerifier{}, err
 	}
-	return backends.SCRAMVerifier{Salt: []byte(c.Salt), Iterations: c.Iters, StoredKey: c.StoredKey, ServerKey: c.ServerKey}, nil
+	return backends.SCRAMVerifier{User: strings.ToLower(user), Salt: []byte(c.Salt), Iterations: c.Iters, StoredKey: c.StoredKey, ServerKey: c.ServerKey}, nil
 }
 
 func tellUser(_ context.Context, tx *backends.DataContext) error {
@@ -284,6 +284,7 @@ func TestSCRAM(t *testing.T) {
 	}{
 		{"user", "secret", "", "235 2.7.0 authentication successful"},
 		{"user", "secret", "user", "235 2.7.0 authentication successful"},
+		{"USER", "secret", "", "235 2.7.0 authentication successful"},
 		{"user", "secret", "boss", "535 5.7.8 authentication credentials invalid"},
 		{"user", "wrong", "", "535 5.7.8 authentication credentials invalid"},
 		{"nobody's", "secret", "", "535 5.7.8 authentication credentials invalid"},
@@ -319,7 +320,7 @@ func TestSCRAM(t *testing.T) {
 		if r.String() != test.want {
 			t.Errorf("%+v: got %q, want %q", test, r, test.want)
 		}
-		if succeeded := d.session.User == test.user; succeeded != (r.Code == 235) {
+		if succeeded := d.session.User == strings.ToLower(test.user); succeeded != (r.Code == 235) {
 			t.Errorf("%+v: the user is %q after %q", test, d.session.User, r)
 		}
 	}

@@ -36,6 +36,7 @@ type conn struct {
 	deadline time.Time // of what is being read
 	waiting  bool      // between transactions, so the session may be ended
 	closing  bool      // the server shuts down
+	ending   bool      // and has no more time for what the client has begun
 }
 
 var errClosing = errors.New("the server shuts down")
@@ -255,7 +256,7 @@ func (c *conn) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	c.mu.Lock()
-	if c.closing && c.waiting {
+	if c.leaves() {
 		c.mu.Unlock()
 		return 0, errClosing
 	}
@@ -268,19 +269,23 @@ func (c *conn) Read(p []byte) (int, error) {
 	if err != nil {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if c.closing && c.waiting {
+		if c.leaves() {
 			err = errClosing
 		}
 	}
 	return n, err
 }
 
-// close ends the session when it is between two transactions.
-func (c *conn) close() {
+// leaves reports whether the session is to end now. The caller holds c.mu.
+func (c *conn) leaves() bool { return c.ending || c.closing && c.waiting }
+
+// close ends the session when it is between two transactions or, if hurried,
+// as soon as it waits for the client.
+func (c *conn) close(hurried bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.closing = true
-	if c.waiting {
+	c.closing, c.ending = true, hurried
+	if c.leaves() {
 		c.socket.SetReadDeadline(time.Unix(0, 0))
 	}
 }

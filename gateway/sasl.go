@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"errors"
 
 	"github.com/emersion/go-sasl"
@@ -38,7 +39,8 @@ func (l *loginServer) Next(response []byte) (challenge []byte, done bool, err er
 type scramServer struct {
 	conversation *scram.ServerConversation
 	accept       func(user string)
-	failed       error // of lookup
+	user         string // whose verifier it is
+	failed       error  // of lookup
 }
 
 // newSCRAMServer calls accept with the user who has proved to know the
@@ -47,7 +49,7 @@ func newSCRAMServer(lookup func(user string) (backends.SCRAMVerifier, error), ac
 	s := &scramServer{accept: accept}
 	server, err := scram.SHA256.NewServer(func(user string) (scram.StoredCredentials, error) {
 		v, err := lookup(user)
-		s.failed = err
+		s.user, s.failed = cmp.Or(v.User, user), err
 		return scram.StoredCredentials{
 			KeyFactors: scram.KeyFactors{Salt: string(v.Salt), Iters: v.Iterations},
 			StoredKey:  v.StoredKey,
@@ -71,7 +73,7 @@ func (s *scramServer) Next(response []byte) (challenge []byte, done bool, err er
 		if len(response) > 0 {
 			return nil, false, sasl.ErrUnexpectedClientResponse
 		}
-		s.accept(c.Username())
+		s.accept(s.user)
 		return nil, true, nil
 	}
 	first := c.Username() == ""
@@ -83,7 +85,7 @@ func (s *scramServer) Next(response []byte) (challenge []byte, done bool, err er
 		return nil, false, err
 	case err != nil:
 		return nil, false, errors.Join(backends.BadCredentials, err)
-	case c.AuthzID() != "" && c.AuthzID() != c.Username():
+	case c.AuthzID() != "" && c.AuthzID() != c.Username() && c.AuthzID() != s.user:
 		return nil, false, backends.BadCredentials
 	}
 	return []byte(message), false, nil

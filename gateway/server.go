@@ -252,7 +252,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	conns := slices.Collect(maps.Keys(s.conns))
 	s.mu.Unlock()
 	for _, c := range conns {
-		c.close()
+		c.close(false)
 	}
 	defer s.cancel()
 	select {
@@ -265,9 +265,15 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// abort gives the answers of the deliveries that were cancelled a moment to
-// go out, then closes what is still open.
+// abort gives the answers of the deliveries that were cancelled, and 421 to
+// those who have not ended their message, a moment to go out. Then it closes
+// what is still open.
 func (s *Server) abort() {
+	s.mu.Lock()
+	for c := range s.conns {
+		c.close(true)
+	}
+	s.mu.Unlock()
 	select {
 	case <-s.ended:
 		return

@@ -81,7 +81,7 @@ func (o oracle) Authenticate(ctx context.Context, s *backends.Session, c backend
 
 func (o oracle) SCRAMVerifier(ctx context.Context, s *backends.Session, user string) (backends.SCRAMVerifier, error) {
 	key := []byte(strings.Repeat("k", 32))
-	return backends.SCRAMVerifier{Salt: []byte(user), Iterations: 4096, StoredKey: key, ServerKey: key}, o.does(ctx, s)
+	return backends.SCRAMVerifier{User: "u" + user, Salt: []byte(user), Iterations: 4096, StoredKey: key, ServerKey: key}, o.does(ctx, s)
 }
 
 // Verify takes text for a pipe, and reads it before it answers.
@@ -127,7 +127,7 @@ func TestEveryTopicCrossesTheBorder(t *testing.T) {
 		backends.AboutRecipient: {Opinion: backends.Opinion{
 			Status: said("recipient {two [NOTIFY=NEVER]} after [{one []}]"), For: time.Minute, Key: "@example.org"}},
 		backends.AboutLogin:    {User: "PLAIN id us\xebr s3cret\xff"},
-		backends.AboutVerifier: {Verifier: backends.SCRAMVerifier{Salt: []byte("text"), Iterations: 4096, StoredKey: key, ServerKey: key}},
+		backends.AboutVerifier: {Verifier: backends.SCRAMVerifier{User: "utext", Salt: []byte("text"), Iterations: 4096, StoredKey: key, ServerKey: key}},
 		backends.AboutUser:     {Opinion: backends.Opinion{Status: said("user ann")}},
 		backends.AboutList:     {Members: []string{"text", "gr\xfc\xdfe"}},
 	} {

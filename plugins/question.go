@@ -110,7 +110,7 @@ func answerToWire(a backends.Answer) *pb.Answer {
 		return &pb.Answer{Result: &pb.Answer_User{User: []byte(a.User)}}
 	case !v.IsZero():
 		return &pb.Answer{Result: &pb.Answer_Verifier{Verifier: &pb.Verifier{
-			Salt: v.Salt, Iterations: int64(v.Iterations), StoredKey: v.StoredKey, ServerKey: v.ServerKey,
+			Salt: v.Salt, Iterations: int64(v.Iterations), StoredKey: v.StoredKey, ServerKey: v.ServerKey, User: []byte(v.User),
 		}}}
 	case a.Members != nil:
 		return &pb.Answer{Result: &pb.Answer_Members{Members: &pb.Members{Members: toBytes(a.Members)}}}
@@ -182,12 +182,12 @@ func opinionFromWire(opinion *pb.Opinion) (o backends.Opinion, err error) {
 
 func verifierFromWire(v *pb.Verifier) (backends.SCRAMVerifier, error) {
 	if len(v.GetSalt()) == 0 || len(v.GetSalt()) > maxText || v.GetIterations() < 1 || v.GetIterations() > math.MaxInt32 ||
-		len(v.GetStoredKey()) != sha256.Size || len(v.GetServerKey()) != sha256.Size {
-		return backends.SCRAMVerifier{}, fmt.Errorf("protocol: a verifier with a salt of %d octets, %d iterations and keys of %d and %d octets",
-			len(v.GetSalt()), v.GetIterations(), len(v.GetStoredKey()), len(v.GetServerKey()))
+		len(v.GetStoredKey()) != sha256.Size || len(v.GetServerKey()) != sha256.Size || len(v.GetUser()) > maxText {
+		return backends.SCRAMVerifier{}, fmt.Errorf("protocol: a verifier with a salt of %d octets, %d iterations, keys of %d and %d octets, and a user of %d",
+			len(v.GetSalt()), v.GetIterations(), len(v.GetStoredKey()), len(v.GetServerKey()), len(v.GetUser()))
 	}
 	return backends.SCRAMVerifier{
-		Salt: v.GetSalt(), Iterations: int(v.GetIterations()), StoredKey: v.GetStoredKey(), ServerKey: v.GetServerKey(),
+		User: string(v.GetUser()), Salt: v.GetSalt(), Iterations: int(v.GetIterations()), StoredKey: v.GetStoredKey(), ServerKey: v.GetServerKey(),
 	}, nil
 }
 

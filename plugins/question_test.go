@@ -54,6 +54,7 @@ var rawOpinions = map[string]struct {
 	"long salt":       {backends.AboutVerifier, aVerifier(&pb.Verifier{Salt: make([]byte, maxText+1), StoredKey: key32, ServerKey: key32, Iterations: 1}), "a salt of 8193"},
 	"short key":       {backends.AboutVerifier, aVerifier(&pb.Verifier{Salt: key32, StoredKey: key32[:31], ServerKey: key32, Iterations: 1}), "keys of 31 and 32"},
 	"no server key":   {backends.AboutVerifier, aVerifier(&pb.Verifier{Salt: key32, StoredKey: key32, Iterations: 1}), "keys of 32 and 0"},
+	"long name":       {backends.AboutVerifier, aVerifier(&pb.Verifier{Salt: key32, StoredKey: key32, ServerKey: key32, Iterations: 1, User: make([]byte, maxText+1)}), "a user of 8193"},
 	"long failure":    {backends.AboutSender, &pb.Answer{Result: &pb.Answer_Failure{Failure: strings.Repeat("x", maxMessage-100)}}, "xxx"},
 }
 

@@ -181,6 +181,7 @@ func (b *backend) SCRAMVerifier(ctx context.Context, _ *backends.Session, name s
 	v := l.falseVerifier(key)
 	if u := l.byKey[key]; u != nil && !u.scram.IsZero() {
 		v = u.scram
+		v.User = u.name
 	}
 	return v, nil
 }

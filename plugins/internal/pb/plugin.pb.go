@@ -2144,6 +2144,7 @@ type Verifier struct {
 	Iterations    int64                  `protobuf:"varint,2,opt,name=iterations,proto3" json:"iterations,omitempty"`               // positive, below 2^31
 	StoredKey     []byte                 `protobuf:"bytes,3,opt,name=stored_key,json=storedKey,proto3" json:"stored_key,omitempty"` // 32 octets
 	ServerKey     []byte                 `protobuf:"bytes,4,opt,name=server_key,json=serverKey,proto3" json:"server_key,omitempty"` // 32 octets
+	User          []byte                 `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`                            // whose it is, if that is not the name that was asked about
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2202,6 +2203,13 @@ func (x *Verifier) GetStoredKey() []byte {
 func (x *Verifier) GetServerKey() []byte {
 	if x != nil {
 		return x.ServerKey
+	}
+	return nil
+}
+
+func (x *Verifier) GetUser() []byte {
+	if x != nil {
+		return x.User
 	}
 	return nil
 }
@@ -2422,7 +2430,7 @@ const file_plugin_proto_rawDesc = "" +
 	"\aOpinion\x120\n" +
 	"\x06status\x18\x01 \x01(\v2\x18.mailgw.plugin.v1.StatusR\x06status\x12\x14\n" +
 	"\x05valid\x18\x02 \x01(\x03R\x05valid\x12\x10\n" +
-	"\x03key\x18\x03 \x01(\fR\x03key\"|\n" +
+	"\x03key\x18\x03 \x01(\fR\x03key\"\x90\x01\n" +
 	"\bVerifier\x12\x12\n" +
 	"\x04salt\x18\x01 \x01(\fR\x04salt\x12\x1e\n" +
 	"\n" +
@@ -2431,7 +2439,8 @@ const file_plugin_proto_rawDesc = "" +
 	"\n" +
 	"stored_key\x18\x03 \x01(\fR\tstoredKey\x12\x1d\n" +
 	"\n" +
-	"server_key\x18\x04 \x01(\fR\tserverKey\"#\n" +
+	"server_key\x18\x04 \x01(\fR\tserverKey\x12\x12\n" +
+	"\x04user\x18\x05 \x01(\fR\x04user\"#\n" +
 	"\aMembers\x12\x18\n" +
 	"\amembers\x18\x01 \x03(\fR\amembers2\xe3\x01\n" +
 	"\x06Plugin\x12T\n" +
