@@ -71,6 +71,7 @@ type ListenerConfig struct {
 	Limits     LimitsConfig        `toml:"limits"`
 	Senders    AccessConfig        `toml:"senders"`
 	Recipients AccessConfig        `toml:"recipients"`
+	Rates      []RateConfig        `toml:"rate"`
 	Routes     map[string][]string `toml:"routes"` // pattern to backends
 
 	// What Load made of the above.
@@ -115,6 +116,18 @@ type LimitsConfig struct {
 	AskTimeout         time.Duration `toml:"ask_timeout"`
 	AnswerTimeout      time.Duration `toml:"answer_timeout"`
 	SessionTimeout     time.Duration `toml:"session_timeout"`
+}
+
+// A RateConfig says how much mail may come under one key. Zero means no limit.
+type RateConfig struct {
+	By         string        `toml:"by"` // client, user, sender, sender_domain, recipient, recipient_domain
+	Messages   int           `toml:"messages"`
+	Recipients int           `toml:"recipients"`
+	Bytes      Size          `toml:"bytes"`
+	Per        time.Duration `toml:"per"`
+	AtOnce     int           `toml:"at_once"`     // transactions
+	IPv4Prefix int           `toml:"ipv4_prefix"` // of a client
+	IPv6Prefix int           `toml:"ipv6_prefix"`
 }
 
 // AccessConfig says who is allowed and who is denied.
@@ -167,6 +180,10 @@ func (l *ListenerConfig) SetDefaults() {
 	}
 	l.Senders.Reply = "550 5.7.1 sender refused"
 	l.Recipients.Reply = "550 5.7.1 recipient refused"
+}
+
+func (r *RateConfig) SetDefaults() {
+	*r = RateConfig{Per: time.Hour, IPv4Prefix: 32, IPv6Prefix: 64}
 }
 
 func (b *BackendConfig) SetDefaults() {

@@ -219,6 +219,9 @@ func (c *conn) logRefused(line string, r smtp.Reply) {
 	if c.opinionOf != "" {
 		log = log.With("backend", c.opinionOf)
 	}
+	if c.overRate != "" {
+		log = log.With("rate", c.overRate)
+	}
 	log.Info("refused", "command", line[:min(len(line), 512)], "reply", r.String())
 }
 

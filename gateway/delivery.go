@@ -25,6 +25,10 @@ type transaction struct {
 	prdr       bool      // PRDR
 	charged    int64     // octets of the spool's budget that the envelope takes
 	began      time.Time // at MAIL
+	declared   int64     // octets of the message, by SIZE of MAIL
+
+	rates  *rates
+	shares map[share]bool // in rates, until the transaction is over
 
 	message *message  // as far as it has come
 	ends    time.Time // until when the message may take, once it has begun
@@ -130,6 +134,7 @@ func (d *delivery) release() {
 	d.messages = nil
 	d.spool.refund(d.charged)
 	d.charged = 0
+	d.rates.leave(d.transaction)
 }
 
 // decide gives recipient i its status, unless it has one.

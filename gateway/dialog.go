@@ -36,6 +36,7 @@ type dialog struct {
 	verb      verb   // of the command under way
 	ask       ask    // what its reply takes
 	opinionOf string // the backend that has decided it
+	overRate  string // the rate that had no more for it
 }
 
 // A chunk is what BDAT announces.
@@ -132,7 +133,7 @@ func (d *dialog) welcome() smtp.Reply {
 
 // command answers one command line.
 func (d *dialog) command(line string) (smtp.Reply, action) {
-	d.opinionOf = ""
+	d.opinionOf, d.overRate = "", ""
 	if d.exchange != nil {
 		d.verb = verbs["AUTH"]
 		return d.handled(d.response(line))
@@ -224,6 +225,8 @@ func (d *dialog) enough() (smtp.Reply, action) {
 func (d *dialog) reset() {
 	if d.tx != nil {
 		d.budget.refund(d.tx.charged)
+		d.rates.spend(d.tx, time.Now())
+		d.rates.leave(d.tx)
 		if d.tx.message != nil {
 			d.tx.message.Close()
 		}
@@ -340,7 +343,7 @@ func (d *dialog) mail(args string) smtp.Reply {
 	if err != nil {
 		return pathReply("5.1.7", err)
 	}
-	tx := &transaction{id: newID(), params: params, began: time.Now()}
+	tx := &transaction{id: newID(), params: params, began: time.Now(), rates: d.rates}
 	_, tx.utf8 = tx.params.Lookup("SMTPUTF8")
 	if r, ok := d.checkParams(tx, mailParams, params); !ok {
 		return r
@@ -359,6 +362,9 @@ func (d *dialog) mail(args string) smtp.Reply {
 	tx.session = d.session
 	tx.session.XForward = d.xforward
 	tx.session.Protocol = d.withProtocol(tx.utf8)
+	if r, ok := d.within(d.rates.check(tx, "", time.Now())); !ok {
+		return r
+	}
 	q := func() backends.Question {
 		return backends.Question{About: backends.AboutSender, Session: &tx.session, Envelope: tx.envelope()}
 	}
@@ -369,6 +375,10 @@ func (d *dialog) mail(args string) smtp.Reply {
 			return r
 		case !d.charge(tx, args):
 			return statusReply(backends.StorageFull)
+		}
+		if r, ok := d.within(d.rates.take(tx, "", time.Now())); !ok {
+			d.budget.refund(tx.charged)
+			return r
 		}
 		d.tx = tx
 		return r
@@ -441,15 +451,22 @@ func (d *dialog) rcpt(args string) smtp.Reply {
 	case !d.charge(d.tx, args):
 		return statusReply(backends.StorageFull)
 	}
+	if r, ok := d.within(d.rates.check(d.tx, address, time.Now())); !ok {
+		return r
+	}
 	to := backends.Recipient{Address: address, Params: params}
 	q := func() backends.Question {
 		return backends.Question{About: backends.AboutRecipient, Session: &d.tx.session, Envelope: d.tx.envelope(), Recipient: to}
 	}
 	return d.question(d.who(backends.AboutRecipient, d.Ask, route.backends), q, func(a backends.Answer, err error) smtp.Reply {
 		r, ok := opinion(a, err, reply(250, "2.1.5", "recipient ok"))
-		if ok {
-			d.tx.recipients = append(d.tx.recipients, recipient{to, route})
+		if !ok {
+			return r
 		}
+		if r, ok := d.within(d.rates.take(d.tx, address, time.Now())); !ok {
+			return r
+		}
+		d.tx.recipients = append(d.tx.recipients, recipient{to, route})
 		return r
 	})
 }
@@ -543,7 +560,8 @@ func (d *dialog) bdat(args string) (r smtp.Reply) {
 // for the next one.
 func (d *dialog) endMessage() *transaction {
 	tx := d.tx
-	d.tx = nil // its charge goes with it
+	d.rates.spend(tx, time.Now())
+	d.tx = nil // its charge and its shares go with it
 	d.reset()
 	d.errors, d.refused = 0, 0
 	return tx

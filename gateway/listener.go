@@ -26,6 +26,7 @@ type listener struct {
 	backends map[string]*namedBackend
 	tls      *tlsFiles
 	budget   *spool // that envelopes are charged to
+	rates    *rates
 	socket   net.Listener
 	closed   chan struct{}
 	inode    fs.FileInfo // of the unix socket that was opened, if it has a path
@@ -44,6 +45,7 @@ func newListener(s *Server, c *Config, l *ListenerConfig) *listener {
 		backends:       s.backends,
 		tls:            newTLSFiles(l.TLS, log),
 		budget:         s.spool,
+		rates:          newRates(l.Rates),
 		closed:         make(chan struct{}),
 		peers:          map[string]int{},
 	}

@@ -62,6 +62,8 @@ func listenerHint(key string, values map[string]any) string {
 	switch {
 	case table && key == "listener":
 		return "; write [[listener]]"
+	case key == "rate":
+		return "; did you mean [[listener.rate]] below a [[listener]]?"
 	case table && slices.Contains([]string{"auth", "limits", "recipients", "routes", "senders", "tls"}, key):
 		return "; did you mean [listener." + key + "] below a [[listener]]?"
 	}

@@ -53,7 +53,7 @@ func portable(t *testing.T, path string, problems Problems) string {
 }
 
 func TestAllProblemsAtOnceWithFileLineAndKey(t *testing.T) {
-	for _, name := range []string{"two-listeners", "empty", "top", "listeners", "rules"} {
+	for _, name := range []string{"two-listeners", "empty", "top", "listeners", "rules", "rates"} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join("testdata/config", name+".toml")
 			c, err := Load(path, testPlugins)

@@ -77,6 +77,7 @@ func (d *dialog) sizeParam(tx *transaction, value string) (smtp.Reply, bool) {
 	if limit := int64(d.Limits.MessageSize); limit > 0 && (err != nil || size > limit) {
 		return statusReply(tooLarge), false
 	}
+	tx.declared = size
 	return smtp.Reply{}, true
 }
 

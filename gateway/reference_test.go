@@ -127,7 +127,8 @@ func addValues(all map[string]string, path string, in any) {
 	for field, value := range reflect.ValueOf(in).Fields() {
 		key, ok := field.Tag.Lookup("toml")
 		switch key = settings.Join(path, key); {
-		case !ok || key == "listener" || key == "backend":
+		case !ok || key == "backend":
+		case value.Kind() == reflect.Slice && value.Type().Elem().Kind() == reflect.Struct: // there is none by default
 		case strings.HasSuffix(key, ".settings"): // decoded by the plugin
 		case value.Kind() == reflect.Struct:
 			addValues(all, key, value.Interface())

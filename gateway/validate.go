@@ -209,6 +209,9 @@ func (v *validation) listener(key string, l *ListenerConfig) {
 		v.fault(key+".offer_requiretls", "there is no TLS: tls.mode is off")
 	}
 	v.limits(key+".limits", l.Limits)
+	for i, r := range l.Rates {
+		v.rate(fmt.Sprintf("%s.rate[%d]", key, i), r)
+	}
 	l.trust = v.trust(key+".xforward", l.XForward)
 	l.xclientTrust = v.trust(key+".xclient", l.XClient)
 	l.proxyTrust = v.trust(key+".proxy", l.Proxy)
@@ -281,6 +284,27 @@ func (v *validation) senders(key string, list []string) patterns[bool] {
 		}
 	}
 	return set
+}
+
+func (v *validation) rate(key string, r RateConfig) {
+	v.oneOf(key+".by", r.By, "client", "user", "sender", "sender_domain", "recipient", "recipient_domain")
+	v.notNegative(key, map[string]int{"messages": r.Messages, "recipients": r.Recipients, "at_once": r.AtOnce})
+	if r.Messages == 0 && r.Recipients == 0 && r.Bytes == 0 && r.AtOnce == 0 {
+		v.fault(key, "limits nothing; want messages, recipients, bytes or at_once")
+	}
+	if longest := 30 * 24 * time.Hour; r.Per < time.Second || r.Per > longest {
+		v.fault(key+".per", "%v is not between 1s and %v", r.Per, longest)
+	}
+	for name, prefix := range map[string]struct{ bits, most int }{
+		"ipv4_prefix": {r.IPv4Prefix, 32},
+		"ipv6_prefix": {r.IPv6Prefix, 128},
+	} {
+		if _, given := v.lines[key+"."+name]; given && r.By != "client" {
+			v.fault(key+"."+name, "is for by = \"client\" only")
+		} else if prefix.bits < 1 || prefix.bits > prefix.most {
+			v.fault(key+"."+name, "%d is not between 1 and %d", prefix.bits, prefix.most)
+		}
+	}
 }
 
 func (v *validation) limits(key string, l LimitsConfig) {

@@ -102,6 +102,9 @@ func printListener(w io.Writer, l *gateway.ListenerConfig) {
 	for field, value := range reflect.ValueOf(l.Limits).Fields() {
 		fmt.Fprintf(w, "    %-20s  %s\n", field.Tag.Get("toml"), limit(value.Interface()))
 	}
+	for _, r := range l.Rates {
+		fmt.Fprintf(w, "  rate %v\n", r)
+	}
 	fmt.Fprintln(w, "  routes")
 	width := 0
 	for pattern := range l.Routes {
