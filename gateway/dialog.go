@@ -187,6 +187,7 @@ var hello = map[string]string{"smtp": "EHLO", "lmtp": "LHLO"}
 
 // badLine answers a line that could not be read as a command.
 func (d *dialog) badLine(err error) (smtp.Reply, action) {
+	d.opinionOf, d.overRate = "", ""
 	if d.exchange != nil {
 		d.exchange = nil
 		return d.bad(reply(500, "5.5.6", err.Error())) // RFC 4954, section 4
