@@ -40,7 +40,9 @@ func FuzzDialog(f *testing.F) {
 			}
 			return nil
 		})}
-		server := testServer(t, all, "protocol = '"+protocol+"'\nxforward = ['unix']\nunknown_parameters = 'keep'\nchunking = true\n[listener.limits]\nbad_commands = 0\n[listener.routes]\n'*' = ['word']\n")
+		all["early"], all["login"], all["rcpt"] = testBackends["early"], testBackends["login"], testBackends["rcpt"]
+		server := testServer(t, all, "protocol = '"+protocol+"'\nask = ['early', 'login', 'rcpt']\nauth.in_clear = true\nxforward = ['unix', '127.0.0.1']\nxclient = ['unix', '127.0.0.1']\n"+
+			"unknown_parameters = 'keep'\nchunking = true\n[listener.limits]\nbad_commands = 0\n[listener.routes]\n'*' = ['word']\n")
 		d := server.listeners[0].dialog(backends.Peer{UID: 1}, "test")
 		r := bufio.NewReader(strings.NewReader(string(said)))
 		for {

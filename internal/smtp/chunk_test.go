@@ -58,3 +58,27 @@ func TestChunkReader(t *testing.T) {
 		t.Errorf("an input that is too short: %v", err)
 	}
 }
+
+// A chunk is exactly as long as BDAT says, and what follows is left where it
+// is.
+func FuzzChunk(f *testing.F) {
+	f.Fuzz(func(t *testing.T, args, octets string) {
+		size, last, err := ParseChunk(args)
+		if err != nil {
+			return
+		}
+		if again, lastAgain, err := ParseChunk(strings.ToLower(strings.TrimRight(args, " "))); err != nil || again != size || lastAgain != last || size < 0 {
+			t.Errorf("%q: %d, %t, but %d, %t, %v", args, size, last, again, lastAgain, err)
+		}
+		in := strings.NewReader(octets)
+		r := bufio.NewReaderSize(in, 16)
+		chunk, err := io.ReadAll(NewChunkReader(r, size))
+		if short := int64(len(octets)) < size; short != (err == io.ErrUnexpectedEOF) || !short && err != nil {
+			t.Errorf("%d of %q: %v", size, octets, err)
+		}
+		rest, _ := io.ReadAll(r)
+		if string(chunk)+string(rest) != octets || err == nil && int64(len(chunk)) != size {
+			t.Errorf("%d of %q: chunk %q, rest %q", size, octets, chunk, rest)
+		}
+	})
+}

@@ -2,6 +2,7 @@ package smtp
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"io"
 	"slices"
@@ -221,6 +222,37 @@ func FuzzCutPath(f *testing.F) {
 		path2, params2, err := CutPath(again, "FROM:")
 		if path2 != path || !slices.Equal(params2, params) || err != nil {
 			t.Errorf("CutPath(%q) = %q, %q, but CutPath(%q) = %q, %q, %v", args, path, params, again, path2, params2, err)
+		}
+	})
+}
+
+// What ReadLine returns is a line and nothing else, and together with what it
+// refuses it is all that was sent, whatever size the buffer has.
+func FuzzReadLine(f *testing.F) {
+	f.Fuzz(func(t *testing.T, sent []byte, limit uint8) {
+		r := bufio.NewReaderSize(bytes.NewReader(sent), 16)
+		for rest := sent; ; {
+			line, err := ReadLine(r, int(limit))
+			if err == io.EOF || err == ErrLostChunk {
+				return
+			}
+			next := bytes.IndexByte(rest, '\n') + 1
+			if next == 0 {
+				t.Fatalf("%q: a line after the last one: %q, %v", sent, line, err)
+			}
+			raw := rest[:next]
+			rest = rest[next:]
+			verb, args := ParseCommand(string(line))
+			switch {
+			case err != nil && len(line) > 0:
+				t.Errorf("%q: %q with error %v", sent, line, err)
+			case err == nil && (string(raw) != string(line)+"\r\n" || bytes.ContainsAny(line, "\r\n") || len(raw) > int(limit)):
+				t.Errorf("%q: got %q of %q", sent, line, raw)
+			case err == nil && (!strings.Contains(string(line), args) || strings.TrimFunc(args, isBlank) != args):
+				t.Errorf("%q: the arguments are %q", line, args)
+			case strings.ContainsFunc(verb, isBlank) || verb == "" && args != "":
+				t.Errorf("%q: the verb is %q, the arguments %q", line, verb, args)
+			}
 		}
 	})
 }

@@ -3,6 +3,8 @@ package smtp
 import (
 	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 )
 
 func TestDSNParameters(t *testing.T) {
@@ -90,4 +92,27 @@ func TestDSNParameters(t *testing.T) {
 	if err := CheckORcpt("utf-8;\u00e9@b", false); err != ErrNeedsUTF8 {
 		t.Errorf("ORCPT without SMTPUTF8: %v", err)
 	}
+}
+
+// A parameter that is taken can be written into a command again, and is bounded.
+func FuzzParameters(f *testing.F) {
+	f.Fuzz(func(t *testing.T, v string) {
+		for name, check := range map[string]func(string) error{
+			"RET": CheckRet, "ENVID": CheckEnvID, "NOTIFY": CheckNotify, "AUTH": CheckAuth,
+			"ORCPT":          func(v string) error { return CheckORcpt(v, false) },
+			"ORCPT SMTPUTF8": func(v string) error { return CheckORcpt(v, true) },
+		} {
+			err := check(v)
+			if err != nil {
+				if text := err.Error(); !IsASCII(text) || strings.ContainsFunc(text, unicode.IsControl) || len(text) > 400 {
+					t.Errorf("%s=%q: %q is no text for a reply", name, v, text)
+				}
+				continue
+			}
+			utf8OK := name == "ORCPT SMTPUTF8" && utf8.ValidString(v)
+			if v == "" || strings.ContainsFunc(v, isControl) || strings.ContainsFunc(v, isBlank) || !IsASCII(v) && !utf8OK {
+				t.Errorf("%s=%q is taken", name, v)
+			}
+		}
+	})
 }
