@@ -68,6 +68,8 @@ type ListenerConfig struct {
 	UnknownParameters string     `toml:"unknown_parameters"` // refuse, keep
 	BareNewlines      string     `toml:"bare_newlines"`      // refuse, pass
 
+	UnauthorizedPipelining string `toml:"unauthorized_pipelining"` // refuse, pass
+
 	Limits     LimitsConfig        `toml:"limits"`
 	Senders    AccessConfig        `toml:"senders"`
 	Recipients AccessConfig        `toml:"recipients"`
@@ -111,6 +113,8 @@ type LimitsConfig struct {
 	ConnectionsPerPeer int           `toml:"connections_per_peer"`
 	CommandLine        Size          `toml:"command_line"`
 	BadCommands        int           `toml:"bad_commands"`
+	ErrorDelay         time.Duration `toml:"error_delay"`
+	GreetDelay         time.Duration `toml:"greet_delay"`
 	CommandTimeout     time.Duration `toml:"command_timeout"`
 	MessageTimeout     time.Duration `toml:"message_timeout"`
 	AskTimeout         time.Duration `toml:"ask_timeout"`
@@ -162,6 +166,7 @@ func (l *ListenerConfig) SetDefaults() {
 	l.Auth.Mechanisms = slices.Clone(authMechanisms)
 	l.UnknownParameters = "refuse"
 	l.BareNewlines = "refuse"
+	l.UnauthorizedPipelining = "pass"
 	l.Limits = LimitsConfig{
 		MessageSize:        50 << 20,
 		HeaderSize:         1 << 20,

@@ -74,8 +74,7 @@ func (c *conn) serve(ctx context.Context) {
 			return
 		}
 	}
-	r, next := c.greeting()
-	err := c.follow(ctx, "", r, next)
+	err := c.welcome(ctx)
 	for err == nil {
 		err = c.converse(ctx)
 	}
@@ -97,6 +96,7 @@ func (c *conn) converse(ctx context.Context) error {
 		return err
 	default:
 		c.log.Debug("dialog", "C", shown)
+		c.hasty = c.r.Buffered() > 0
 		r, next = c.command(line)
 	}
 	return c.follow(ctx, shown, r, next)
@@ -113,6 +113,9 @@ func (c *conn) follow(ctx context.Context, command string, r smtp.Reply, next ac
 	}
 	if r.Code >= 400 {
 		c.logRefused(command, r)
+		if err := c.pause(ctx); err != nil {
+			return err
+		}
 	}
 	if next == readChunk {
 		var err error

@@ -31,7 +31,8 @@ type dialog struct {
 	refused  int          // all refused commands since the last message
 	chunk    chunk        // that BDAT has announced
 	exchange *exchange    // of AUTH, while it is under way
-	rejected bool         // by a backend before the greeting: only QUIT is left
+	rejected bool         // before the greeting: only QUIT is left
+	hasty    bool         // sent more already, without waiting for the next reply
 
 	verb      verb   // of the command under way
 	ask       ask    // what its reply takes
@@ -65,26 +66,27 @@ type verb struct {
 	refused  action // if it is
 	protocol string // smtp or lmtp; empty for both
 	clear    bool   // allowed in the clear where TLS is required
+	last     bool   // of a group of commands that come at once
 }
 
 var verbs = map[string]verb{
-	"HELO":     {handle: (*dialog).helo, protocol: "smtp", clear: true},
-	"EHLO":     {handle: (*dialog).ehlo, protocol: "smtp", clear: true},
-	"LHLO":     {handle: (*dialog).ehlo, protocol: "lmtp", clear: true},
-	"STARTTLS": {handle: (*dialog).starttls, then: startTLS, clear: true},
-	"AUTH":     {handle: (*dialog).auth},
+	"HELO":     {handle: (*dialog).helo, protocol: "smtp", clear: true, last: true},
+	"EHLO":     {handle: (*dialog).ehlo, protocol: "smtp", clear: true, last: true},
+	"LHLO":     {handle: (*dialog).ehlo, protocol: "lmtp", clear: true, last: true},
+	"STARTTLS": {handle: (*dialog).starttls, then: startTLS, clear: true, last: true},
+	"AUTH":     {handle: (*dialog).auth, last: true},
 	"MAIL":     {handle: (*dialog).mail},
 	"RCPT":     {handle: (*dialog).rcpt},
-	"DATA":     {handle: (*dialog).data, then: readMessage},
+	"DATA":     {handle: (*dialog).data, then: readMessage, last: true},
 	"BDAT":     {handle: (*dialog).bdat, then: readChunk, refused: skipChunk, clear: true}, // needs MAIL anyway
 	"RSET":     {handle: (*dialog).rset},
-	"NOOP":     {handle: (*dialog).noop, clear: true},
-	"QUIT":     {handle: (*dialog).quit, then: hangUp, clear: true},
-	"VRFY":     {handle: (*dialog).vrfy},
-	"EXPN":     {handle: (*dialog).expn},
+	"NOOP":     {handle: (*dialog).noop, clear: true, last: true},
+	"QUIT":     {handle: (*dialog).quit, then: hangUp, clear: true, last: true},
+	"VRFY":     {handle: (*dialog).vrfy, last: true},
+	"EXPN":     {handle: (*dialog).expn, last: true},
 	"HELP":     {handle: (*dialog).help},
 	"XFORWARD": {handle: (*dialog).xforwardAttrs},
-	"XCLIENT":  {handle: (*dialog).xclient, clear: true},
+	"XCLIENT":  {handle: (*dialog).xclient, clear: true, last: true},
 
 	// RFC 5321, appendices F.1 and F.6.
 	"TURN": {handle: (*dialog).obsolete},
@@ -135,7 +137,9 @@ func (d *dialog) welcome() smtp.Reply {
 func (d *dialog) command(line string) (smtp.Reply, action) {
 	d.opinionOf, d.overRate = "", ""
 	if d.exchange != nil {
-		d.verb = verbs["AUTH"]
+		if d.verb = verbs["AUTH"]; d.outOfTurn(d.verb) {
+			return d.tooHasty()
+		}
 		return d.handled(d.response(line))
 	}
 	name, args := smtp.ParseCommand(line)
@@ -146,6 +150,8 @@ func (d *dialog) command(line string) (smtp.Reply, action) {
 	case httpMethods[name]:
 		// A browser that was led here would have us take its lines for commands.
 		return reply(421, "4.7.0", d.hostname+" this is "+strings.ToUpper(d.Protocol)+", good bye"), hangUp
+	case d.outOfTurn(v):
+		return d.tooHasty()
 	case !ok:
 		return d.bad(reply(500, "5.5.1", "command not recognized"))
 	case v.protocol != "" && v.protocol != d.Protocol:

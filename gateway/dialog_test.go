@@ -297,13 +297,16 @@ func (s *script) runAlone(t *testing.T, path string) {
 	d := l.dialog(peer, "test")
 	var in bytes.Buffer
 	var want, got []string
+	turns := map[int]bool{} // octets that the client has said when it waits
 	for _, turn := range s.turns {
 		in.Write(turn.say)
+		turns[in.Len()] = true
 		want = append(want, turn.hear...)
 	}
 	hear := func(r smtp.Reply) { got = append(got, strings.Split(r.String(), "\n")...) }
 
 	r := bufio.NewReader(&in)
+	all := in.Len()
 	hello, next := d.greeting()
 	if next == askBackends {
 		hello, next = d.answer(t.Context())
@@ -320,6 +323,7 @@ func (s *script) runAlone(t *testing.T, path string) {
 		if err != nil {
 			answer, next = d.badLine(err)
 		} else {
+			d.hasty = !turns[all-in.Len()-r.Buffered()]
 			answer, next = d.command(string(line))
 		}
 		if next == askBackends {

@@ -197,6 +197,7 @@ func (v *validation) listener(key string, l *ListenerConfig) {
 	}
 	v.oneOf(key+".unknown_parameters", l.UnknownParameters, "refuse", "keep")
 	v.oneOf(key+".bare_newlines", l.BareNewlines, "refuse", "pass")
+	v.oneOf(key+".unauthorized_pipelining", l.UnauthorizedPipelining, "refuse", "pass")
 	v.tls(key+".tls", &l.TLS)
 	if l.RequireTLS && l.TLS.Mode == "off" {
 		v.fault(key+".require_tls", "there is no TLS: tls.mode is off")
@@ -325,6 +326,14 @@ func (v *validation) limits(key string, l LimitsConfig) {
 	} {
 		if d <= 0 {
 			v.fault(key+"."+name, "%v is not above zero", d)
+		}
+	}
+	for name, delay := range map[string]struct{ is, longest time.Duration }{
+		"error_delay": {l.ErrorDelay, longestErrorDelay},
+		"greet_delay": {l.GreetDelay, time.Minute}, // clients wait 5 minutes: RFC 5321, section 4.5.3.2.1
+	} {
+		if delay.is < 0 || delay.is > delay.longest {
+			v.fault(key+"."+name, "%v is not between 0s and %v", delay.is, delay.longest)
 		}
 	}
 	// RFC 5321, section 4.5.3.1.4, and what a connection may cost.

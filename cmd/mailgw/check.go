@@ -88,8 +88,8 @@ func printListener(w io.Writer, l *gateway.ListenerConfig) {
 	fmt.Fprintf(w, "  xforward from %s\n", cmp.Or(strings.Join(l.XForward, ", "), "nobody"))
 	printList(w, "xclient from", l.XClient)
 	printList(w, "proxy from", l.Proxy)
-	fmt.Fprintf(w, "  dsn %t, offer_requiretls %t, chunking %t, one_route %t, strict_envelopes %t, unknown_parameters %s, bare_newlines %s\n",
-		l.DSN, l.OfferRequireTLS, l.Chunking, l.OneRoute, l.StrictEnvelopes, l.UnknownParameters, l.BareNewlines)
+	fmt.Fprintf(w, "  dsn %t, offer_requiretls %t, chunking %t, one_route %t, strict_envelopes %t, unknown_parameters %s, bare_newlines %s, unauthorized_pipelining %s\n",
+		l.DSN, l.OfferRequireTLS, l.Chunking, l.OneRoute, l.StrictEnvelopes, l.UnknownParameters, l.BareNewlines, l.UnauthorizedPipelining)
 	if len(l.Ask) > 0 {
 		fmt.Fprintf(w, "  ask %s; auth %s, in_clear %t, required %t\n",
 			strings.Join(l.Ask, ", "), strings.Join(l.Auth.Mechanisms, " "), l.Auth.InClear, l.Auth.Required)

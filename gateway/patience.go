@@ -1,0 +1,97 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"os"
+	"time"
+
+	"github.com/mailgw/mailgw/internal/smtp"
+)
+
+// welcome says the greeting, unless the client has spoken before it.
+func (c *conn) welcome(ctx context.Context) error {
+	early, err := c.spokeEarly()
+	if err != nil {
+		return err
+	}
+	begin := c.greeting
+	if early {
+		begin = c.tooEarly
+	}
+	r, next := begin()
+	return c.follow(ctx, "", r, next)
+}
+
+// spokeEarly waits for GreetDelay, and reports whether the client has said
+// anything by then.
+func (c *conn) spokeEarly() (bool, error) {
+	if c.Limits.GreetDelay == 0 || c.trusted {
+		return false, nil
+	}
+	c.expect(c.soonest(c.Limits.GreetDelay), true)
+	_, err := c.r.Peek(1)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// tooEarly is the greeting of a client that did not wait for it: RFC 5321,
+// section 4.3.1.
+func (d *dialog) tooEarly() (smtp.Reply, action) {
+	d.rejected = true
+	return d.refuse(reply(554, "5.5.1", d.hostname+" you spoke before the greeting"))
+}
+
+// outOfTurn reports whether the client has sent more than a command where it
+// had to wait for the reply: it may send a group of commands at once after
+// EHLO or LHLO has told it so, and some commands only at the end of a group (RFC
+// 2920, section 3.1).
+func (d *dialog) outOfTurn(v verb) bool {
+	return d.hasty && d.UnauthorizedPipelining == "refuse" && (v.last || !d.extended)
+}
+
+// tooHasty ends the session, as Postfix does: what was sent may be a message
+// that would be taken for commands.
+func (d *dialog) tooHasty() (smtp.Reply, action) {
+	return reply(554, "5.5.0", d.hostname+" you did not wait for the reply, good bye"), hangUp
+}
+
+const (
+	freeErrors        = 5 // for people who mistype
+	longestErrorDelay = 10 * time.Second
+)
+
+// errorDelay returns how long the client waits for the reply to the last
+// refused command: twice as long each time.
+func (d *dialog) errorDelay() time.Duration {
+	if d.trusted || d.refused <= freeErrors {
+		return 0
+	}
+	delay := d.Limits.ErrorDelay
+	for range d.refused - freeErrors - 1 {
+		if delay *= 2; delay == 0 || delay >= longestErrorDelay {
+			break
+		}
+	}
+	return min(delay, longestErrorDelay)
+}
+
+// pause waits before the reply to a refused command. A shutdown does not wait
+// for it, nor does the end of the session.
+func (c *conn) pause(ctx context.Context) error {
+	delay := min(c.errorDelay(), time.Until(c.ends))
+	if delay <= 0 {
+		return nil
+	}
+	if err := c.flush(); err != nil {
+		return err
+	}
+	select {
+	case <-time.After(delay):
+	case <-c.closed:
+	case <-ctx.Done():
+	}
+	return nil
+}

@@ -1,0 +1,164 @@
+package gateway
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/mailgw/mailgw/backends"
+)
+
+// converseInBubble holds a session with a client at 192.0.2.1 over a pipe. In
+// the bubble of synctest time passes when all wait, and exactly.
+func converseInBubble(t *testing.T, config string, talk func(t *testing.T, s *Server, c client)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		s := testServer(t, testBackends, "protocol = 'smtp'\n"+config)
+		defer s.cancel()
+		mine, its := net.Pipe()
+		peer := backends.Peer{Addr: netip.MustParseAddrPort("192.0.2.1:1024")}
+		c := newConn(s, s.listeners[0].dialog(peer, "test"), its)
+		s.add(c)
+		go func() {
+			defer s.remove(c)
+			c.serve(s.ctx)
+		}()
+		talk(t, s, client{mine, bufio.NewReader(mine)})
+		mine.Close()
+		synctest.Wait()
+		if len(s.conns) > 0 {
+			t.Error("the session has not ended")
+		}
+	})
+}
+
+func TestGreetDelay(t *testing.T) {
+	const config = "[listener.limits]\ngreet_delay = '3s'\n"
+	converseInBubble(t, config, func(t *testing.T, _ *Server, c client) {
+		began := time.Now()
+		if got := c.hear(t); got != "220 mx.example.org ESMTP mailgw" || time.Since(began) != 3*time.Second {
+			t.Errorf("one who waits hears %q after %v", got, time.Since(began))
+		}
+		if got := c.ask(t, "EHLO x", "MAIL FROM:<>", "RCPT TO:<ok@example.org>", "DATA", "."); got != "250 2.0.0 delivered (ID)" {
+			t.Errorf("mail gets %q", got)
+		}
+	})
+	converseInBubble(t, config, func(t *testing.T, _ *Server, c client) {
+		began := time.Now()
+		time.Sleep(time.Second)
+		if got := c.ask(t, "EHLO x"); got != "554 5.5.1 mx.example.org you spoke before the greeting" || time.Since(began) != time.Second {
+			t.Errorf("one who speaks early hears %q after %v", got, time.Since(began))
+		}
+		if got := c.hear(t); got != "503 5.7.0 no service for you, good bye" {
+			t.Errorf("EHLO gets %q", got)
+		}
+		if got := c.ask(t, "MAIL FROM:<>"); got != "503 5.7.0 no service for you, good bye" {
+			t.Errorf("MAIL gets %q", got)
+		}
+		if got := c.ask(t, "QUIT"); got != "221 2.0.0 mx.example.org good bye" {
+			t.Errorf("QUIT gets %q", got)
+		}
+	})
+	converseInBubble(t, "xforward = ['192.0.2.1']\n"+config, func(t *testing.T, _ *Server, c client) {
+		began := time.Now()
+		if c.hear(t); time.Since(began) != 0 {
+			t.Errorf("one who may send XFORWARD waits %v", time.Since(began))
+		}
+	})
+}
+
+// A client may leave while it is made to wait, and the server may stop.
+func TestNobodyHasToWaitForAnotherWhoWaits(t *testing.T) {
+	const greet = "[listener.limits]\ngreet_delay = '3s'\n"
+	shutDown := func(t *testing.T, s *Server, c client) {
+		began := time.Now()
+		synctest.Wait() // until the session waits
+		go s.Shutdown(t.Context())
+		rest, err := io.ReadAll(c)
+		if !strings.HasSuffix(string(rest), "421 4.3.2 mx.example.org shutting down\r\n") || err != nil || time.Since(began) != 0 {
+			t.Errorf("hears %q, %v after %v", rest, err, time.Since(began))
+		}
+	}
+	converseInBubble(t, greet, shutDown)
+	converseInBubble(t, "[listener.limits]\nerror_delay = '3s'\nbad_commands = 0\n", func(t *testing.T, s *Server, c client) {
+		c.hear(t)
+		for range freeErrors {
+			c.ask(t, "FOO")
+		}
+		io.WriteString(c, "FOO\r\n")
+		shutDown(t, s, c)
+	})
+	converseInBubble(t, greet, func(*testing.T, *Server, client) { synctest.Wait() })
+}
+
+func TestErrorDelayGrows(t *testing.T) {
+	wants := []time.Duration{0, 0, 0, 0, 0, 1, 2, 4, 8, 10, 10}
+	check := func(t *testing.T, c client, line string, wants []time.Duration) {
+		t.Helper()
+		for i, want := range wants {
+			began := time.Now()
+			if c.ask(t, line); time.Since(began) != want*time.Second {
+				t.Errorf("%s %d waits %v, want %v", line, i, time.Since(began), want*time.Second)
+			}
+		}
+	}
+	const config = "[listener.limits]\nbad_commands = 0\nerror_delay = '1s'\n[listener.recipients]\ndeny = ['nobody@example.org']\n"
+	converseInBubble(t, config, func(t *testing.T, _ *Server, c client) {
+		c.hear(t)
+		check(t, c, "FOO", wants)
+		check(t, c, "NOOP", []time.Duration{0})
+		// A message makes up for them.
+		c.ask(t, "EHLO x", "MAIL FROM:<>", "RCPT TO:<ok@example.org>", "DATA", ".", "MAIL FROM:<>")
+		check(t, c, "RCPT TO:<nobody@example.org>", wants)
+	})
+	converseInBubble(t, "xforward = ['192.0.2.1']\n"+config, func(t *testing.T, _ *Server, c client) {
+		c.hear(t)
+		check(t, c, "FOO", make([]time.Duration, 20))
+	})
+	converseInBubble(t, "[listener.limits]\nbad_commands = 0\n", func(t *testing.T, _ *Server, c client) {
+		c.hear(t)
+		check(t, c, "FOO", make([]time.Duration, 20))
+	})
+	// The session ends when it has to.
+	converseInBubble(t, strings.Replace(config, "[listener.limits]", "[listener.limits]\nsession_timeout = '10s'", 1), func(t *testing.T, _ *Server, c client) {
+		began := time.Now()
+		c.hear(t)
+		io.WriteString(c, strings.Repeat("FOO\r\n", 12))
+		rest, err := io.ReadAll(c)
+		if !strings.HasSuffix(string(rest), "421 4.4.2 mx.example.org timeout\r\n") || err != nil || time.Since(began) != 10*time.Second {
+			t.Errorf("hears %q, %v after %v", rest, err, time.Since(began))
+		}
+	})
+}
+
+// With implicit TLS the greeting waits after the handshake, not before it.
+func TestGreetDelayAfterTheHandshake(t *testing.T) {
+	ca := newIssuer(t)
+	certificate := "mode = 'implicit'\ncertificates = ['" + ca.file(t, t.TempDir(), "mx.example") + "']\n"
+	for delay, want := range map[string]string{
+		"1m":   "554 5.5.1 mx.example.org you spoke before the greeting",
+		"10ms": "220 mx.example.org ESMTP mailgw",
+	} {
+		s := tlsServer(t, "protocol = 'smtp'\nlimits.greet_delay = '"+delay+"'", certificate)
+		c, err := dialServer(t, s).secure(t, ca.client("mx.example"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if delay == "1m" {
+			io.WriteString(c, "EHLO x\r\n")
+		}
+		if got := c.hear(t); got != want {
+			t.Errorf("greet_delay %s: hears %q, want %q", delay, got, want)
+		}
+		if delay == "10ms" {
+			if got := c.ask(t, "EHLO x", "QUIT"); got != "221 2.0.0 mx.example.org good bye" {
+				t.Errorf("then: %q", got)
+			}
+		}
+	}
+}
