@@ -34,6 +34,12 @@ func (t told) String() string {
 	if t.Session.User != "" {
 		text += " as " + t.Session.User + " by " + t.Session.Mechanism
 	}
+	if c := t.Session.Client; c != nil {
+		text += fmt.Sprintf(" from %v by %s", c.Addr, c.Source)
+		if c.Name != "" {
+			text += ", " + c.Name
+		}
+	}
 	if x := t.Session.XForward; x != nil {
 		text += " for " + x.Addr
 	}
