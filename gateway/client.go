@@ -100,3 +100,23 @@ func clientName(c *backends.Client) string {
 	}
 	return c.Addr.String()
 }
+
+func (d *dialog) xforwardAttrs(args string) smtp.Reply {
+	switch {
+	case d.tx != nil:
+		return reply(503, "5.5.1", "MAIL transaction in progress")
+	case args == "":
+		return reply(501, "5.5.4", "syntax: XFORWARD attribute=value...")
+	case !d.trusted:
+		return reply(550, "5.7.0", "insufficient authorization")
+	}
+	attrs := xforward.Attrs{}
+	if d.xforward != nil {
+		attrs = *d.xforward
+	}
+	if err := attrs.Parse(args); err != nil {
+		return reply(501, "5.5.4", err.Error())
+	}
+	d.xforward = &attrs
+	return reply(250, "2.0.0", "ok")
+}

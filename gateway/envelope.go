@@ -1,0 +1,226 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/internal/smtp"
+)
+
+func (d *dialog) mail(args string) smtp.Reply {
+	switch {
+	case !d.greeted:
+		return reply(503, "5.5.1", "say "+hello[d.Protocol]+" first")
+	case d.tx != nil:
+		return reply(503, "5.5.1", "nested MAIL")
+	}
+	path, params, err := d.cutPath(args, "FROM:")
+	if err != nil {
+		return pathReply("5.1.7", err)
+	}
+	tx := &transaction{id: newID(), params: params, began: time.Now(), rates: d.rates}
+	_, tx.utf8 = tx.params.Lookup("SMTPUTF8")
+	if r, ok := d.checkParams(tx, mailParams, params); !ok {
+		return r
+	}
+	if path != "" { // RFC 5321, section 4.5.5: the null reverse-path
+		if tx.sender, err = smtp.CheckMailbox(path, tx.utf8); err != nil {
+			return pathReply("5.1.7", err)
+		}
+	}
+	if !d.senders.permits(tx.sender) {
+		return statusReply(d.senders.reply)
+	}
+	if r, ok := d.secured(tx.sender); !ok {
+		return r
+	}
+	tx.session = d.session
+	tx.session.XForward = d.xforward
+	tx.session.Protocol = d.withProtocol(tx.utf8)
+	if r, ok := d.within(d.rates.check(tx, "", time.Now())); !ok {
+		return r
+	}
+	q := func() backends.Question {
+		return backends.Question{About: backends.AboutSender, Session: &tx.session, Envelope: tx.envelope()}
+	}
+	return d.question(d.who(backends.AboutSender, d.Ask), q, func(a backends.Answer, err error) smtp.Reply {
+		r, ok := opinion(a, err, reply(250, "2.1.0", "sender ok"))
+		switch {
+		case !ok:
+			return r
+		case !d.charge(tx, args):
+			return statusReply(backends.StorageFull)
+		}
+		if r, ok := d.within(d.rates.take(tx, "", time.Now())); !ok {
+			d.budget.refund(tx.charged)
+			return r
+		}
+		d.tx = tx
+		return r
+	})
+}
+
+// secured refuses a sender who has to come over TLS or to be authenticated.
+func (d *dialog) secured(sender string) (smtp.Reply, bool) {
+	switch {
+	case d.session.TLS == nil && d.tlsSenders.lookup(sender):
+		return reply(530, "5.7.0", "this sender has to say STARTTLS first"), false
+	case d.session.User == "" && (d.Auth.Required || d.authSenders.lookup(sender)):
+		return reply(530, "5.7.0", "authenticate first"), false // RFC 4954, section 6
+	}
+	return smtp.Reply{}, true
+}
+
+func (d *dialog) rcpt(args string) smtp.Reply {
+	switch {
+	case d.tx == nil:
+		return reply(503, "5.5.1", "say MAIL first")
+	case d.tx.message != nil:
+		return reply(503, "5.5.1", "the message has begun")
+	}
+	path, params, err := d.cutPath(args, "TO:")
+	if err != nil {
+		return pathReply("5.1.3", err)
+	}
+	if r, ok := d.checkParams(d.tx, rcptParams, params); !ok {
+		return r
+	}
+	address, err := recipientAddress(path, d.tx.utf8)
+	if err != nil {
+		return pathReply("5.1.3", err)
+	}
+	if most := d.Limits.Recipients; most > 0 && len(d.tx.recipients) >= most {
+		// RFC 5321, section 4.5.3.1.10: temporary, so that the client sends
+		// the message to the others again.
+		return reply(452, "4.5.3", "too many recipients")
+	}
+	if !d.recipients.permits(address) {
+		return statusReply(d.recipients.reply)
+	}
+	route := d.routes.lookup(address)
+	switch {
+	case route == nil:
+		return reply(550, "5.7.1", "no route for this recipient")
+	case d.OneRoute && len(d.tx.recipients) > 0 && route != d.tx.recipients[0].route:
+		return reply(452, "4.5.3", "send to this recipient in a transaction of its own")
+	case !d.charge(d.tx, args):
+		return statusReply(backends.StorageFull)
+	}
+	if r, ok := d.within(d.rates.check(d.tx, address, time.Now())); !ok {
+		return r
+	}
+	to := backends.Recipient{Address: address, Params: params}
+	q := func() backends.Question {
+		return backends.Question{About: backends.AboutRecipient, Session: &d.tx.session, Envelope: d.tx.envelope(), Recipient: to}
+	}
+	return d.question(d.who(backends.AboutRecipient, d.Ask, route.backends), q, func(a backends.Answer, err error) smtp.Reply {
+		r, ok := opinion(a, err, reply(250, "2.1.5", "recipient ok"))
+		if !ok {
+			return r
+		}
+		if r, ok := d.within(d.rates.take(d.tx, address, time.Now())); !ok {
+			return r
+		}
+		d.tx.recipients = append(d.tx.recipients, recipient{to, route})
+		return r
+	})
+}
+
+// cutPath parts the arguments of MAIL or RCPT.
+func (d *dialog) cutPath(args, prefix string) (path string, params []string, err error) {
+	path, params, err = smtp.CutPath(args, prefix)
+	if err == nil && d.StrictEnvelopes && args[len(prefix)] != '<' {
+		err = fmt.Errorf("%s<address> expected, with nothing before the angle bracket", prefix)
+	}
+	return path, params, err
+}
+
+// charge takes what a command adds to the envelope from the budget that
+// messages share, so that no number of clients can use up memory.
+func (d *dialog) charge(tx *transaction, args string) bool {
+	const overhead = 256 // of what is kept besides the text, roughly
+	octets := int64(len(args) + overhead)
+	if !d.budget.charge(octets) {
+		return false
+	}
+	tx.charged += octets
+	return true
+}
+
+// recipientAddress returns the address of a forward-path, which may be
+// "postmaster" alone: RFC 5321, section 4.5.1.
+func recipientAddress(path string, utf8 bool) (string, error) {
+	if strings.EqualFold(path, "postmaster") && smtp.IsASCII(path) {
+		return path, nil
+	}
+	return smtp.CheckMailbox(path, utf8)
+}
+
+// pathReply answers a fault in the arguments of MAIL or RCPT. enhanced is
+// the code of a bad address.
+func pathReply(enhanced string, err error) smtp.Reply {
+	switch {
+	case errors.As(err, new(smtp.ParamError)):
+		return reply(501, "5.5.4", err.Error())
+	case errors.Is(err, smtp.ErrNeedsUTF8):
+		return reply(553, "5.6.7", err.Error()) // RFC 6531, section 3.5
+	}
+	return reply(501, enhanced, err.Error())
+}
+
+func (d *dialog) data(args string) smtp.Reply {
+	switch {
+	case args != "":
+		return reply(501, "5.5.4", "DATA has no arguments")
+	case d.tx == nil:
+		return reply(503, "5.5.1", "say MAIL first")
+	case d.tx.message != nil:
+		return reply(503, "5.5.1", "BDAT has begun the message") // RFC 3030, section 2
+	case d.tx.binary:
+		return reply(503, "5.5.1", "a BINARYMIME message comes by BDAT") // RFC 3030, section 3
+	case len(d.tx.recipients) == 0:
+		return d.noRecipients()
+	}
+	return reply(354, "", "end the message with CRLF.CRLF")
+}
+
+// noRecipients refuses a message for nobody.
+func (d *dialog) noRecipients() smtp.Reply {
+	if d.Protocol == "lmtp" {
+		return reply(503, "5.5.1", "no valid recipients") // RFC 2033, section 4.2
+	}
+	return reply(554, "5.5.1", "no valid recipients") // RFC 5321, section 3.3
+}
+
+// bdat refuses a chunk or lets it be read. Either way as many octets follow
+// as the client says, and if that cannot be told, neither can where the next
+// command begins.
+func (d *dialog) bdat(args string) (r smtp.Reply) {
+	var err error
+	d.chunk.size, d.chunk.last, err = smtp.ParseChunk(args)
+	switch {
+	case err != nil:
+		return reply(421, "4.7.0", d.hostname+" "+err.Error())
+	case !d.Chunking:
+		return reply(502, "5.5.1", "BDAT is not offered here")
+	case d.tx == nil:
+		return reply(503, "5.5.1", "say MAIL first")
+	case len(d.tx.recipients) == 0:
+		return d.noRecipients()
+	}
+	return smtp.Reply{}
+}
+
+// endMessage returns the transaction whose message was read, and is ready
+// for the next one.
+func (d *dialog) endMessage() *transaction {
+	tx := d.tx
+	d.rates.spend(tx, time.Now())
+	d.tx = nil // its charge and its shares go with it
+	d.reset()
+	d.errors, d.refused = 0, 0
+	return tx
+}
