@@ -23,7 +23,7 @@ var imports = map[string][]string{
 	"xforward":             {},
 	"internal/smtp":        {},
 	"internal/settings":    {},
-	"gateway":              {"backends", "internal/...", "xforward", "github.com/BurntSushi/toml", "github.com/emersion/go-sasl", "github.com/pires/go-proxyproto", "github.com/xdg-go/scram", "golang.org/x/sys/unix"},
+	"gateway":              {"backends", "internal/...", "xforward", "github.com/BurntSushi/toml", "github.com/emersion/go-message/...", "github.com/emersion/go-sasl", "github.com/pires/go-proxyproto", "github.com/xdg-go/scram", "golang.org/x/sys/unix"},
 	"plugins":              {"backends", "plugins/internal/pb", "internal/settings", "xforward", "github.com/hashicorp/...", "google.golang.org/...", "golang.org/x/sys/unix"},
 	"plugins/internal/pb":  {"google.golang.org/..."},
 	"cmd/mailgw":           {"gateway", "plugins", "backends/...", "internal/...", "xforward", "github.com/spf13/cobra", "golang.org/x/sys/unix", "golang.org/x/term"},

@@ -108,6 +108,8 @@ type LimitsConfig struct {
 	HeaderSize         Size          `toml:"header_size"`
 	HeaderFields       int           `toml:"header_fields"`
 	Hops               int           `toml:"hops"`
+	MIMEDepth          int           `toml:"mime_depth"`
+	MIMEParts          int           `toml:"mime_parts"`
 	Recipients         int           `toml:"recipients"`
 	Connections        int           `toml:"connections"`
 	ConnectionsPerPeer int           `toml:"connections_per_peer"`

@@ -87,6 +87,9 @@ func (s *Server) deliver(ctx context.Context, d *dialog, log *slog.Logger) *deli
 	if delivery.fault == nil {
 		delivery.fault = checkHeader(m, d.Limits)
 	}
+	if delivery.fault == nil {
+		delivery.fault = checkMIME(m, d.Limits)
+	}
 	if refusal, ok := refusalOf(delivery.fault); ok {
 		m.Close()
 		delivery.refuse(refusal, delivery.fault)
@@ -115,6 +118,8 @@ func refusalOf(err error) (s backends.Status, ok bool) {
 		return headerTooLarge, true
 	case err == errHops:
 		return tooManyHops, true
+	case err == errMIME:
+		return mimeTooComplex, true
 	case errors.As(err, &trouble):
 		return trouble.status(), true
 	}

@@ -312,6 +312,7 @@ func (v *validation) limits(key string, l LimitsConfig) {
 	v.notNegative(key, map[string]int{
 		"header_fields":        l.HeaderFields,
 		"hops":                 l.Hops,
+		"mime_parts":           l.MIMEParts,
 		"recipients":           l.Recipients,
 		"connections":          l.Connections,
 		"connections_per_peer": l.ConnectionsPerPeer,
@@ -335,6 +336,9 @@ func (v *validation) limits(key string, l LimitsConfig) {
 		if delay.is < 0 || delay.is > delay.longest {
 			v.fault(key+"."+name, "%v is not between 0s and %v", delay.is, delay.longest)
 		}
+	}
+	if l.MIMEDepth < 0 || l.MIMEDepth > maxMIMEDepth {
+		v.fault(key+".mime_depth", "%d is not between 0 and %d", l.MIMEDepth, maxMIMEDepth)
 	}
 	// RFC 5321, section 4.5.3.1.4, and what a connection may cost.
 	if l.CommandLine < 512 || l.CommandLine > 64<<10 {
