@@ -57,11 +57,8 @@ func (d *dialog) answer(ctx context.Context) (smtp.Reply, action) {
 // firstOpinion asks one backend after the other. An error is a Status, which
 // is what the client is told.
 func (d *dialog) firstOpinion(ctx context.Context, to []*namedBackend, q backends.Question) (backends.Answer, error) {
-	session := q.Session
 	for _, b := range to {
-		mine := session.Clone() // a backend may change what is its own
-		q.Session = &mine
-		a, err := b.ask(ctx, q)
+		a, err := b.ask(ctx, clone(q)) // a backend may change what is its own
 		if err == nil && a.IsZero() {
 			continue
 		}
@@ -75,6 +72,17 @@ func (d *dialog) firstOpinion(ctx context.Context, to []*namedBackend, q backend
 		return a, err
 	}
 	return backends.Answer{}, nil
+}
+
+// clone returns a question that shares nothing with q.
+func clone(q backends.Question) backends.Question {
+	session := q.Session.Clone()
+	q.Session = &session
+	if q.Envelope != nil {
+		q.Envelope = &backends.Envelope{Sender: q.Envelope.Sender, Params: slices.Clone(q.Envelope.Params)}
+	}
+	q.Recipient.Params = slices.Clone(q.Recipient.Params)
+	return q
 }
 
 // opinion returns the reply of the first opinion: a refusal, or what accepts
@@ -163,6 +171,6 @@ func (o *opinions) keep(address string, said backends.Opinion, now time.Time) er
 			break
 		}
 	}
-	o.known[key] = entry[heldOpinion]{value: heldOpinion{said.Status, now.Add(said.For)}}
+	o.known[key] = entry[heldOpinion]{value: heldOpinion{said.Status.Sanitized(), now.Add(said.For)}}
 	return nil
 }

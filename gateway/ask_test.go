@@ -64,8 +64,15 @@ func (b earlyBackend) Verify(_ context.Context, _ *backends.Session, text string
 }
 
 func (b earlyBackend) Expand(_ context.Context, _ *backends.Session, list string) ([]string, error) {
-	if list == "list" {
+	switch list {
+	case "list":
 		return []string{"<a@example.org>", "B <b@example.org>"}, nil
+	case "long":
+		return strings.Split(strings.Repeat("<a@example.org> ", 12), " ")[:12], nil
+	case "hostile":
+		return []string{"<a@example.org>\r\n550 5.1.1 injected"}, nil
+	case "utf8":
+		return []string{"<j\u00f6rg@example.org>"}, nil
 	}
 	s, err := b.opinion("list", list)
 	if err == nil && !s.IsZero() {
@@ -80,8 +87,8 @@ type recipientChecker struct{ backends.Func }
 func (b recipientChecker) CheckRecipient(_ context.Context, s *backends.Session, e *backends.Envelope, to backends.Recipient) (backends.Opinion, error) {
 	local, _ := smtp.SplitMailbox(to.Address)
 	if local == "asked" {
-		return backends.Opinion{Status: backends.NewStatus(550, "5.1.1", fmt.Sprintf("%s %s from=%s %q after=%d to=%s %q",
-			s.Protocol, s.HELO, e.Sender, e.Params, len(e.Recipients), to.Address, to.Params))}, nil
+		return backends.Opinion{Status: backends.NewStatus(550, "5.1.1", fmt.Sprintf("%s %s from=%s %q to=%s %q",
+			s.Protocol, s.HELO, e.Sender, e.Params, to.Address, to.Params))}, nil
 	}
 	status, err := earlyBackend{}.opinion("recipient", local)
 	return backends.Opinion{Status: status}, err
@@ -125,6 +132,8 @@ func (userChecker) Authenticate(_ context.Context, s *backends.Session, c backen
 		panic("a bug in a backend")
 	case c.User == "nobody's":
 		return "", nil
+	case c.User == "hostile":
+		return "a\r\nX-Evil: 1", nil
 	case c.User == "praised":
 		return "", backends.NewStatus(250, "2.0.0", "a fine user")
 	case c.User == "user" && c.Password == "secret" && (c.Identity == "" || c.Identity == "user"):

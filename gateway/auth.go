@@ -4,8 +4,11 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/emersion/go-sasl"
 
@@ -94,8 +97,8 @@ func (d *dialog) step(response []byte) smtp.Reply {
 			return reply(334, "", base64.StdEncoding.EncodeToString(challenge))
 		}
 		d.exchange = nil
-		if err == nil && x.user == "" {
-			err = backends.BadCredentials
+		if err == nil {
+			err = x.checkUser()
 		}
 		if err != nil {
 			return authRefusal(err)
@@ -104,6 +107,19 @@ func (d *dialog) step(response []byte) smtp.Reply {
 		return reply(235, "2.7.0", "authentication successful")
 	}
 	return smtp.Reply{}
+}
+
+// checkUser checks the name that a backend has given: others will write it
+// into header fields.
+func (x *exchange) checkUser() error {
+	switch {
+	case x.user == "":
+		return backends.BadCredentials
+	case len(x.user) > 255 || !utf8.ValidString(x.user) || strings.ContainsFunc(x.user, unicode.IsControl):
+		x.log.Error("backend", "session", x.session.ID, "backend", x.opinionOf, "event", "failure", "error", fmt.Sprintf("no name of a user: %.400q", x.user))
+		return backends.TryLater
+	}
+	return nil
 }
 
 // authRefusal answers what did not succeed. An error that is no Status is the

@@ -1,16 +1,19 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
 	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/internal/smtp"
 )
 
 // A branch is recipients that share a route, at one backend of it.
@@ -49,6 +52,24 @@ func (d *delivery) branches(m backends.Message) []*branch {
 	return branches
 }
 
+// mayAdd reports whether the next backend of b may bring more recipients, or
+// divert some to a backend that does.
+func (d *delivery) mayAdd(b *branch) bool {
+	if !b.last() {
+		return true
+	}
+	for _, route := range d.routes {
+		if !b.diverted && len(route.backends) > 1 {
+			return true
+		}
+	}
+	return false
+}
+
+// maxParts is how many parts of a branch a backend has at once. Each costs
+// what a plugin may have of a message before it reads.
+const maxParts = 8
+
 // run calls the next backend of b, several times if it wants few recipients
 // at once, and returns without waiting.
 func (d *delivery) run(b *branch) {
@@ -57,15 +78,25 @@ func (d *delivery) run(b *branch) {
 	if most == 0 {
 		most = len(b.to)
 	}
-	for to := range slices.Chunk(b.to, most) {
-		part := *b
-		part.to = to
-		d.hold(backend.name, to)
-		d.busy.Add(1)
-		if !b.last() {
-			d.adding(1)
-		}
-		go d.call(backend, &part)
+	parts := slices.Collect(slices.Chunk(b.to, most))
+	d.hold(backend.name, b.to)
+	d.busy.Add(int32(len(parts)))
+	if d.mayAdd(b) {
+		d.adding(len(parts))
+	}
+	waiting := make(chan []destination, len(parts))
+	for _, part := range parts {
+		waiting <- part
+	}
+	close(waiting)
+	for range min(len(parts), maxParts) {
+		go func() {
+			for to := range waiting {
+				part := *b
+				part.to = to
+				d.call(backend, &part)
+			}
+		}()
 	}
 }
 
@@ -105,7 +136,7 @@ func (d *delivery) call(backend *namedBackend, b *branch) {
 		}
 	}
 	defer release()
-	if !b.last() {
+	if d.mayAdd(b) {
 		defer d.adding(-1)
 	}
 	defer d.recovered(backend, b)
@@ -149,7 +180,11 @@ func (d *delivery) call(backend *namedBackend, b *branch) {
 func (d *delivery) proceed(backend *namedBackend, b *branch, tx *backends.DataContext, undecided []int, err error) {
 	var branches []*branch
 	if err == nil {
-		branches, err = d.next(b, tx, undecided)
+		if branches, err = d.next(b, tx, undecided); err != nil {
+			for _, to := range tx.Edits().Added {
+				d.addFailed(backend.name, to.Address)
+			}
+		}
 	}
 	if err != nil {
 		d.fail(backend, b, undecided, err)
@@ -164,11 +199,15 @@ func (d *delivery) proceed(backend *namedBackend, b *branch, tx *backends.DataCo
 	}
 }
 
+// maxErrorText is how much of an error the log has. A panic has its stack.
+const maxErrorText = 8 << 10
+
 // fail answers the recipients that a backend left undecided when it failed
 // with err. What the client is not told of it, the operator is.
 func (d *delivery) fail(backend *namedBackend, b *branch, undecided []int, err error) {
 	if _, plain := err.(backends.Status); err != nil && !plain {
-		d.log.Error("backend", "backend", backend.name, "event", "failure", "error", err.Error())
+		text := err.Error()
+		d.log.Error("backend", "backend", backend.name, "event", "failure", "error", text[:min(len(text), maxErrorText)])
 	}
 	for _, i := range undecided {
 		b.to[i].decide(backend.name, backends.StatusOf(err))
@@ -230,7 +269,26 @@ func (d *delivery) replace(r io.Reader) (backends.Message, error) {
 		return nil, errBodyClosed
 	}
 	d.messages = append(d.messages, m)
-	return m, nil
+	return replacement{m, d}, nil
+}
+
+// A replacement is a message that takes the place of another one. It can be
+// closed before the transaction ends.
+type replacement struct {
+	*message
+	delivery *delivery
+}
+
+func (r replacement) Close() error {
+	d := r.delivery
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	i := slices.Index(d.messages, r.message)
+	if i < 0 {
+		return nil // it was released
+	}
+	d.messages = slices.Delete(d.messages, i, i+1)
+	return r.message.Close()
 }
 
 // next makes the branches of those that a backend left undecided and of those
@@ -279,8 +337,8 @@ func (d *delivery) edit(on *branch, edits backends.Edits) error {
 		on.message = m
 	}
 	if edits.Sender != nil {
-		if err := checkRecipient(*edits.Sender, d.utf8); err != nil && *edits.Sender != "" {
-			return fmt.Errorf("edit: sender %q: %w", *edits.Sender, err)
+		if checked, err := smtp.CheckMailbox(*edits.Sender, d.utf8); *edits.Sender != "" && (err != nil || checked != *edits.Sender) {
+			return fmt.Errorf("edit: sender %.400q: %w", *edits.Sender, cmp.Or(err, errSourceRoute))
 		}
 		on.sender = *edits.Sender
 	}
@@ -294,9 +352,9 @@ func (d *delivery) divert(branches *[]*branch, to destination, name string) (*br
 	route := d.routes[name]
 	switch {
 	case on.diverted:
-		return nil, fmt.Errorf("edit: divert %q to %q: it was diverted already", to.Address, name)
+		return nil, fmt.Errorf("edit: divert %q to %.100q: it was diverted already", to.Address, name)
 	case route == nil:
-		return nil, fmt.Errorf("edit: divert %q: there is no %q in [named_routes]", to.Address, name)
+		return nil, fmt.Errorf("edit: divert %q: there is no %.100q in [named_routes]", to.Address, name)
 	}
 	at := slices.IndexFunc(*branches, func(b *branch) bool { return b.route == route })
 	if at < 0 {
@@ -311,7 +369,13 @@ func (d *delivery) divert(branches *[]*branch, to destination, name string) (*br
 func (d *delivery) addAll(b *branch, recipients []backends.Recipient) (added []destination, err error) {
 	for _, to := range recipients {
 		if err := checkRecipient(to.Address, d.utf8); err != nil {
+			return nil, fmt.Errorf("edit: add recipient %.400q: %w", to.Address, err)
+		}
+		if err := smtp.CheckParams(to.Params); err != nil {
 			return nil, fmt.Errorf("edit: add recipient %q: %w", to.Address, err)
+		}
+		if !d.utf8 && !smtp.IsASCII(strings.Join(to.Params, " ")) {
+			return nil, fmt.Errorf("edit: add recipient %q: parameters: %w", to.Address, smtp.ErrNeedsUTF8)
 		}
 		if b.last() {
 			return nil, fmt.Errorf("edit: add recipient %q: no backend follows in the route", to.Address)
@@ -335,7 +399,7 @@ func (d *delivery) redirect(from destination, addresses []string) ([]destination
 	to := make([]destination, len(addresses))
 	for i, address := range addresses {
 		if err := checkRecipient(address, d.utf8); err != nil {
-			return nil, fmt.Errorf("edit: redirect %q to %q: %w", from.Address, address, err)
+			return nil, fmt.Errorf("edit: redirect %q to %.400q: %w", from.Address, address, err)
 		}
 		var once sync.Once
 		decide := func(backend string, s backends.Status) {
@@ -358,7 +422,9 @@ func (d *delivery) redirect(from destination, addresses []string) ([]destination
 func checkRecipient(address string, utf8 bool) error {
 	checked, err := recipientAddress(address, utf8)
 	if err == nil && checked != address {
-		err = errors.New("a source route")
+		err = errSourceRoute
 	}
 	return err
 }
+
+var errSourceRoute = errors.New("a source route")

@@ -36,13 +36,9 @@ type transaction struct {
 	fault   error     // why the message is refused, once that is known
 }
 
-// envelope is what is known of it so far, for backends that are asked.
+// envelope is what backends are told that are asked about a command.
 func (tx *transaction) envelope() *backends.Envelope {
-	e := &backends.Envelope{Sender: tx.sender, Params: tx.params}
-	for _, r := range tx.recipients {
-		e.Recipients = append(e.Recipients, r.Recipient)
-	}
-	return e
+	return &backends.Envelope{Sender: tx.sender, Params: tx.params}
 }
 
 // A recipient is one accepted RCPT and where it goes.
@@ -107,9 +103,11 @@ func (d *delivery) begin(ctx context.Context, m *message, budget time.Duration) 
 	context.AfterFunc(d.ctx, func() { d.answerAll(backends.StatusOf(context.Cause(d.ctx))) })
 	d.messages = []*message{m}
 	d.busy.Store(1)
+	d.adding(1) // until all branches have begun
 	for _, b := range d.branches(m) {
 		d.run(b)
 	}
+	d.adding(-1)
 	d.finish()
 }
 
@@ -256,6 +254,17 @@ func (d *delivery) add(to backends.Recipient) (destination, error) {
 	i := len(d.fates)
 	d.fates = append(d.fates, fate{address: to.Address, added: true})
 	return d.destination(to, i), nil
+}
+
+// addFailed is for a backend that has added somebody, in vain: nobody is to
+// believe that the added one has the message.
+func (d *delivery) addFailed(backend, address string) {
+	d.mu.Lock()
+	if !d.ended {
+		d.fates = append(d.fates, fate{address: address, added: true, holder: backend, decided: backends.TryLater})
+	}
+	d.mu.Unlock()
+	d.settleAll()
 }
 
 func (d *delivery) destination(to backends.Recipient, i int) destination {

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"cmp"
+	"fmt"
 	"strings"
 	"time"
 
@@ -248,6 +249,9 @@ func (d *dialog) vrfy(args string) smtp.Reply {
 	})
 }
 
+// maxMember is what EXPN can tell of one member: RFC 5321, section 4.5.3.1.5.
+const maxMember = 490
+
 func (d *dialog) expn(args string) smtp.Reply {
 	if args == "" {
 		return reply(501, "5.5.4", "EXPN wants a mailing list")
@@ -264,7 +268,14 @@ func (d *dialog) expn(args string) smtp.Reply {
 		if a.Members == nil {
 			return reply(550, "5.1.1", "no such mailing list")
 		}
-		return statusReply(backends.NewStatus(250, "2.1.5", strings.Join(a.Members, "\n")).Sanitized())
+		for _, m := range a.Members {
+			if strings.ContainsFunc(m, func(r rune) bool { return r < ' ' || r > '~' }) || len(m) > maxMember {
+				d.log.Error("backend", "session", d.session.ID, "backend", d.opinionOf, "event", "failure", "question", backends.AboutList.String(),
+					"error", fmt.Sprintf("no member of a list that a reply can tell: %.400q", m))
+				return statusReply(backends.TryLater)
+			}
+		}
+		return reply(250, "2.1.5", strings.Join(a.Members, "\n"))
 	})
 }
 

@@ -94,7 +94,7 @@ func CutPath(args, prefix string) (path string, params []string, err error) {
 		return "", nil, errors.New("text after the angle bracket")
 	}
 	params = strings.FieldsFunc(args, isBlank)
-	return path, params, checkParams(params)
+	return path, params, CheckParams(params)
 }
 
 // pathEnd returns the index of the ">" that closes the path, or of the blank
@@ -118,10 +118,10 @@ func pathEnd(s string, bracket bool) int {
 	return len(s)
 }
 
-// checkParams checks the syntax that all parameters have: RFC 5321, section
+// CheckParams checks the syntax that all parameters have: RFC 5321, section
 // 4.1.2. A value may have an "=", as that of AUTH does, and be UTF-8:
 // whether that was agreed on is for the caller to check.
-func checkParams(params []string) error {
+func CheckParams(params []string) error {
 	seen := map[string]bool{}
 	for _, p := range params {
 		keyword, value, hasValue := strings.Cut(p, "=")
@@ -130,7 +130,7 @@ func checkParams(params []string) error {
 			return paramErrorf("bad parameter %+.40q", p)
 		case hasValue && value == "":
 			return paramErrorf("parameter %.40s has no value after =", keyword)
-		case !utf8.ValidString(value) || strings.ContainsFunc(value, isControl):
+		case !utf8.ValidString(value) || strings.ContainsFunc(value, isControl) || strings.ContainsFunc(value, isBlank):
 			return paramErrorf("parameter %.40s has control characters or is not UTF-8", keyword)
 		case seen[upper(keyword)]:
 			return paramErrorf("parameter %.40s given twice", keyword)
