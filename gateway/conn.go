@@ -74,7 +74,7 @@ func (c *conn) serve(ctx context.Context) {
 			return
 		}
 	}
-	err := c.welcome(ctx)
+	err := c.begin(ctx)
 	for err == nil {
 		err = c.converse(ctx)
 	}

@@ -9,17 +9,17 @@ import (
 	"github.com/mailgw/mailgw/internal/smtp"
 )
 
-// welcome says the greeting, unless the client has spoken before it.
-func (c *conn) welcome(ctx context.Context) error {
+// begin says the greeting, or that the client has spoken before it.
+func (c *conn) begin(ctx context.Context) error {
 	early, err := c.spokeEarly()
 	if err != nil {
 		return err
 	}
-	begin := c.greeting
+	hello := c.greeting
 	if early {
-		begin = c.tooEarly
+		hello = c.tooEarly
 	}
-	r, next := begin()
+	r, next := hello()
 	return c.follow(ctx, "", r, next)
 }
 

@@ -46,6 +46,15 @@ func (w *warnings) listener(key string, l *ListenerConfig) {
 	w.peers(key+".xforward", l.XForward, addresses, onUnix, certificates)
 	w.peers(key+".xclient", l.XClient, !onUnix || len(l.Proxy) > 0, onUnix, certificates)
 	w.peers(key+".proxy", l.Proxy, !onUnix, onUnix, false)
+	for i, r := range l.Rates {
+		key := fmt.Sprintf("%s.rate[%d].by", key, i)
+		switch {
+		case r.By == "client" && onUnix && len(l.XForward)+len(l.XClient)+len(l.Proxy) == 0:
+			w.warn(key, "no client has an address here: it is a unix socket, and nobody may tell whom a message came from")
+		case r.By == "user" && len(l.Ask)+len(l.XClient) == 0:
+			w.warn(key, "no client is ever authenticated here: no backend in ask can tell who it is")
+		}
+	}
 	if !l.senders.permits("") && !slices.Contains(l.Senders.Deny, "<>") {
 		w.warn(key+".senders", `bounces are refused, since no pattern allows their null sender; add "<>" to allow`)
 	}
