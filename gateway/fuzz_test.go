@@ -14,7 +14,8 @@ import (
 )
 
 // Whatever a client says, each line gets one reply, no reply can be taken for
-// two, and no message is a success without a backend's word.
+// two, no message is a success without a backend's word, and no transaction
+// is under way in the end.
 func FuzzDialog(f *testing.F) {
 	paths, _ := filepath.Glob("testdata/dialogs/*.txt")
 	for _, path := range paths {
@@ -42,8 +43,15 @@ func FuzzDialog(f *testing.F) {
 		})}
 		all["early"], all["login"], all["rcpt"] = testBackends["early"], testBackends["login"], testBackends["rcpt"]
 		server := testServer(t, all, "protocol = '"+protocol+"'\nask = ['early', 'login', 'rcpt']\nauth.in_clear = true\nxforward = ['unix', '127.0.0.1']\nxclient = ['unix', '127.0.0.1']\n"+
-			"unknown_parameters = 'keep'\nchunking = true\n[listener.limits]\nbad_commands = 0\n[listener.routes]\n'*' = ['word']\n")
+			"unknown_parameters = 'keep'\nchunking = true\n[listener.limits]\nbad_commands = 0\n[listener.routes]\n'*' = ['word']\n"+
+			"[[listener.rate]]\nby = 'recipient'\nat_once = 2\n[[listener.rate]]\nby = 'sender'\nmessages = 5\nbytes = '1KiB'\n")
 		d := server.listeners[0].dialog(backends.Peer{UID: 1}, "test")
+		defer func() {
+			d.reset()
+			if n := underway(server); n > 0 {
+				t.Errorf("%d recipients have transactions under way", n)
+			}
+		}()
 		r := bufio.NewReader(strings.NewReader(string(said)))
 		for {
 			line, err := smtp.ReadLine(r, 2048)
@@ -95,6 +103,9 @@ func FuzzDialog(f *testing.F) {
 				want = recipients
 			} else if delivery.prdr && recipients > 1 {
 				want = 1 + recipients + 1
+			}
+			if delivery.ctx != nil {
+				<-delivery.ctx.Done()
 			}
 			if replies != want {
 				t.Errorf("%d replies for %d recipients, want %d", replies, recipients, want)

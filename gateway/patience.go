@@ -15,11 +15,11 @@ func (c *conn) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	hello := c.greeting
+	greeting := c.greeting
 	if early {
-		hello = c.tooEarly
+		greeting = c.tooEarly
 	}
-	r, next := hello()
+	r, next := greeting()
 	return c.follow(ctx, "", r, next)
 }
 

@@ -133,10 +133,12 @@ func TestTransactionsAtOnce(t *testing.T) {
 			t.Errorf("beside another one: %q", got)
 		}
 	}
-	free := func() {
+	free := func(t *testing.T) {
 		t.Helper()
-		for underway(s) > 0 { // the other session may still be ending
-			runtime.Gosched()
+		for patience := time.Now().Add(10 * time.Second); underway(s) > 0; { // the other session may still be ending
+			if runtime.Gosched(); time.Now().After(patience) {
+				t.Fatal("it is still under way")
+			}
 		}
 		if got := other.ask(t, "MAIL FROM:<>"); got != "250 2.1.0 sender ok" {
 			t.Errorf("then: %q", got)
@@ -185,7 +187,7 @@ func TestTransactionsAtOnce(t *testing.T) {
 				t.Fatalf("MAIL: %q", got)
 			}
 			end.do(c)
-			free()
+			free(t)
 		})
 	}
 	if err := s.Shutdown(t.Context()); err != nil {
