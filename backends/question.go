@@ -139,22 +139,22 @@ const (
 	AboutHELO                        // HELOChecker
 	AboutSender                      // SenderChecker
 	AboutRecipient                   // RecipientChecker
-	AboutLogin                       // Authenticator
-	AboutVerifier                    // SCRAMAuthenticator
-	AboutUser                        // Verifier, Verify
-	AboutList                        // Verifier, Expand
+	AboutAUTH                        // Authenticator
+	AboutSCRAM                       // SCRAMAuthenticator
+	AboutVRFY                        // Verifier, Verify
+	AboutEXPN                        // Verifier, Expand
 )
 
 // Topics returns all of them.
 func Topics() []Topic {
 	var all []Topic
-	for t := AboutConnection; t <= AboutList; t++ {
+	for t := AboutConnection; t <= AboutEXPN; t++ {
 		all = append(all, t)
 	}
 	return all
 }
 
-var topics = []string{"nothing", "connection", "HELO", "sender", "recipient", "login", "verifier", "user", "list"}
+var topics = []string{"nothing", "connection", "HELO", "sender", "recipient", "AUTH", "SCRAM", "VRFY", "EXPN"}
 
 func (t Topic) String() string {
 	if t < 0 || int(t) >= len(topics) {
@@ -170,21 +170,21 @@ type Question struct {
 	Session     *Session
 	Envelope    *Envelope   // AboutSender, AboutRecipient
 	Recipient   Recipient   // AboutRecipient
-	Credentials Credentials // AboutLogin
-	Text        string      // AboutVerifier: the user; AboutUser, AboutList: the argument
+	Credentials Credentials // AboutAUTH
+	Text        string      // AboutSCRAM: the user; AboutVRFY, AboutEXPN: the argument
 }
 
 // An Answer is what a method returned, but for its error.
 type Answer struct {
-	Opinion  Opinion       // AboutConnection to AboutRecipient, AboutUser
-	User     string        // AboutLogin
-	Verifier SCRAMVerifier // AboutVerifier
-	Members  []string      // AboutList
+	Opinion Opinion       // AboutConnection to AboutRecipient, AboutVRFY
+	User    string        // AboutAUTH
+	SCRAM   SCRAMVerifier // AboutSCRAM
+	Members []string      // AboutEXPN
 }
 
 // IsZero reports whether a is no opinion.
 func (a *Answer) IsZero() bool {
-	return a.Opinion.Status.IsZero() && a.User == "" && a.Verifier.IsZero() && a.Members == nil
+	return a.Opinion.Status.IsZero() && a.User == "" && a.SCRAM.IsZero() && a.Members == nil
 }
 
 // An Asker passes questions on to a backend elsewhere. Backends implement the
@@ -208,11 +208,11 @@ func Answers(b Backend, t Topic) (can bool) {
 		_, can = b.(SenderChecker)
 	case AboutRecipient:
 		_, can = b.(RecipientChecker)
-	case AboutLogin:
+	case AboutAUTH:
 		_, can = b.(Authenticator)
-	case AboutVerifier:
+	case AboutSCRAM:
 		_, can = b.(SCRAMAuthenticator)
-	case AboutUser, AboutList:
+	case AboutVRFY, AboutEXPN:
 		_, can = b.(Verifier)
 	}
 	return can
@@ -238,13 +238,13 @@ func Ask(ctx context.Context, b Backend, q Question) (a Answer, err error) {
 		a.Opinion.Status, err = b.(SenderChecker).CheckSender(ctx, q.Session, q.Envelope)
 	case AboutRecipient:
 		a.Opinion, err = b.(RecipientChecker).CheckRecipient(ctx, q.Session, q.Envelope, q.Recipient)
-	case AboutLogin:
+	case AboutAUTH:
 		a.User, err = b.(Authenticator).Authenticate(ctx, q.Session, q.Credentials)
-	case AboutVerifier:
-		a.Verifier, err = b.(SCRAMAuthenticator).SCRAMVerifier(ctx, q.Session, q.Text)
-	case AboutUser:
+	case AboutSCRAM:
+		a.SCRAM, err = b.(SCRAMAuthenticator).SCRAMVerifier(ctx, q.Session, q.Text)
+	case AboutVRFY:
 		a.Opinion.Status, err = b.(Verifier).Verify(ctx, q.Session, q.Text)
-	case AboutList:
+	case AboutEXPN:
 		a.Members, err = b.(Verifier).Expand(ctx, q.Session, q.Text)
 	default:
 		err = fmt.Errorf("no backend can be asked about %v", q.About)

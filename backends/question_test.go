@@ -66,10 +66,10 @@ func TestAskReachesTheMethod(t *testing.T) {
 		AboutHELO:       {Opinion: Opinion{Status: said("helo client.example")}},
 		AboutSender:     {Opinion: Opinion{Status: said("sender from@example.org")}},
 		AboutRecipient:  {Opinion: Opinion{Status: said("recipient from@example.org to@example.org"), For: 1, Key: "*"}},
-		AboutLogin:      {User: "user"},
-		AboutVerifier:   {Verifier: SCRAMVerifier{Salt: []byte("text"), Iterations: 1}},
-		AboutUser:       {Opinion: Opinion{Status: said("verify text")}},
-		AboutList:       {Members: []string{"text"}},
+		AboutAUTH:       {User: "user"},
+		AboutSCRAM:      {SCRAM: SCRAMVerifier{Salt: []byte("text"), Iterations: 1}},
+		AboutVRFY:       {Opinion: Opinion{Status: said("verify text")}},
+		AboutEXPN:       {Members: []string{"text"}},
 	} {
 		b := opinionated{}
 		if !Answers(b, topic) || Answers(Func(nil), topic) {

@@ -32,13 +32,13 @@ func (d *dialog) mechanisms() []string {
 	return slices.DeleteFunc(slices.Clone(d.Auth.Mechanisms), func(name string) bool {
 		switch name {
 		case "SCRAM-SHA-256":
-			return d.who(backends.AboutVerifier, d.Ask) == nil
+			return d.who(backends.AboutSCRAM, d.Ask) == nil
 		case "EXTERNAL":
 			if d.session.TLS == nil || d.session.TLS.ClientCertificate == "" {
 				return true
 			}
 		}
-		return d.who(backends.AboutLogin, d.Ask) == nil
+		return d.who(backends.AboutAUTH, d.Ask) == nil
 	})
 }
 
@@ -183,19 +183,19 @@ func (x *exchange) password(identity, user, password string) error {
 // login asks who it is that shows c.
 func (x *exchange) login(c backends.Credentials) error {
 	c.Mechanism = x.name
-	q := x.about(backends.AboutLogin, "")
+	q := x.about(backends.AboutAUTH, "")
 	q.Credentials = c
-	a, err := x.firstOpinion(x.ctx, x.who(backends.AboutLogin, x.Ask), q)
+	a, err := x.firstOpinion(x.ctx, x.who(backends.AboutAUTH, x.Ask), q)
 	x.user = a.User
 	return err
 }
 
 // verifier asks for what proves that a user knows the password.
 func (x *exchange) verifier(user string) (backends.SCRAMVerifier, error) {
-	q := x.about(backends.AboutVerifier, user)
-	a, err := x.firstOpinion(x.ctx, x.who(backends.AboutVerifier, x.Ask), q)
-	if err == nil && a.Verifier.IsZero() {
+	q := x.about(backends.AboutSCRAM, user)
+	a, err := x.firstOpinion(x.ctx, x.who(backends.AboutSCRAM, x.Ask), q)
+	if err == nil && a.SCRAM.IsZero() {
 		err = backends.BadCredentials
 	}
-	return a.Verifier, err
+	return a.SCRAM, err
 }

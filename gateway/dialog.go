@@ -242,8 +242,8 @@ func (d *dialog) vrfy(args string) smtp.Reply {
 	if args == "" {
 		return reply(501, "5.5.4", "VRFY wants an address")
 	}
-	q := func() backends.Question { return d.about(backends.AboutUser, args) }
-	return d.question(d.who(backends.AboutUser, d.Ask), q, func(a backends.Answer, err error) smtp.Reply {
+	q := func() backends.Question { return d.about(backends.AboutVRFY, args) }
+	return d.question(d.who(backends.AboutVRFY, d.Ask), q, func(a backends.Answer, err error) smtp.Reply {
 		r, _ := opinion(a, err, reply(252, "2.5.0", "cannot verify, but will take a message and try"))
 		return r
 	})
@@ -256,11 +256,11 @@ func (d *dialog) expn(args string) smtp.Reply {
 	if args == "" {
 		return reply(501, "5.5.4", "EXPN wants a mailing list")
 	}
-	asked := d.who(backends.AboutList, d.Ask)
+	asked := d.who(backends.AboutEXPN, d.Ask)
 	if asked == nil {
 		return reply(502, "5.5.1", "EXPN is not offered here")
 	}
-	q := func() backends.Question { return d.about(backends.AboutList, args) }
+	q := func() backends.Question { return d.about(backends.AboutEXPN, args) }
 	return d.question(asked, q, func(a backends.Answer, err error) smtp.Reply {
 		if r, ok := opinion(a, err, smtp.Reply{}); !ok {
 			return r
@@ -309,7 +309,7 @@ func (d *dialog) help(args string) smtp.Reply {
 		{"MAIL RCPT DATA", true},
 		{"BDAT", d.Chunking},
 		{"RSET NOOP QUIT VRFY", true},
-		{"EXPN", d.who(backends.AboutList, d.Ask) != nil},
+		{"EXPN", d.who(backends.AboutEXPN, d.Ask) != nil},
 		{"XFORWARD", d.trusted},
 		{"XCLIENT", d.mayXClient},
 		{"HELP", true},

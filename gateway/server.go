@@ -91,7 +91,7 @@ func (c *Config) checkAsked(all map[string]backends.Backend, l ListenerConfig, k
 		}
 	}
 	needed := l.Auth.Required || len(l.AuthSenders) > 0
-	if needed && !slices.ContainsFunc(l.Ask, func(name string) bool { return can(name, backends.AboutLogin) }) {
+	if needed && !slices.ContainsFunc(l.Ask, func(name string) bool { return can(name, backends.AboutAUTH) }) {
 		problems = append(problems, c.Problem(key+"ask", "clients have to be authenticated, and no backend here can tell who they are"))
 	}
 	return problems

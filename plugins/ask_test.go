@@ -126,16 +126,16 @@ func TestEveryTopicCrossesTheBorder(t *testing.T) {
 		backends.AboutSender:     {Opinion: backends.Opinion{Status: said("sender from@example.org")}},
 		backends.AboutRecipient: {Opinion: backends.Opinion{
 			Status: said("recipient {two [NOTIFY=NEVER]} after [{one []}]"), For: time.Minute, Key: "@example.org"}},
-		backends.AboutLogin:    {User: "PLAIN id us\xebr s3cret\xff"},
-		backends.AboutVerifier: {Verifier: backends.SCRAMVerifier{User: "utext", Salt: []byte("text"), Iterations: 4096, StoredKey: key, ServerKey: key}},
-		backends.AboutUser:     {Opinion: backends.Opinion{Status: said("user ann")}},
-		backends.AboutList:     {Members: []string{"text", "gr\xfc\xdfe"}},
+		backends.AboutAUTH:  {User: "PLAIN id us\xebr s3cret\xff"},
+		backends.AboutSCRAM: {SCRAM: backends.SCRAMVerifier{User: "utext", Salt: []byte("text"), Iterations: 4096, StoredKey: key, ServerKey: key}},
+		backends.AboutVRFY:  {Opinion: backends.Opinion{Status: said("user ann")}},
+		backends.AboutEXPN:  {Members: []string{"text", "gr\xfc\xdfe"}},
 	} {
 		q := about(topic, "h\xe9lo")
 		switch topic {
 		case backends.AboutHELO: // a Status is UTF-8
 			want.Opinion.Status = said("helo h?lo")
-		case backends.AboutUser:
+		case backends.AboutVRFY:
 			q.Text = filepath.Join(t.TempDir(), "user")
 			if err := os.WriteFile(q.Text, []byte("ann"), 0o600); err != nil {
 				t.Fatal(err)
@@ -151,15 +151,15 @@ func TestNoOpinion(t *testing.T) {
 	h, _ := run(t, "asked")
 	for topic, want := range map[backends.Topic]backends.Answer{
 		backends.AboutRecipient: {Opinion: backends.Opinion{For: time.Hour}},
-		backends.AboutLogin:     {},
-		backends.AboutList:      {},
+		backends.AboutAUTH:      {},
+		backends.AboutEXPN:      {},
 	} {
 		a, err := h.Ask(t.Context(), about(topic, "no opinion"))
 		if err != nil || !a.IsZero() || !reflect.DeepEqual(a, want) {
 			t.Errorf("topic %d: got %+v, %v, want %+v, which is no opinion", topic, a, err, want)
 		}
 	}
-	if a, err := h.Ask(t.Context(), about(backends.AboutList, "has none")); err != nil || a.IsZero() || len(a.Members) > 0 {
+	if a, err := h.Ask(t.Context(), about(backends.AboutEXPN, "has none")); err != nil || a.IsZero() || len(a.Members) > 0 {
 		t.Errorf("got %+v, %v, want no members", a, err)
 	}
 }
@@ -174,8 +174,8 @@ func TestErrorOfQuestion(t *testing.T) {
 		{"panics", "panic: a bug", backends.TryLater},
 		{"refuses", backends.BadCredentials.Error(), backends.BadCredentials},
 	} {
-		for topic := backends.AboutConnection; topic <= backends.AboutList; topic++ {
-			if topic == backends.AboutUser {
+		for topic := backends.AboutConnection; topic <= backends.AboutEXPN; topic++ {
+			if topic == backends.AboutVRFY {
 				continue // it does something else
 			}
 			a, err := h.Ask(t.Context(), about(topic, test.does))
@@ -199,7 +199,7 @@ func TestErrorOfQuestion(t *testing.T) {
 func TestCredentialsAreNotLogged(t *testing.T) {
 	h, log := run(t, "asked")
 	for _, does := range []string{"", "fails", "panics", "refuses", "talks"} {
-		_, err := h.Ask(t.Context(), about(backends.AboutLogin, does))
+		_, err := h.Ask(t.Context(), about(backends.AboutAUTH, does))
 		if err != nil && strings.Contains(err.Error(), "s3cret") {
 			t.Errorf("%s: got the error %v", does, err)
 		}
@@ -218,13 +218,13 @@ func TestCredentialsAreNotLogged(t *testing.T) {
 func TestAnnouncement(t *testing.T) {
 	for name, first := range map[string]backends.Topic{
 		"asked":   backends.AboutConnection, // all interfaces
-		"raw":     backends.AboutList,       // and topics that are unknown
+		"raw":     backends.AboutEXPN,       // and topics that are unknown
 		"answers": 1000,                     // none
 	} {
 		t.Run(name, func(t *testing.T) {
 			h, _ := run(t, name)
 			for topic := backends.Topic(0); topic <= 100; topic++ {
-				if got, want := backends.Answers(h, topic), topic >= first && topic <= backends.AboutList; got != want {
+				if got, want := backends.Answers(h, topic), topic >= first && topic <= backends.AboutEXPN; got != want {
 					t.Errorf("topic %d: got %t, want %t", topic, got, want)
 				}
 			}
@@ -315,7 +315,7 @@ func TestKilledTwiceDuringQuestion(t *testing.T) {
 
 // pipe is a named pipe, which a question about a user reads.
 func pipe(t *testing.T) (question backends.Question) {
-	question = about(backends.AboutUser, "")
+	question = about(backends.AboutVRFY, "")
 	question.Text = filepath.Join(t.TempDir(), "pipe")
 	if err := syscall.Mkfifo(question.Text, 0o600); err != nil {
 		t.Fatal(err)
@@ -409,9 +409,9 @@ func TestAnswersThatAreTooLarge(t *testing.T) {
 		about      backends.Topic
 		does, want string
 	}{
-		{backends.AboutList, "has members", "a message of 5001 parts, which is more than 4096"},
-		{backends.AboutList, "talks", "larger than max"},
-		{backends.AboutLogin, "talks", "protocol: a user of 8193 octets"},
+		{backends.AboutEXPN, "has members", "a message of 5001 parts, which is more than 4096"},
+		{backends.AboutEXPN, "talks", "larger than max"},
+		{backends.AboutAUTH, "talks", "protocol: a user of 8193 octets"},
 	} {
 		a, err := h.Ask(t.Context(), about(test.about, test.does))
 		if err == nil || !strings.Contains(err.Error(), test.want) || backends.StatusOf(err) != backends.TryLater || !a.IsZero() {

@@ -19,10 +19,10 @@ var topicsToWire = map[backends.Topic]pb.Question_Topic{
 	backends.AboutHELO:       pb.Question_HELO,
 	backends.AboutSender:     pb.Question_SENDER,
 	backends.AboutRecipient:  pb.Question_RECIPIENT,
-	backends.AboutLogin:      pb.Question_LOGIN,
-	backends.AboutVerifier:   pb.Question_VERIFIER,
-	backends.AboutUser:       pb.Question_USER,
-	backends.AboutList:       pb.Question_LIST,
+	backends.AboutAUTH:       pb.Question_AUTH,
+	backends.AboutSCRAM:      pb.Question_SCRAM,
+	backends.AboutVRFY:       pb.Question_VRFY,
+	backends.AboutEXPN:       pb.Question_EXPN,
 }
 
 // topicFromWire returns the zero Topic for one that is not known.
@@ -69,7 +69,7 @@ func questionToWire(q backends.Question) *pb.Question {
 	switch c := q.Credentials; q.About {
 	case backends.AboutRecipient:
 		question.Recipient = recipientToWire(q.Recipient)
-	case backends.AboutLogin:
+	case backends.AboutAUTH:
 		question.Credentials = &pb.Credentials{
 			Mechanism: c.Mechanism, Identity: []byte(c.Identity), User: []byte(c.User), Password: []byte(c.Password),
 		}
@@ -105,11 +105,11 @@ func unansweredToWire(err error) *pb.Answer {
 }
 
 func answerToWire(a backends.Answer) *pb.Answer {
-	switch v := a.Verifier; {
+	switch v := a.SCRAM; {
 	case a.User != "":
 		return &pb.Answer{Result: &pb.Answer_User{User: []byte(a.User)}}
 	case !v.IsZero():
-		return &pb.Answer{Result: &pb.Answer_Verifier{Verifier: &pb.Verifier{
+		return &pb.Answer{Result: &pb.Answer_Scram{Scram: &pb.SCRAMVerifier{
 			Salt: v.Salt, Iterations: int64(v.Iterations), StoredKey: v.StoredKey, ServerKey: v.ServerKey, User: []byte(v.User),
 		}}}
 	case a.Members != nil:
@@ -142,16 +142,16 @@ func answerFromWire(answer *pb.Answer, about backends.Topic) (a backends.Answer,
 		}
 		return a, s
 	case *pb.Answer_Opinion:
-		fits = about <= backends.AboutRecipient || about == backends.AboutUser
+		fits = about <= backends.AboutRecipient || about == backends.AboutVRFY
 		a.Opinion, err = opinionFromWire(r.Opinion)
 	case *pb.Answer_User:
-		fits = about == backends.AboutLogin
+		fits = about == backends.AboutAUTH
 		a.User, err = textFromWire("user", r.User)
-	case *pb.Answer_Verifier:
-		fits = about == backends.AboutVerifier
-		a.Verifier, err = verifierFromWire(r.Verifier)
+	case *pb.Answer_Scram:
+		fits = about == backends.AboutSCRAM
+		a.SCRAM, err = verifierFromWire(r.Scram)
 	case *pb.Answer_Members:
-		fits = about == backends.AboutList
+		fits = about == backends.AboutEXPN
 		a.Members = append([]string{}, toStrings(r.Members.GetMembers())...) // no members are an answer, too
 	}
 	if !fits {
@@ -180,7 +180,7 @@ func opinionFromWire(opinion *pb.Opinion) (o backends.Opinion, err error) {
 	return o, err
 }
 
-func verifierFromWire(v *pb.Verifier) (backends.SCRAMVerifier, error) {
+func verifierFromWire(v *pb.SCRAMVerifier) (backends.SCRAMVerifier, error) {
 	if len(v.GetSalt()) == 0 || len(v.GetSalt()) > maxText || v.GetIterations() < 1 || v.GetIterations() > math.MaxInt32 ||
 		len(v.GetStoredKey()) != sha256.Size || len(v.GetServerKey()) != sha256.Size || len(v.GetUser()) > maxText {
 		return backends.SCRAMVerifier{}, fmt.Errorf("protocol: a verifier with a salt of %d octets, %d iterations, keys of %d and %d octets, and a user of %d",

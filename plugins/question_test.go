@@ -17,8 +17,8 @@ import (
 
 func anOpinion(o *pb.Opinion) *pb.Answer { return &pb.Answer{Result: &pb.Answer_Opinion{Opinion: o}} }
 func aUser(name string) *pb.Answer       { return &pb.Answer{Result: &pb.Answer_User{User: []byte(name)}} }
-func aVerifier(v *pb.Verifier) *pb.Answer {
-	return &pb.Answer{Result: &pb.Answer_Verifier{Verifier: v}}
+func aVerifier(v *pb.SCRAMVerifier) *pb.Answer {
+	return &pb.Answer{Result: &pb.Answer_Scram{Scram: v}}
 }
 
 var key32 = bytes.Repeat([]byte("k"), 32)
@@ -30,31 +30,31 @@ var rawOpinions = map[string]struct {
 	answer *pb.Answer
 	err    string
 }{
-	"nothing":        {backends.AboutLogin, &pb.Answer{}, ""},
-	"opinion":        {backends.AboutUser, anOpinion(&pb.Opinion{Status: &pb.Status{Code: 252}}), ""},
+	"nothing":        {backends.AboutAUTH, &pb.Answer{}, ""},
+	"opinion":        {backends.AboutVRFY, anOpinion(&pb.Opinion{Status: &pb.Status{Code: 252}}), ""},
 	"for ever":       {backends.AboutRecipient, anOpinion(&pb.Opinion{Status: &pb.Status{Code: 550}, Valid: 9223372036854}), ""},
-	"no members":     {backends.AboutList, &pb.Answer{Result: &pb.Answer_Members{}}, ""},
+	"no members":     {backends.AboutEXPN, &pb.Answer{Result: &pb.Answer_Members{}}, ""},
 	"other question": {backends.AboutSender, aUser("ann"), "to another question"},
-	"user for list":  {backends.AboutList, aUser("ann"), "to another question"},
-	"2yz for login":  {backends.AboutLogin, anOpinion(&pb.Opinion{Status: &pb.Status{Code: 250}}), "to another question"},
-	"other members":  {backends.AboutUser, &pb.Answer{Result: &pb.Answer_Members{}}, "to another question"},
-	"other verifier": {backends.AboutLogin, aVerifier(&pb.Verifier{Salt: key32, Iterations: 1, StoredKey: key32, ServerKey: key32}),
+	"user for list":  {backends.AboutEXPN, aUser("ann"), "to another question"},
+	"2yz for login":  {backends.AboutAUTH, anOpinion(&pb.Opinion{Status: &pb.Status{Code: 250}}), "to another question"},
+	"other members":  {backends.AboutVRFY, &pb.Answer{Result: &pb.Answer_Members{}}, "to another question"},
+	"other verifier": {backends.AboutAUTH, aVerifier(&pb.SCRAMVerifier{Salt: key32, Iterations: 1, StoredKey: key32, ServerKey: key32}),
 		"to another question"},
 
 	"empty status":    {backends.AboutSender, anOpinion(&pb.Opinion{Status: &pb.Status{}}), "an empty status"},
-	"empty error":     {backends.AboutLogin, &pb.Answer{Result: &pb.Answer_Status{}}, "an empty status"},
+	"empty error":     {backends.AboutAUTH, &pb.Answer{Result: &pb.Answer_Status{}}, "an empty status"},
 	"negative time":   {backends.AboutRecipient, anOpinion(&pb.Opinion{Valid: -1}), "valid for -1 ms"},
 	"more than ever":  {backends.AboutRecipient, anOpinion(&pb.Opinion{Valid: 9223372036855}), "valid for 9223372036855 ms"},
 	"long key":        {backends.AboutRecipient, anOpinion(&pb.Opinion{Key: make([]byte, maxText+1)}), "a key of 8193 octets"},
-	"empty user":      {backends.AboutLogin, aUser(""), "a user of 0 octets"},
-	"long user":       {backends.AboutLogin, aUser(strings.Repeat("x", maxText+1)), "a user of 8193 octets"},
-	"empty verifier":  {backends.AboutVerifier, aVerifier(&pb.Verifier{}), "a verifier with a salt of 0"},
-	"no iterations":   {backends.AboutVerifier, aVerifier(&pb.Verifier{Salt: key32, StoredKey: key32, ServerKey: key32}), "0 iterations"},
-	"many iterations": {backends.AboutVerifier, aVerifier(&pb.Verifier{Salt: key32, StoredKey: key32, ServerKey: key32, Iterations: 1 << 31}), "2147483648 iterations"},
-	"long salt":       {backends.AboutVerifier, aVerifier(&pb.Verifier{Salt: make([]byte, maxText+1), StoredKey: key32, ServerKey: key32, Iterations: 1}), "a salt of 8193"},
-	"short key":       {backends.AboutVerifier, aVerifier(&pb.Verifier{Salt: key32, StoredKey: key32[:31], ServerKey: key32, Iterations: 1}), "keys of 31 and 32"},
-	"no server key":   {backends.AboutVerifier, aVerifier(&pb.Verifier{Salt: key32, StoredKey: key32, Iterations: 1}), "keys of 32 and 0"},
-	"long name":       {backends.AboutVerifier, aVerifier(&pb.Verifier{Salt: key32, StoredKey: key32, ServerKey: key32, Iterations: 1, User: make([]byte, maxText+1)}), "a user of 8193"},
+	"empty user":      {backends.AboutAUTH, aUser(""), "a user of 0 octets"},
+	"long user":       {backends.AboutAUTH, aUser(strings.Repeat("x", maxText+1)), "a user of 8193 octets"},
+	"empty verifier":  {backends.AboutSCRAM, aVerifier(&pb.SCRAMVerifier{}), "a verifier with a salt of 0"},
+	"no iterations":   {backends.AboutSCRAM, aVerifier(&pb.SCRAMVerifier{Salt: key32, StoredKey: key32, ServerKey: key32}), "0 iterations"},
+	"many iterations": {backends.AboutSCRAM, aVerifier(&pb.SCRAMVerifier{Salt: key32, StoredKey: key32, ServerKey: key32, Iterations: 1 << 31}), "2147483648 iterations"},
+	"long salt":       {backends.AboutSCRAM, aVerifier(&pb.SCRAMVerifier{Salt: make([]byte, maxText+1), StoredKey: key32, ServerKey: key32, Iterations: 1}), "a salt of 8193"},
+	"short key":       {backends.AboutSCRAM, aVerifier(&pb.SCRAMVerifier{Salt: key32, StoredKey: key32[:31], ServerKey: key32, Iterations: 1}), "keys of 31 and 32"},
+	"no server key":   {backends.AboutSCRAM, aVerifier(&pb.SCRAMVerifier{Salt: key32, StoredKey: key32, Iterations: 1}), "keys of 32 and 0"},
+	"long name":       {backends.AboutSCRAM, aVerifier(&pb.SCRAMVerifier{Salt: key32, StoredKey: key32, ServerKey: key32, Iterations: 1, User: make([]byte, maxText+1)}), "a user of 8193"},
 	"long failure":    {backends.AboutSender, &pb.Answer{Result: &pb.Answer_Failure{Failure: strings.Repeat("x", maxMessage-100)}}, "xxx"},
 }
 
@@ -65,9 +65,9 @@ func TestQuestionCrossesTheBorderWhole(t *testing.T) {
 		{About: backends.AboutHELO, Session: &tx.Session},
 		{About: backends.AboutSender, Session: &tx.Session, Envelope: &backends.Envelope{}},
 		{About: backends.AboutRecipient, Session: &tx.Session, Envelope: &tx.Envelope, Recipient: tx.Envelope.Recipients[0]},
-		{About: backends.AboutLogin, Session: &tx.Session,
+		{About: backends.AboutAUTH, Session: &tx.Session,
 			Credentials: backends.Credentials{Mechanism: "PLAIN", Identity: "i\xff", User: "u\xff", Password: "p\xff"}},
-		{About: backends.AboutVerifier, Session: &tx.Session, Text: "t\xff"},
+		{About: backends.AboutSCRAM, Session: &tx.Session, Text: "t\xff"},
 	} {
 		wire := &pb.Question{}
 		cross(t, questionToWire(q), wire)
@@ -93,7 +93,7 @@ func cross(t testing.TB, from, to protobuf.Message) {
 func TestCredentialsCrossForLoginOnly(t *testing.T) {
 	for topic, wire := range topicsToWire {
 		q := questionToWire(about(topic, ""))
-		if has := q.Credentials != nil; has != (topic == backends.AboutLogin) || q.Topic != wire {
+		if has := q.Credentials != nil; has != (topic == backends.AboutAUTH) || q.Topic != wire {
 			t.Errorf("%v: credentials %t", q.Topic, has)
 		}
 	}
@@ -108,12 +108,12 @@ func TestAnswerCrossesTheBorderWhole(t *testing.T) {
 		{backends.AboutSender, backends.Answer{Opinion: backends.Opinion{Status: backends.NoSuchUser}}},
 		{backends.AboutRecipient, backends.Answer{Opinion: backends.Opinion{
 			Status: backends.Delivered, For: math.MaxInt64 / time.Millisecond * time.Millisecond, Key: "@\xff"}}},
-		{backends.AboutUser, backends.Answer{Opinion: backends.Opinion{Status: backends.NewStatus(252, "", "a\nb")}}},
-		{backends.AboutLogin, backends.Answer{User: "u\xff"}},
-		{backends.AboutVerifier, backends.Answer{Verifier: backends.SCRAMVerifier{
+		{backends.AboutVRFY, backends.Answer{Opinion: backends.Opinion{Status: backends.NewStatus(252, "", "a\nb")}}},
+		{backends.AboutAUTH, backends.Answer{User: "u\xff"}},
+		{backends.AboutSCRAM, backends.Answer{SCRAM: backends.SCRAMVerifier{
 			Salt: []byte("s"), Iterations: math.MaxInt32, StoredKey: key32, ServerKey: bytes.Repeat([]byte("x"), 32)}}},
-		{backends.AboutList, backends.Answer{Members: []string{"a\xff", ""}}},
-		{backends.AboutList, backends.Answer{Members: []string{}}},
+		{backends.AboutEXPN, backends.Answer{Members: []string{"a\xff", ""}}},
+		{backends.AboutEXPN, backends.Answer{Members: []string{}}},
 	} {
 		wire := &pb.Answer{}
 		cross(t, answerToWire(test.answer), wire)
@@ -131,9 +131,9 @@ func TestAbsurdAnswerOfBackend(t *testing.T) {
 		err    string
 	}{
 		{backends.AboutRecipient, backends.Answer{Opinion: backends.Opinion{For: -time.Hour}}, "valid for -3600000 ms"},
-		{backends.AboutVerifier, backends.Answer{Verifier: backends.SCRAMVerifier{
+		{backends.AboutSCRAM, backends.Answer{SCRAM: backends.SCRAMVerifier{
 			Salt: key32, Iterations: 1<<32 + 1, StoredKey: key32, ServerKey: key32}}, "4294967297 iterations"},
-		{backends.AboutVerifier, backends.Answer{Verifier: backends.SCRAMVerifier{Iterations: -1}}, "-1 iterations"},
+		{backends.AboutSCRAM, backends.Answer{SCRAM: backends.SCRAMVerifier{Iterations: -1}}, "-1 iterations"},
 	} {
 		if got, err := answerFromWire(answerToWire(test.answer), test.about); err == nil || !strings.Contains(err.Error(), test.err) {
 			t.Errorf("got %+v, %v, want %q", got, err, test.err)

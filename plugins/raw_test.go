@@ -39,7 +39,7 @@ func (raw) Configure(_ context.Context, r *pb.ConfigureRequest) (*pb.ConfigureRe
 	}
 	return &pb.ConfigureResponse{
 		Capabilities: &pb.Capabilities{Dsn: true, RequireTls: true},
-		Answers:      []pb.Question_Topic{pb.Question_LIST, pb.Question_NOTHING, 99},
+		Answers:      []pb.Question_Topic{pb.Question_EXPN, pb.Question_NOTHING, 99},
 	}, nil
 }
 

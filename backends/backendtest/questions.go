@@ -23,11 +23,11 @@ func (t *tester) questions() (all []backends.Question) {
 		case backends.AboutSender, backends.AboutRecipient:
 			q.Envelope = &backends.Envelope{Sender: "sender@example.net"}
 			q.Recipient.Address = t.Recipients[0]
-		case backends.AboutLogin:
+		case backends.AboutAUTH:
 			q.Credentials = backends.Credentials{Mechanism: "PLAIN", User: "user", Password: "password"}
-		case backends.AboutVerifier:
+		case backends.AboutSCRAM:
 			q.Text = "user"
-		case backends.AboutUser, backends.AboutList:
+		case backends.AboutVRFY, backends.AboutEXPN:
 			q.Text = t.Recipients[0]
 		}
 		all = append(all, q)
@@ -62,7 +62,7 @@ func (t *tester) ask() {
 			return
 		}
 		t.judgeAnswer(name, q, first)
-		if q.About == backends.AboutVerifier && !reflect.DeepEqual(first.Verifier, second.Verifier) {
+		if q.About == backends.AboutSCRAM && !reflect.DeepEqual(first.SCRAM, second.SCRAM) {
 			t.faultf("%s: another verifier each time tells who exists", name)
 		}
 		if s := late.status(); s.Permanent() && !first.status().Permanent() {
@@ -109,7 +109,7 @@ func (t *tester) judgeAnswer(name string, q backends.Question, a answer) {
 		t.faultf("%s: status %q would be sent as %q", name, s.Error(), s.Sanitized().Error())
 	case q.About == backends.AboutRecipient && !s.IsZero() && !s.Positive():
 		t.faultf("%s: %q for %s, want 2yz or no opinion", name, s.Error(), q.Recipient.Address)
-	case s.Positive() && (q.About == backends.AboutLogin || q.About == backends.AboutVerifier || q.About == backends.AboutList):
+	case s.Positive() && (q.About == backends.AboutAUTH || q.About == backends.AboutSCRAM || q.About == backends.AboutEXPN):
 		t.faultf("%s: %q without an answer", name, s.Error())
 	}
 	if a.Opinion.For < 0 {

@@ -121,9 +121,9 @@ func TestBrokenAnswersAreFound(t *testing.T) {
 		{"has an opinion for no pattern", `question about recipient: key "example.org": no domain`, 0,
 			asked{Func: take, recipient: backends.Opinion{Key: "example.org"}}},
 
-		{"accepts nobody", `question about login: "250 2.0.0 delivered" without an answer`, 0,
+		{"accepts nobody", `question about AUTH: "250 2.0.0 delivered" without an answer`, 0,
 			asked{Func: take, user: backends.Delivered}},
-		{"tells who exists", "question about verifier: another verifier each time", 0,
+		{"tells who exists", "question about SCRAM: another verifier each time", 0,
 			verifies{asked{Func: take}, func() []byte { return fmt.Append(nil, rand.Uint64()) }}},
 	}
 	for _, tt := range tests {

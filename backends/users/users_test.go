@@ -24,8 +24,8 @@ func TestConformance(t *testing.T) {
 func TestAnswers(t *testing.T) {
 	b := newBackend(t, "", "own")
 	for about, want := range map[backends.Topic]bool{
-		backends.AboutLogin: true, backends.AboutVerifier: true, backends.AboutSender: true,
-		backends.AboutUser: false, backends.AboutList: false, backends.AboutRecipient: false,
+		backends.AboutAUTH: true, backends.AboutSCRAM: true, backends.AboutSender: true,
+		backends.AboutVRFY: false, backends.AboutEXPN: false, backends.AboutRecipient: false,
 	} {
 		if got := backends.Answers(b, about); got != want {
 			t.Errorf("%v: answers %t, want %t", about, got, want)

@@ -119,10 +119,10 @@ const (
 	Question_HELO       Question_Topic = 2 // after HELO, EHLO and LHLO
 	Question_SENDER     Question_Topic = 3 // after MAIL
 	Question_RECIPIENT  Question_Topic = 4 // after RCPT
-	Question_LOGIN      Question_Topic = 5 // after AUTH: are these the credentials of a user?
-	Question_VERIFIER   Question_Topic = 6 // after AUTH SCRAM-SHA-256: what verifies the user in text?
-	Question_USER       Question_Topic = 7 // after VRFY: is text an address or a name of a user?
-	Question_LIST       Question_Topic = 8 // after EXPN: who are the members of the list in text?
+	Question_AUTH       Question_Topic = 5 // after AUTH: are these the credentials of a user?
+	Question_SCRAM      Question_Topic = 6 // after AUTH SCRAM-SHA-256: what verifies the user in text?
+	Question_VRFY       Question_Topic = 7 // after VRFY: is text an address or a name of a user?
+	Question_EXPN       Question_Topic = 8 // after EXPN: who are the members of the list in text?
 )
 
 // Enum value maps for Question_Topic.
@@ -133,10 +133,10 @@ var (
 		2: "HELO",
 		3: "SENDER",
 		4: "RECIPIENT",
-		5: "LOGIN",
-		6: "VERIFIER",
-		7: "USER",
-		8: "LIST",
+		5: "AUTH",
+		6: "SCRAM",
+		7: "VRFY",
+		8: "EXPN",
 	}
 	Question_Topic_value = map[string]int32{
 		"NOTHING":    0,
@@ -144,10 +144,10 @@ var (
 		"HELO":       2,
 		"SENDER":     3,
 		"RECIPIENT":  4,
-		"LOGIN":      5,
-		"VERIFIER":   6,
-		"USER":       7,
-		"LIST":       8,
+		"AUTH":       5,
+		"SCRAM":      6,
+		"VRFY":       7,
+		"EXPN":       8,
 	}
 )
 
@@ -1714,8 +1714,8 @@ type Question struct {
 	Session       *Session               `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
 	Envelope      *Envelope              `protobuf:"bytes,3,opt,name=envelope,proto3" json:"envelope,omitempty"`       // SENDER, RECIPIENT
 	Recipient     *Recipient             `protobuf:"bytes,4,opt,name=recipient,proto3" json:"recipient,omitempty"`     // RECIPIENT
-	Credentials   *Credentials           `protobuf:"bytes,5,opt,name=credentials,proto3" json:"credentials,omitempty"` // LOGIN; they must not be in any log
-	Text          []byte                 `protobuf:"bytes,6,opt,name=text,proto3" json:"text,omitempty"`               // VERIFIER, USER, LIST
+	Credentials   *Credentials           `protobuf:"bytes,5,opt,name=credentials,proto3" json:"credentials,omitempty"` // AUTH; they must not be in any log
+	Text          []byte                 `protobuf:"bytes,6,opt,name=text,proto3" json:"text,omitempty"`               // SCRAM, VRFY, EXPN
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1930,7 +1930,7 @@ type Answer struct {
 	//	*Answer_Status
 	//	*Answer_Opinion
 	//	*Answer_User
-	//	*Answer_Verifier
+	//	*Answer_Scram
 	//	*Answer_Members
 	Result        isAnswer_Result `protobuf_oneof:"result"`
 	unknownFields protoimpl.UnknownFields
@@ -2010,10 +2010,10 @@ func (x *Answer) GetUser() []byte {
 	return nil
 }
 
-func (x *Answer) GetVerifier() *Verifier {
+func (x *Answer) GetScram() *SCRAMVerifier {
 	if x != nil {
-		if x, ok := x.Result.(*Answer_Verifier); ok {
-			return x.Verifier
+		if x, ok := x.Result.(*Answer_Scram); ok {
+			return x.Scram
 		}
 	}
 	return nil
@@ -2041,19 +2041,19 @@ type Answer_Status struct {
 }
 
 type Answer_Opinion struct {
-	Opinion *Opinion `protobuf:"bytes,3,opt,name=opinion,proto3,oneof"` // CONNECTION, HELO, SENDER, RECIPIENT, USER
+	Opinion *Opinion `protobuf:"bytes,3,opt,name=opinion,proto3,oneof"` // CONNECTION, HELO, SENDER, RECIPIENT, VRFY
 }
 
 type Answer_User struct {
-	User []byte `protobuf:"bytes,4,opt,name=user,proto3,oneof"` // LOGIN: who the client is; not empty, at most 8 KiB
+	User []byte `protobuf:"bytes,4,opt,name=user,proto3,oneof"` // AUTH: who the client is; not empty, at most 8 KiB
 }
 
-type Answer_Verifier struct {
-	Verifier *Verifier `protobuf:"bytes,5,opt,name=verifier,proto3,oneof"` // VERIFIER
+type Answer_Scram struct {
+	Scram *SCRAMVerifier `protobuf:"bytes,5,opt,name=scram,proto3,oneof"` // SCRAM
 }
 
 type Answer_Members struct {
-	Members *Members `protobuf:"bytes,6,opt,name=members,proto3,oneof"` // LIST
+	Members *Members `protobuf:"bytes,6,opt,name=members,proto3,oneof"` // EXPN
 }
 
 func (*Answer_Failure) isAnswer_Result() {}
@@ -2064,7 +2064,7 @@ func (*Answer_Opinion) isAnswer_Result() {}
 
 func (*Answer_User) isAnswer_Result() {}
 
-func (*Answer_Verifier) isAnswer_Result() {}
+func (*Answer_Scram) isAnswer_Result() {}
 
 func (*Answer_Members) isAnswer_Result() {}
 
@@ -2135,10 +2135,10 @@ func (x *Opinion) GetKey() []byte {
 	return nil
 }
 
-// A Verifier is what is kept of a password for SCRAM-SHA-256 (RFC 5802,
+// A SCRAMVerifier is what is kept of a password for SCRAM-SHA-256 (RFC 5802,
 // section 3; RFC 7677). For a user who does not exist it should be one that
 // fits no password, and the same one each time.
-type Verifier struct {
+type SCRAMVerifier struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Salt          []byte                 `protobuf:"bytes,1,opt,name=salt,proto3" json:"salt,omitempty"`                            // not empty, at most 8 KiB
 	Iterations    int64                  `protobuf:"varint,2,opt,name=iterations,proto3" json:"iterations,omitempty"`               // positive, below 2^31
@@ -2149,20 +2149,20 @@ type Verifier struct {
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Verifier) Reset() {
-	*x = Verifier{}
+func (x *SCRAMVerifier) Reset() {
+	*x = SCRAMVerifier{}
 	mi := &file_plugin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Verifier) String() string {
+func (x *SCRAMVerifier) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Verifier) ProtoMessage() {}
+func (*SCRAMVerifier) ProtoMessage() {}
 
-func (x *Verifier) ProtoReflect() protoreflect.Message {
+func (x *SCRAMVerifier) ProtoReflect() protoreflect.Message {
 	mi := &file_plugin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -2174,40 +2174,40 @@ func (x *Verifier) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Verifier.ProtoReflect.Descriptor instead.
-func (*Verifier) Descriptor() ([]byte, []int) {
+// Deprecated: Use SCRAMVerifier.ProtoReflect.Descriptor instead.
+func (*SCRAMVerifier) Descriptor() ([]byte, []int) {
 	return file_plugin_proto_rawDescGZIP(), []int{26}
 }
 
-func (x *Verifier) GetSalt() []byte {
+func (x *SCRAMVerifier) GetSalt() []byte {
 	if x != nil {
 		return x.Salt
 	}
 	return nil
 }
 
-func (x *Verifier) GetIterations() int64 {
+func (x *SCRAMVerifier) GetIterations() int64 {
 	if x != nil {
 		return x.Iterations
 	}
 	return 0
 }
 
-func (x *Verifier) GetStoredKey() []byte {
+func (x *SCRAMVerifier) GetStoredKey() []byte {
 	if x != nil {
 		return x.StoredKey
 	}
 	return nil
 }
 
-func (x *Verifier) GetServerKey() []byte {
+func (x *SCRAMVerifier) GetServerKey() []byte {
 	if x != nil {
 		return x.ServerKey
 	}
 	return nil
 }
 
-func (x *Verifier) GetUser() []byte {
+func (x *SCRAMVerifier) GetUser() []byte {
 	if x != nil {
 		return x.User
 	}
@@ -2388,14 +2388,14 @@ const file_plugin_proto_rawDesc = "" +
 	"\taddresses\x18\x02 \x03(\fR\taddresses\"?\n" +
 	"\tDiversion\x12\x1c\n" +
 	"\trecipient\x18\x01 \x01(\rR\trecipient\x12\x14\n" +
-	"\x05route\x18\x02 \x01(\tR\x05route\"\xb7\x03\n" +
+	"\x05route\x18\x02 \x01(\tR\x05route\"\xb3\x03\n" +
 	"\bQuestion\x126\n" +
 	"\x05topic\x18\x01 \x01(\x0e2 .mailgw.plugin.v1.Question.TopicR\x05topic\x123\n" +
 	"\asession\x18\x02 \x01(\v2\x19.mailgw.plugin.v1.SessionR\asession\x126\n" +
 	"\benvelope\x18\x03 \x01(\v2\x1a.mailgw.plugin.v1.EnvelopeR\benvelope\x129\n" +
 	"\trecipient\x18\x04 \x01(\v2\x1b.mailgw.plugin.v1.RecipientR\trecipient\x12?\n" +
 	"\vcredentials\x18\x05 \x01(\v2\x1d.mailgw.plugin.v1.CredentialsR\vcredentials\x12\x12\n" +
-	"\x04text\x18\x06 \x01(\fR\x04text\"v\n" +
+	"\x04text\x18\x06 \x01(\fR\x04text\"r\n" +
 	"\x05Topic\x12\v\n" +
 	"\aNOTHING\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -2403,11 +2403,11 @@ const file_plugin_proto_rawDesc = "" +
 	"\x04HELO\x10\x02\x12\n" +
 	"\n" +
 	"\x06SENDER\x10\x03\x12\r\n" +
-	"\tRECIPIENT\x10\x04\x12\t\n" +
-	"\x05LOGIN\x10\x05\x12\f\n" +
-	"\bVERIFIER\x10\x06\x12\b\n" +
-	"\x04USER\x10\a\x12\b\n" +
-	"\x04LIST\x10\b\"w\n" +
+	"\tRECIPIENT\x10\x04\x12\b\n" +
+	"\x04AUTH\x10\x05\x12\t\n" +
+	"\x05SCRAM\x10\x06\x12\b\n" +
+	"\x04VRFY\x10\a\x12\b\n" +
+	"\x04EXPN\x10\b\"w\n" +
 	"\bEnvelope\x12\x16\n" +
 	"\x06sender\x18\x01 \x01(\fR\x06sender\x12\x16\n" +
 	"\x06params\x18\x02 \x03(\fR\x06params\x12;\n" +
@@ -2418,20 +2418,20 @@ const file_plugin_proto_rawDesc = "" +
 	"\tmechanism\x18\x01 \x01(\tR\tmechanism\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\fR\bidentity\x12\x12\n" +
 	"\x04user\x18\x03 \x01(\fR\x04user\x12\x1a\n" +
-	"\bpassword\x18\x04 \x01(\fR\bpassword\"\xa0\x02\n" +
+	"\bpassword\x18\x04 \x01(\fR\bpassword\"\x9f\x02\n" +
 	"\x06Answer\x12\x1a\n" +
 	"\afailure\x18\x01 \x01(\tH\x00R\afailure\x122\n" +
 	"\x06status\x18\x02 \x01(\v2\x18.mailgw.plugin.v1.StatusH\x00R\x06status\x125\n" +
 	"\aopinion\x18\x03 \x01(\v2\x19.mailgw.plugin.v1.OpinionH\x00R\aopinion\x12\x14\n" +
-	"\x04user\x18\x04 \x01(\fH\x00R\x04user\x128\n" +
-	"\bverifier\x18\x05 \x01(\v2\x1a.mailgw.plugin.v1.VerifierH\x00R\bverifier\x125\n" +
+	"\x04user\x18\x04 \x01(\fH\x00R\x04user\x127\n" +
+	"\x05scram\x18\x05 \x01(\v2\x1f.mailgw.plugin.v1.SCRAMVerifierH\x00R\x05scram\x125\n" +
 	"\amembers\x18\x06 \x01(\v2\x19.mailgw.plugin.v1.MembersH\x00R\amembersB\b\n" +
 	"\x06result\"c\n" +
 	"\aOpinion\x120\n" +
 	"\x06status\x18\x01 \x01(\v2\x18.mailgw.plugin.v1.StatusR\x06status\x12\x14\n" +
 	"\x05valid\x18\x02 \x01(\x03R\x05valid\x12\x10\n" +
-	"\x03key\x18\x03 \x01(\fR\x03key\"\x90\x01\n" +
-	"\bVerifier\x12\x12\n" +
+	"\x03key\x18\x03 \x01(\fR\x03key\"\x95\x01\n" +
+	"\rSCRAMVerifier\x12\x12\n" +
 	"\x04salt\x18\x01 \x01(\fR\x04salt\x12\x1e\n" +
 	"\n" +
 	"iterations\x18\x02 \x01(\x03R\n" +
@@ -2491,7 +2491,7 @@ var file_plugin_proto_goTypes = []any{
 	(*Credentials)(nil),       // 25: mailgw.plugin.v1.Credentials
 	(*Answer)(nil),            // 26: mailgw.plugin.v1.Answer
 	(*Opinion)(nil),           // 27: mailgw.plugin.v1.Opinion
-	(*Verifier)(nil),          // 28: mailgw.plugin.v1.Verifier
+	(*SCRAMVerifier)(nil),     // 28: mailgw.plugin.v1.SCRAMVerifier
 	(*Members)(nil),           // 29: mailgw.plugin.v1.Members
 }
 var file_plugin_proto_depIdxs = []int32{
@@ -2525,7 +2525,7 @@ var file_plugin_proto_depIdxs = []int32{
 	8,  // 27: mailgw.plugin.v1.Envelope.recipients:type_name -> mailgw.plugin.v1.Recipient
 	16, // 28: mailgw.plugin.v1.Answer.status:type_name -> mailgw.plugin.v1.Status
 	27, // 29: mailgw.plugin.v1.Answer.opinion:type_name -> mailgw.plugin.v1.Opinion
-	28, // 30: mailgw.plugin.v1.Answer.verifier:type_name -> mailgw.plugin.v1.Verifier
+	28, // 30: mailgw.plugin.v1.Answer.scram:type_name -> mailgw.plugin.v1.SCRAMVerifier
 	29, // 31: mailgw.plugin.v1.Answer.members:type_name -> mailgw.plugin.v1.Members
 	16, // 32: mailgw.plugin.v1.Opinion.status:type_name -> mailgw.plugin.v1.Status
 	2,  // 33: mailgw.plugin.v1.Plugin.Configure:input_type -> mailgw.plugin.v1.ConfigureRequest
@@ -2557,7 +2557,7 @@ func file_plugin_proto_init() {
 		(*Answer_Status)(nil),
 		(*Answer_Opinion)(nil),
 		(*Answer_User)(nil),
-		(*Answer_Verifier)(nil),
+		(*Answer_Scram)(nil),
 		(*Answer_Members)(nil),
 	}
 	type x struct{}
