@@ -60,13 +60,17 @@ type SCRAMAuthenticator interface {
 	SCRAMVerifier(ctx context.Context, s *Session, user string) (SCRAMVerifier, error)
 }
 
-// A Verifier is asked after VRFY and EXPN (RFC 5321, section 3.5).
+// A Verifier is asked after VRFY (RFC 5321, section 3.5).
 type Verifier interface {
 	// Verify says whether text, which is an address or a name, is that of a
 	// user: 250 with "<user@example.org>" in its text, 252 if that cannot be
 	// said, 550, or 553 if it is ambiguous.
 	Verify(ctx context.Context, s *Session, text string) (Status, error)
+}
 
+// An Expander is asked after EXPN (RFC 5321, section 3.5). EXPN is offered if
+// there is one.
+type Expander interface {
 	// Expand returns the members of a mailing list, each in the form
 	// "<user@example.org>" or "Name <user@example.org>"; nil is no opinion.
 	Expand(ctx context.Context, s *Session, list string) (members []string, err error)
@@ -141,8 +145,8 @@ const (
 	AboutRecipient                   // RecipientChecker
 	AboutAUTH                        // Authenticator
 	AboutSCRAM                       // SCRAMAuthenticator
-	AboutVRFY                        // Verifier, Verify
-	AboutEXPN                        // Verifier, Expand
+	AboutVRFY                        // Verifier
+	AboutEXPN                        // Expander
 )
 
 // Topics returns all of them.
@@ -212,8 +216,10 @@ func Answers(b Backend, t Topic) (can bool) {
 		_, can = b.(Authenticator)
 	case AboutSCRAM:
 		_, can = b.(SCRAMAuthenticator)
-	case AboutVRFY, AboutEXPN:
+	case AboutVRFY:
 		_, can = b.(Verifier)
+	case AboutEXPN:
+		_, can = b.(Expander)
 	}
 	return can
 }
@@ -245,7 +251,7 @@ func Ask(ctx context.Context, b Backend, q Question) (a Answer, err error) {
 	case AboutVRFY:
 		a.Opinion.Status, err = b.(Verifier).Verify(ctx, q.Session, q.Text)
 	case AboutEXPN:
-		a.Members, err = b.(Verifier).Expand(ctx, q.Session, q.Text)
+		a.Members, err = b.(Expander).Expand(ctx, q.Session, q.Text)
 	default:
 		err = fmt.Errorf("no backend can be asked about %v", q.About)
 	}

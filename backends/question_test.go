@@ -73,16 +73,29 @@ func TestAskReachesTheMethod(t *testing.T) {
 	} {
 		b := opinionated{}
 		if !Answers(b, topic) || Answers(Func(nil), topic) {
-			t.Errorf("topic %d: answers %t, a Func %t, want true and false", topic, Answers(b, topic), Answers(Func(nil), topic))
+			t.Errorf("%v: answers %t, a Func %t, want true and false", topic, Answers(b, topic), Answers(Func(nil), topic))
 		}
 		q.About = topic
 		if got, err := Ask(t.Context(), b, q); err != nil || !reflect.DeepEqual(got, want) || got.IsZero() {
-			t.Errorf("topic %d: got %+v, %v, want %+v", topic, got, err, want)
+			t.Errorf("%v: got %+v, %v, want %+v", topic, got, err, want)
 		}
 		broken := errors.New("broken")
 		if _, err := Ask(t.Context(), opinionated{err: broken}, q); err != broken {
-			t.Errorf("topic %d: got error %v, want %v", topic, err, broken)
+			t.Errorf("%v: got error %v, want %v", topic, err, broken)
 		}
+	}
+}
+
+// verifierOnly has a Verifier's method and no Expander's.
+type verifierOnly struct {
+	Func
+	Verifier
+}
+
+// Who answers VRFY need not answer EXPN.
+func TestVerifierIsNoExpander(t *testing.T) {
+	if b := (verifierOnly{}); !Answers(b, AboutVRFY) || Answers(b, AboutEXPN) {
+		t.Errorf("VRFY %t, EXPN %t, want true and false", Answers(b, AboutVRFY), Answers(b, AboutEXPN))
 	}
 }
 
