@@ -270,7 +270,7 @@ func (d *dialog) expn(args string) smtp.Reply {
 		}
 		for _, m := range a.Members {
 			if strings.ContainsFunc(m, func(r rune) bool { return r < ' ' || r > '~' }) || len(m) > maxMember {
-				d.log.Error("backend", "session", d.session.ID, "backend", d.opinionOf, "event", "failure", "question", backends.AboutList.String(),
+				d.log.Error("backend", "session", d.session.ID, "backend", d.opinionOf, "event", "failure", "question", backends.AboutEXPN.String(),
 					"error", fmt.Sprintf("no member of a list that a reply can tell: %.400q", m))
 				return statusReply(backends.TryLater)
 			}
