@@ -157,7 +157,10 @@ func (o *opinions) keep(address string, said backends.Opinion, now time.Time) er
 	if said.Key != "" {
 		var err error
 		if key, err = smtp.ParsePattern(said.Key); err != nil {
-			return fmt.Errorf("key %q of an opinion: %w", said.Key, err)
+			return fmt.Errorf("key %.400q of an opinion: %w", said.Key, err)
+		}
+		if !key.Matches(address) {
+			return fmt.Errorf("key %.400q of an opinion does not stand for %q, whom it is about", said.Key, address)
 		}
 	}
 	o.mu.Lock()

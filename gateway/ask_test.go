@@ -228,6 +228,9 @@ func TestOpinionsAreKept(t *testing.T) {
 	if err := o.keep("a@example.org", backends.Opinion{Status: no, For: 1, Key: "example.org"}, now); err == nil {
 		t.Error("a key that is no pattern is taken")
 	}
+	if err := o.keep("a@example.org", backends.Opinion{Status: no, For: 1, Key: "@example.com"}, now); err == nil {
+		t.Error("a key that stands for others is taken")
+	}
 	for _, test := range []struct {
 		address string
 		after   time.Duration
@@ -296,6 +299,7 @@ func TestSCRAM(t *testing.T) {
 		{"USER", "secret", "", "235 2.7.0 authentication successful"},
 		{"user", "secret", "boss", "535 5.7.8 authentication credentials invalid"},
 		{"user", "wrong", "", "535 5.7.8 authentication credentials invalid"},
+		{"user", "wrong", "boss", "535 5.7.8 authentication credentials invalid"},
 		{"nobody's", "secret", "", "535 5.7.8 authentication credentials invalid"},
 		{"error", "secret", "", "454 4.7.0 temporary authentication failure"},
 	} {
@@ -391,6 +395,7 @@ func TestPasswordIsNotLogged(t *testing.T) {
 	encode := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
 	secrets := []string{encode("\x00user\x00wrong"), encode("user"), encode("hidden"), encode("\x00error\x00secret"), "not base64 but secret"}
 	for _, line := range []string{
+		"AUTH PLAIN\t" + secrets[0], "AUTH " + secrets[1], secrets[2], "AUTH CRAM-MD5 " + secrets[1], secrets[2],
 		"AUTH PLAIN " + secrets[0], " auth plain  " + secrets[0], "AUTH LOGIN", secrets[1], secrets[2],
 		"AUTH PLAIN " + secrets[3], "AUTH LOGIN", secrets[4], "AUTH PLAIN", secrets[0], "AUTH XYZ " + secrets[0],
 	} {
@@ -416,7 +421,41 @@ func TestListenerAsksWhoCanAnswer(t *testing.T) {
 	var problems Problems
 	if !errors.As(err, &problems) || len(problems) != 2 ||
 		!strings.HasSuffix(problems[0].String(), `listener[0].ask[1]: backend "verdict" answers no questions`) ||
-		!strings.HasSuffix(problems[1].String(), "listener[0].ask: clients have to be authenticated, and no backend here can tell who they are") {
+		!strings.HasSuffix(problems[1].String(), "listener[0].auth: clients have to be authenticated and cannot be: no backend in ask, with these auth.mechanisms and client_certificates, can tell who they are") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Whom a client wants to be is looked at after the proof, so that it hears the
+// same whoever exists.
+func TestSCRAMTellsNoUsers(t *testing.T) {
+	for _, user := range []string{"USER", "SOMEBODY"} {
+		s := testServer(t, testBackends, "protocol = 'smtp'\nask = ['login']\nauth.in_clear = true\n[listener.routes]\n'*' = ['login']\n")
+		d := s.listeners[0].dialog(backends.Peer{}, "test")
+		d.command("EHLO client")
+		d.command("AUTH SCRAM-SHA-256 " + base64.StdEncoding.EncodeToString([]byte("n,a=boss,n="+user+",r=abc")))
+		if r, _ := d.answer(t.Context()); r.Code != 334 {
+			t.Errorf("%s: %v", user, r)
+		}
+	}
+}
+
+// AUTH that is required and can never be had is found before anybody tries.
+func TestAuthThatCannotBe(t *testing.T) {
+	const inClear = "AUTH is not offered in the clear, and tls.mode is off"
+	const nobody = "no backend in ask, with these auth.mechanisms and client_certificates, can tell who they are"
+	for keys, want := range map[string]string{
+		"auth.required = true": inClear,
+		"auth_senders = ['*']": inClear,
+		"auth.required = true\nauth.in_clear = true\nauth.mechanisms = []":           nobody,
+		"auth.required = true\nauth.in_clear = true\nauth.mechanisms = ['EXTERNAL']": nobody,
+		"auth.required = true\nauth.in_clear = true":                                 "",
+		"auth.required = true\nxclient = ['127.0.0.1']":                              "", // LOGIN will do
+	} {
+		c := testConfig(t, testBackends, "protocol = 'smtp'\nask = ['login']\n"+keys+"\n[listener.routes]\n'*' = ['login']\n")
+		_, err := New(c, testBackends, slog.New(slog.DiscardHandler))
+		if want == "" && err != nil || want != "" && (err == nil || !strings.HasSuffix(err.Error(), want)) {
+			t.Errorf("%s: got %v, want %q", keys, err, want)
+		}
 	}
 }

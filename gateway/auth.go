@@ -34,7 +34,7 @@ func (d *dialog) mechanisms() []string {
 		case "SCRAM-SHA-256":
 			return d.who(backends.AboutSCRAM, d.Ask) == nil
 		case "EXTERNAL":
-			if d.session.TLS == nil || d.session.TLS.ClientCertificate == "" {
+			if d.certificate() == "" {
 				return true
 			}
 		}
@@ -43,8 +43,7 @@ func (d *dialog) mechanisms() []string {
 }
 
 func (d *dialog) auth(args string) smtp.Reply {
-	name, initial, _ := strings.Cut(args, " ")
-	name = strings.ToUpper(name)
+	name, initial := smtp.ParseCommand(args)
 	offered := d.mechanisms()
 	switch {
 	case d.session.TLS == nil && !d.Auth.InClear && d.TLS.Mode == "starttls" && len(d.Auth.Mechanisms) > 0:
@@ -63,7 +62,7 @@ func (d *dialog) auth(args string) smtp.Reply {
 		return reply(504, "5.5.4", "mechanism not offered; there is "+strings.Join(offered, ", "))
 	}
 	d.exchange = newExchange(d, name)
-	switch initial = strings.Trim(initial, " \t"); initial {
+	switch initial {
 	case "":
 		return d.step(nil)
 	case "=": // RFC 4954, section 4: a response without octets
@@ -101,12 +100,21 @@ func (d *dialog) step(response []byte) smtp.Reply {
 			err = x.checkUser()
 		}
 		if err != nil {
-			return authRefusal(err)
+			return d.guessed(authRefusal(err))
 		}
 		d.session.User, d.session.Mechanism = x.user, x.name
 		return reply(235, "2.7.0", "authentication successful")
 	}
 	return smtp.Reply{}
+}
+
+// guessed counts a login that went wrong. There is an end to them.
+func (d *dialog) guessed(r smtp.Reply) smtp.Reply {
+	d.guesses++
+	if d.Limits.BadCommands > 0 && d.guesses >= d.Limits.BadCommands {
+		r, _ = d.enough()
+	}
+	return r
 }
 
 // checkUser checks the name that a backend has given: others will write it
@@ -140,9 +148,18 @@ func (d *dialog) loggable(line string) string {
 	if d.exchange != nil {
 		return "(response)"
 	}
-	if verb, args := smtp.ParseCommand(line); verb == "AUTH" {
-		mechanism, _, _ := strings.Cut(args, " ")
-		return "AUTH " + mechanism
+	verb, args := smtp.ParseCommand(line)
+	_, known := verbs[verb]
+	switch {
+	case verb == "AUTH":
+		// What stands in the place of the mechanism may be a password.
+		name, _ := smtp.ParseCommand(args)
+		if !slices.Contains(authMechanisms, name) {
+			name = "(unknown)"
+		}
+		return "AUTH " + name
+	case !known && d.afterAuth:
+		return "(after AUTH)"
 	}
 	return line
 }

@@ -17,15 +17,24 @@ func (d *dialog) judge() {
 }
 
 func (d *dialog) trusts(t xforward.Trust) bool {
-	c := d.session.Client
 	switch {
-	case d.session.TLS != nil && !d.client.Readdressed && t.Certificate(d.session.TLS.ClientCertificate):
+	case t.Certificate(d.certificate()):
 		return true
-	case c != nil:
+	case d.proxied || d.client.Readdressed:
 		// Whom we trust is not to be trusted for those whom it lets through.
-		return t.Addr(c.Addr.Addr())
+		return t.Addr(d.session.Client.Addr.Addr())
 	}
 	return trustsPeer(t, d.session.Peer)
+}
+
+// certificate returns the certificate of the client; empty if it has shown
+// none, or the one that was shown is that of a proxy which has put another
+// client in its place.
+func (d *dialog) certificate() string {
+	if d.session.TLS == nil || d.client.Readdressed {
+		return ""
+	}
+	return d.session.TLS.ClientCertificate
 }
 
 // trustsPeer reports whether the other end of a socket is trusted.
@@ -39,6 +48,7 @@ func trustsPeer(t xforward.Trust, p backends.Peer) bool {
 // introduced goes on with the client that PROXY has told.
 func (d *dialog) introduced(c *backends.Client) {
 	d.session.Client = c
+	d.proxied = c != nil
 	d.judge()
 }
 

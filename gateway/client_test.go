@@ -7,9 +7,11 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -60,8 +62,11 @@ func TestXClientEndsTrustByCertificate(t *testing.T) {
 	if r, _ := d.command("XCLIENT NAME=a.example"); r.Code != 220 || !d.mayXClient {
 		t.Errorf("a name: %v, still trusted: %t", r, d.mayXClient)
 	}
-	if r, _ := d.command("XCLIENT ADDR=192.0.2.1"); r.Code != 220 || d.trusted || d.mayXClient {
-		t.Errorf("an address: %v, still trusted: %t, %t", r, d.trusted, d.mayXClient)
+	if d.certificate() != sum {
+		t.Error("the certificate is forgotten")
+	}
+	if r, _ := d.command("XCLIENT ADDR=192.0.2.1"); r.Code != 220 || d.trusted || d.mayXClient || d.certificate() != "" {
+		t.Errorf("an address: %v, still trusted: %t, %t, certificate %q", r, d.trusted, d.mayXClient, d.certificate())
 	}
 }
 
@@ -242,4 +247,26 @@ func FuzzProxy(f *testing.F) {
 			t.Errorf("got %+v", client)
 		}
 	})
+}
+
+// Each line of the log names the client as it is known at that point.
+func TestLogNamesTheClient(t *testing.T) {
+	var log lockedBuffer
+	s := testServer(t, testBackends, "protocol = 'smtp'\nproxy = ['127.0.0.1']\nxclient = ['192.0.2.1']\nask = ['early']\n")
+	s.log = slog.New(slog.NewTextHandler(&log, nil))
+	serve(t, s)
+	c := dial(t, s)
+	io.WriteString(c, "PROXY TCP4 192.0.2.1 192.0.2.2 1024 25\r\n")
+	c.hear(t)
+	c.ask(t, "FIRST", "XCLIENT NAME=a.example ADDR=192.0.2.66", "SECOND", "HELO client", "MAIL FROM:<>", "RCPT TO:<ok@example.org>", "DATA", ".", "QUIT")
+	for _, want := range []string{
+		`peer=127\.0\.0\.1:\d+ client=192\.0\.2\.1:1024 command=FIRST`,
+		`peer=127\.0\.0\.1:\d+ client=192\.0\.2\.66:0 command=SECOND`,
+		`msg=received .*client=192\.0\.2\.66:0 `,
+		`msg=status .*client=192\.0\.2\.66:0 `,
+	} {
+		if !regexp.MustCompile(want).MatchString(log.String()) {
+			t.Errorf("no line like %s in\n%s", want, log.String())
+		}
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/internal/smtp"
 )
 
@@ -27,10 +28,12 @@ type conn struct {
 	stream net.Conn      // the socket, or TLS on it
 	r      *bufio.Reader // reads through conn.Read
 	w      *bufio.Writer // writes through conn.Write
-	log    *slog.Logger
-	ends   time.Time // of the session
+	log    *slog.Logger  // names the peer and, if it is another one, the client
+	ends   time.Time     // of the session
 
-	counted string // the peer that it counts for in the listener
+	counted string           // the peer that it counts for in the listener
+	peerLog *slog.Logger     // names the peer alone
+	named   *backends.Client // that log names
 
 	mu       sync.Mutex
 	deadline time.Time // of what is being read
@@ -43,7 +46,8 @@ var errClosing = errors.New("the server shuts down")
 
 func newConn(s *Server, d *dialog, socket net.Conn) *conn {
 	c := &conn{dialog: d, server: s, socket: socket, stream: socket}
-	c.log = s.log.With("session", d.session.ID, "listener", d.Name, "peer", d.session.Peer.String())
+	c.peerLog = s.log.With("session", d.session.ID, "listener", d.Name, "peer", d.session.Peer.String())
+	c.log = c.peerLog
 	c.ends = time.Now().Add(d.Limits.SessionTimeout)
 	c.r = bufio.NewReaderSize(c, max(maxResponse, int(d.Limits.CommandLine)))
 	c.w = bufio.NewWriter(c)
@@ -111,6 +115,7 @@ func (c *conn) follow(ctx context.Context, command string, r smtp.Reply, next ac
 		}
 		r, next = c.answer(ctx)
 	}
+	c.nameClient()
 	if r.Code >= 400 {
 		c.logRefused(command, r)
 		if err := c.pause(ctx); err != nil {
@@ -126,6 +131,14 @@ func (c *conn) follow(ctx context.Context, command string, r smtp.Reply, next ac
 		c.say(r)
 	}
 	return c.do(ctx, next)
+}
+
+// nameClient lets the log name the client that PROXY or XCLIENT has told.
+func (c *conn) nameClient() {
+	if client := c.session.Client; client != c.named {
+		c.named = client
+		c.log = c.peerLog.With("client", clientName(client))
+	}
 }
 
 // errHungUp says that the session has ended, and all is said.
@@ -377,6 +390,9 @@ func (c *conn) readChunk(ctx context.Context) (action, error) {
 func (c *conn) sayAnswers(d *delivery) (err error) {
 	flush := func() { err = errors.Join(err, c.flush()) }
 	for r := range d.replies(c.Protocol, flush) {
+		if r.Code/100 == 2 {
+			c.forgive()
+		}
 		c.say(r)
 	}
 	return err

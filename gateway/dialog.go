@@ -18,18 +18,21 @@ type dialog struct {
 	*listener
 	session             backends.Session
 	client              xforward.ClientAttrs // by XCLIENT
+	proxied             bool                 // the client is the one that PROXY has told
 	trusted, mayXClient bool                 // may send XFORWARD, XCLIENT
 
-	greeted  bool // by HELO, EHLO or LHLO
-	extended bool // by EHLO or LHLO
-	xforward *xforward.Attrs
-	tx       *transaction // from MAIL to the end of the message
-	errors   int          // bad commands since the last message
-	refused  int          // all refused commands since the last message
-	chunk    chunk        // that BDAT has announced
-	exchange *exchange    // of AUTH, while it is under way
-	rejected bool         // before the greeting: only QUIT is left
-	hasty    bool         // sent more already, without waiting for the next reply
+	greeted   bool // by HELO, EHLO or LHLO
+	extended  bool // by EHLO or LHLO
+	xforward  *xforward.Attrs
+	tx        *transaction // from MAIL to the end of the message
+	errors    int          // bad commands since the last message
+	refused   int          // all refused commands since the last message
+	guesses   int          // of AUTH that went wrong, whoever was to blame
+	chunk     chunk        // that BDAT has announced
+	exchange  *exchange    // of AUTH, while it is under way
+	afterAuth bool         // a response that came too late may follow
+	rejected  bool         // before the greeting: only QUIT is left
+	hasty     bool         // sent more already, without waiting for the next reply
 
 	verb      verb   // of the command under way
 	ask       ask    // what its reply takes
@@ -63,6 +66,7 @@ type verb struct {
 	refused  action // if it is
 	protocol string // smtp or lmtp; empty for both
 	clear    bool   // allowed in the clear where TLS is required
+	guarded  bool   // not allowed to strangers where AUTH is required
 	last     bool   // of a group of commands that come at once
 }
 
@@ -72,15 +76,15 @@ var verbs = map[string]verb{
 	"LHLO":     {handle: (*dialog).ehlo, protocol: "lmtp", clear: true, last: true},
 	"STARTTLS": {handle: (*dialog).starttls, then: startTLS, clear: true, last: true},
 	"AUTH":     {handle: (*dialog).auth, last: true},
-	"MAIL":     {handle: (*dialog).mail},
+	"MAIL":     {guarded: true, handle: (*dialog).mail},
 	"RCPT":     {handle: (*dialog).rcpt},
 	"DATA":     {handle: (*dialog).data, then: readMessage, last: true},
 	"BDAT":     {handle: (*dialog).bdat, then: readChunk, refused: skipChunk, clear: true}, // needs MAIL anyway
 	"RSET":     {handle: (*dialog).rset},
 	"NOOP":     {handle: (*dialog).noop, clear: true, last: true},
 	"QUIT":     {handle: (*dialog).quit, then: hangUp, clear: true, last: true},
-	"VRFY":     {handle: (*dialog).vrfy, last: true},
-	"EXPN":     {handle: (*dialog).expn, last: true},
+	"VRFY":     {guarded: true, handle: (*dialog).vrfy, last: true},
+	"EXPN":     {guarded: true, handle: (*dialog).expn, last: true},
 	"HELP":     {handle: (*dialog).help},
 	"XFORWARD": {handle: (*dialog).xforwardAttrs},
 	"XCLIENT":  {handle: (*dialog).xclient, clear: true, last: true},
@@ -132,8 +136,10 @@ func (d *dialog) command(line string) (smtp.Reply, action) {
 		return d.bad(reply(500, "5.5.1", "this is "+strings.ToUpper(d.Protocol)+", say "+hello[d.Protocol]))
 	case d.RequireTLS && d.session.TLS == nil && !v.clear:
 		return d.bad(reply(530, "5.7.0", "say STARTTLS first")) // RFC 3207, section 4
+	case d.Auth.Required && d.session.User == "" && v.guarded:
+		return d.bad(reply(530, "5.7.0", "authenticate first")) // RFC 4954, section 6
 	}
-	d.verb = v
+	d.verb, d.afterAuth = v, name == "AUTH"
 	return d.handled(v.handle(d, args))
 }
 
@@ -176,6 +182,10 @@ func (d *dialog) badLine(err error) (smtp.Reply, action) {
 	}
 	return d.bad(reply(500, "5.5.2", err.Error()))
 }
+
+// forgive forgets the commands that were refused, once somebody has got a
+// message. Who guesses passwords is not forgiven.
+func (d *dialog) forgive() { d.errors, d.refused = 0, 0 }
 
 // bad counts a bad command. The last one that is borne ends the session.
 func (d *dialog) bad(r smtp.Reply) (smtp.Reply, action) {
@@ -242,11 +252,20 @@ func (d *dialog) vrfy(args string) smtp.Reply {
 	if args == "" {
 		return reply(501, "5.5.4", "VRFY wants an address")
 	}
-	q := func() backends.Question { return d.about(backends.AboutVRFY, args) }
+	q := func() backends.Question { return d.about(backends.AboutVRFY, withoutSMTPUTF8(args)) }
 	return d.question(d.who(backends.AboutVRFY, d.Ask), q, func(a backends.Answer, err error) smtp.Reply {
 		r, _ := opinion(a, err, reply(252, "2.5.0", "cannot verify, but will take a message and try"))
 		return r
 	})
+}
+
+// withoutSMTPUTF8 cuts off the one parameter that VRFY and EXPN have: RFC 6531,
+// section 3.7.4.2. Our replies are US-ASCII anyway.
+func withoutSMTPUTF8(args string) string {
+	if i := strings.LastIndexByte(args, ' '); i > 0 && strings.EqualFold(args[i+1:], "SMTPUTF8") {
+		return strings.TrimRight(args[:i], " ")
+	}
+	return args
 }
 
 // maxMember is what EXPN can tell of one member: RFC 5321, section 4.5.3.1.5.
@@ -260,7 +279,7 @@ func (d *dialog) expn(args string) smtp.Reply {
 	if asked == nil {
 		return reply(502, "5.5.1", "EXPN is not offered here")
 	}
-	q := func() backends.Question { return d.about(backends.AboutEXPN, args) }
+	q := func() backends.Question { return d.about(backends.AboutEXPN, withoutSMTPUTF8(args)) }
 	return d.question(asked, q, func(a backends.Answer, err error) smtp.Reply {
 		if r, ok := opinion(a, err, smtp.Reply{}); !ok {
 			return r

@@ -37,6 +37,7 @@ func (d *dialog) mail(args string) smtp.Reply {
 	if r, ok := d.secured(tx.sender); !ok {
 		return r
 	}
+	d.distrustAuth(tx)
 	tx.session = d.session
 	tx.session.XForward = d.xforward
 	tx.session.Protocol = d.withProtocol(tx.utf8)
@@ -63,13 +64,27 @@ func (d *dialog) mail(args string) smtp.Reply {
 	})
 }
 
+// distrustAuth replaces what a client that is not authenticated itself says of
+// who has submitted the message: RFC 4954, section 5. Where AUTH is not offered,
+// it is a parameter like others.
+func (d *dialog) distrustAuth(tx *transaction) {
+	if d.session.User != "" || len(d.mechanisms()) == 0 {
+		return
+	}
+	for i, p := range tx.params {
+		if keyword, _, _ := strings.Cut(p, "="); strings.EqualFold(keyword, "AUTH") {
+			tx.params[i] = "AUTH=<>"
+		}
+	}
+}
+
 // secured refuses a sender who has to come over TLS or to be authenticated.
 func (d *dialog) secured(sender string) (smtp.Reply, bool) {
 	switch {
 	case d.session.TLS == nil && d.tlsSenders.lookup(sender):
 		return reply(530, "5.7.0", "this sender has to say STARTTLS first"), false
-	case d.session.User == "" && (d.Auth.Required || d.authSenders.lookup(sender)):
-		return reply(530, "5.7.0", "authenticate first"), false // RFC 4954, section 6
+	case d.session.User == "" && d.authSenders.lookup(sender):
+		return reply(530, "5.7.0", "authenticate first"), false
 	}
 	return smtp.Reply{}, true
 }
@@ -221,6 +236,5 @@ func (d *dialog) endMessage() *transaction {
 	d.rates.spend(tx, time.Now())
 	d.tx = nil // its charge and its shares go with it
 	d.reset()
-	d.errors, d.refused = 0, 0
 	return tx
 }

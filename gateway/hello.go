@@ -89,7 +89,6 @@ func (d *dialog) greet(args string, extended bool, welcome func() smtp.Reply) sm
 	if name == "" || len(name) > 255 || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsGraphic(r) || r == unicode.ReplacementChar }) {
 		return reply(501, "5.5.4", "a domain or an address literal is expected")
 	}
-	d.reset()
 	q := func() backends.Question {
 		q := d.about(backends.AboutHELO, "")
 		q.Session.HELO = name
@@ -99,6 +98,7 @@ func (d *dialog) greet(args string, extended bool, welcome func() smtp.Reply) sm
 		if r, ok := opinion(a, err, smtp.Reply{}); !ok {
 			return r
 		}
+		d.reset() // RFC 5321, section 4.1.1.1: what is refused changes nothing
 		d.greeted, d.extended, d.session.HELO = true, extended, name
 		return welcome()
 	})

@@ -111,7 +111,7 @@ func (d *dialog) prdrParam(tx *transaction, value string) (smtp.Reply, bool) {
 }
 
 // authParam takes the word of a client for who has submitted the message: RFC
-// 4954, section 5. Backends see it as it came.
+// 4954, section 5.
 func (d *dialog) authParam(tx *transaction, value string) (smtp.Reply, bool) {
 	if len(d.mechanisms()) == 0 {
 		return d.unknownParam(tx, value)

@@ -67,19 +67,28 @@ func (c *conn) introduce() error {
 	key := peerKey(c.session.Peer)
 	if client != nil {
 		c.introduced(client)
-		c.log = c.log.With("client", clientName(client))
-		key = client.Addr.Addr().String()
+		c.nameClient()
+		key = ""
+		if client.Addr.IsValid() {
+			key = client.Addr.Addr().String()
+		}
 	}
 	if err := c.admitAs(key); err != nil {
 		c.log.Info("refused", "reason", err.Error())
-		c.say(c.farewell("4.7.0", "too many connections, try again later"))
+		if c.TLS.Mode != "implicit" { // else nobody could read it
+			c.say(c.farewell("4.7.0", "too many connections, try again later"))
+		}
 		return err
 	}
 	return nil
 }
 
-// admitAs counts the session in for a peer, unless that has too many.
+// admitAs counts the session in for a peer, unless that has too many. One that
+// is not known has no key.
 func (c *conn) admitAs(key string) error {
+	if key == "" {
+		return nil
+	}
 	err := c.admitPeer(key)
 	if err == nil {
 		c.counted = key

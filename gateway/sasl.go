@@ -85,7 +85,7 @@ func (s *scramServer) Next(response []byte) (challenge []byte, done bool, err er
 		return nil, false, err
 	case err != nil:
 		return nil, false, errors.Join(backends.BadCredentials, err)
-	case c.AuthzID() != "" && c.AuthzID() != c.Username() && c.AuthzID() != s.user:
+	case c.Valid() && c.AuthzID() != "" && c.AuthzID() != c.Username() && c.AuthzID() != s.user: // after the proof, so that nobody learns who exists
 		return nil, false, backends.BadCredentials
 	}
 	return []byte(message), false, nil

@@ -91,8 +91,8 @@ func (c *Config) checkAsked(all map[string]backends.Backend, l ListenerConfig, k
 		}
 	}
 	needed := l.Auth.Required || len(l.AuthSenders) > 0
-	if needed && !slices.ContainsFunc(l.Ask, func(name string) bool { return can(name, backends.AboutAUTH) }) {
-		problems = append(problems, c.Problem(key+"ask", "clients have to be authenticated, and no backend here can tell who they are"))
+	if needed && len(c.AuthOffered(&l, all)) == 0 && len(l.XClient) == 0 {
+		problems = append(problems, c.Problem(key+"auth", "clients have to be authenticated and cannot be: "+whyNoAuth(&l)))
 	}
 	return problems
 }
@@ -110,6 +110,33 @@ func (c *Config) cannot(all map[string]backends.Backend, l ListenerConfig, key s
 		}
 	}
 	return problems
+}
+
+// AuthOffered returns the mechanisms of AUTH that a listener offers at best:
+// over TLS if there is any, to a client with a certificate if it asks for one.
+func (c *Config) AuthOffered(l *ListenerConfig, all map[string]backends.Backend) []string {
+	can := func(t backends.Topic) bool {
+		return slices.ContainsFunc(l.Ask, func(name string) bool { return all[name] != nil && backends.Answers(all[name], t) })
+	}
+	if l.TLS.Mode == "off" && !l.Auth.InClear {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(l.Auth.Mechanisms), func(name string) bool {
+		switch name {
+		case "SCRAM-SHA-256":
+			return !can(backends.AboutSCRAM)
+		case "EXTERNAL":
+			return !can(backends.AboutAUTH) || l.TLS.Mode == "off" || l.TLS.ClientCertificates == "ignore"
+		}
+		return !can(backends.AboutAUTH)
+	})
+}
+
+func whyNoAuth(l *ListenerConfig) string {
+	if l.TLS.Mode == "off" && !l.Auth.InClear {
+		return "AUTH is not offered in the clear, and tls.mode is off"
+	}
+	return "no backend in ask, with these auth.mechanisms and client_certificates, can tell who they are"
 }
 
 // Listen opens the sockets of all listeners, or none if one of them fails.
@@ -211,8 +238,10 @@ func (s *Server) session(l *listener, socket net.Conn) {
 
 func (s *Server) refuse(l *listener, socket net.Conn, peer backends.Peer, enhanced, text string, why error) {
 	s.log.Info("refused", "listener", l.Name, "peer", peer.String(), "reason", why.Error())
-	socket.SetWriteDeadline(time.Now().Add(time.Second))
-	socket.Write(reply(421, enhanced, l.hostname+" "+text).AppendTo(nil))
+	if len(l.Proxy) == 0 && l.TLS.Mode != "implicit" { // else nobody could read it
+		socket.SetWriteDeadline(time.Now().Add(time.Second))
+		socket.Write(reply(421, enhanced, l.hostname+" "+text).AppendTo(nil))
+	}
 	socket.Close()
 }
 

@@ -250,6 +250,17 @@ func (v *validation) tls(key string, t *TLSConfig) {
 	}
 	switch {
 	case t.Mode == "off":
+		for name, meant := range map[string]bool{
+			"certificates":        len(t.Certificates) > 0,
+			"keys":                len(t.Keys) > 0,
+			"min_version":         t.MinVersion != "1.2",
+			"client_certificates": t.ClientCertificates != "ignore",
+			"client_ca":           t.ClientCA != "",
+		} {
+			if meant {
+				v.fault(key+"."+name, "there is no TLS: tls.mode is off")
+			}
+		}
 	case len(t.Certificates) == 0:
 		v.fault(key+".certificates", "is missing; TLS wants at least one")
 	case len(t.Keys) > 0 && len(t.Keys) != len(t.Certificates):
@@ -263,15 +274,16 @@ func (v *validation) tls(key string, t *TLSConfig) {
 
 func (v *validation) auth(key string, l *ListenerConfig) {
 	for i, name := range l.Auth.Mechanisms {
-		v.oneOf(fmt.Sprintf("%s.auth.mechanisms[%d]", key, i), name, authMechanisms...)
+		key := fmt.Sprintf("%s.auth.mechanisms[%d]", key, i)
+		v.oneOf(key, name, authMechanisms...)
+		if slices.Contains(l.Auth.Mechanisms[:i], name) {
+			v.fault(key, "%q stands in the list already", name)
+		}
 	}
 	l.tlsSenders = v.senders(key+".tls_senders", l.TLSSenders)
 	l.authSenders = v.senders(key+".auth_senders", l.AuthSenders)
 	if len(l.TLSSenders) > 0 && l.TLS.Mode == "off" {
 		v.fault(key+".tls_senders", "there is no TLS: tls.mode is off")
-	}
-	if (len(l.AuthSenders) > 0 || l.Auth.Required) && l.TLS.Mode == "off" && !l.Auth.InClear {
-		v.fault(key+".auth", "it is required, but not offered: tls.mode is off, and in_clear is false")
 	}
 }
 

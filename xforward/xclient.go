@@ -1,5 +1,10 @@
 package xforward
 
+import (
+	"maps"
+	"strconv"
+)
+
 // ClientAttrs are the attributes of the client that a proxy speaks for. An
 // empty string means that the attribute is not known.
 type ClientAttrs struct {
@@ -16,6 +21,8 @@ type ClientAttrs struct {
 	// Readdressed is set once ADDR was sent, even as [UNAVAILABLE]. From then
 	// on nothing is to be taken for the client's because it is the proxy's.
 	Readdressed bool
+
+	since map[string]bool // told since the last ADDR
 }
 
 // ClientKeyword is the EHLO keyword line of XCLIENT.
@@ -25,12 +32,12 @@ var clientAttributes = []attribute[ClientAttrs]{
 	{name: "NAME", field: func(a *ClientAttrs) *string { return &a.Name }, check: checkName, unknown: true},
 	{name: "REVERSE_NAME", field: func(a *ClientAttrs) *string { return &a.ReverseName }, check: checkName, unknown: true},
 	{name: "ADDR", field: func(a *ClientAttrs) *string { return &a.Addr }, check: checkAddr},
-	{name: "PORT", field: func(a *ClientAttrs) *string { return &a.Port }, check: checkPort},
+	{name: "PORT", field: func(a *ClientAttrs) *string { return &a.Port }, check: checkClientPort},
 	{name: "PROTO", field: func(a *ClientAttrs) *string { return &a.Proto }, check: checkClientProto},
 	{name: "HELO", field: func(a *ClientAttrs) *string { return &a.HELO }, check: checkText},
 	{name: "LOGIN", field: func(a *ClientAttrs) *string { return &a.Login }, check: checkLogin},
 	{name: "DESTADDR", field: func(a *ClientAttrs) *string { return &a.DestAddr }, check: checkAddr},
-	{name: "DESTPORT", field: func(a *ClientAttrs) *string { return &a.DestPort }, check: checkPort},
+	{name: "DESTPORT", field: func(a *ClientAttrs) *string { return &a.DestPort }, check: checkClientPort},
 }
 
 // Parse adds the attributes of one XCLIENT command, whose arguments are args,
@@ -44,20 +51,23 @@ func (a *ClientAttrs) Parse(args string) error {
 	if err != nil {
 		return err
 	}
-	told := map[string]bool{}
-	for _, attr := range set {
-		told[attr.name] = true
+	next.since = maps.Clone(a.since)
+	if next.since == nil {
+		next.since = map[string]bool{}
 	}
-	// A port or a name belongs to its address.
-	if told["ADDR"] {
+	for _, attr := range set {
+		next.since[attr.name] = true
+	}
+	// A port or a name belongs to its address, which comes last if not all
+	// come at once.
+	if next.since["ADDR"] {
 		next.Readdressed = true
 		for _, attr := range clientAttributes {
-			if attr.name == "PORT" || attr.name == "NAME" || attr.name == "REVERSE_NAME" {
-				if !told[attr.name] {
-					*attr.field(&next) = ""
-				}
+			if (attr.name == "PORT" || attr.name == "NAME" || attr.name == "REVERSE_NAME") && !next.since[attr.name] {
+				*attr.field(&next) = ""
 			}
 		}
+		next.since = nil
 	}
 	*a = next
 	return nil
@@ -69,3 +79,9 @@ func checkClientProto(v string) (string, bool) {
 
 // checkLogin takes what may be the name of a user.
 func checkLogin(v string) (string, bool) { return v, v != "" }
+
+// checkClientPort takes a port that there can be, since it becomes one.
+func checkClientPort(v string) (string, bool) {
+	_, err := strconv.ParseUint(v, 10, 16)
+	return v, err == nil
+}

@@ -114,8 +114,28 @@ func isEmbedded(s string) bool {
 
 // CheckAuth checks the value of AUTH at MAIL: RFC 4954, section 5.
 func CheckAuth(v string) error {
-	if v == "" || !isXtext(v) {
-		return errors.New("AUTH is <> or the xtext of a mailbox")
+	if v == "<>" {
+		return nil
 	}
-	return nil
+	if isXtext(v) {
+		if _, err := CheckMailbox(decodeXtext(v), false); err == nil {
+			return nil
+		}
+	}
+	return errors.New("AUTH is <> or the xtext of a mailbox")
+}
+
+// decodeXtext decodes what isXtext.
+func decodeXtext(v string) string {
+	var b strings.Builder
+	for i := 0; i < len(v); i++ {
+		if v[i] != '+' {
+			b.WriteByte(v[i])
+			continue
+		}
+		c, _ := strconv.ParseUint(v[i+1:i+3], 16, 8)
+		b.WriteByte(byte(c))
+		i += 2
+	}
+	return b.String()
 }
