@@ -43,6 +43,9 @@ func (w *warnings) listener(key string, l *ListenerConfig) {
 	// PROXY and XCLIENT bring clients with addresses to a unix socket, too.
 	addresses := !onUnix || len(l.Proxy) > 0 || len(l.XClient) > 0
 	certificates := l.TLS.Mode != "off" && l.TLS.ClientCertificates != "ignore"
+	if l.TLS.Mode == "starttls" && !l.RequireTLS && l.TLS.ClientCertificates == "require" {
+		w.warn(key+".tls.client_certificates", "a client that does not say STARTTLS needs none; require_tls makes it")
+	}
 	w.peers(key+".xforward", l.XForward, addresses, onUnix, certificates)
 	w.peers(key+".xclient", l.XClient, !onUnix || len(l.Proxy) > 0, onUnix, certificates)
 	w.peers(key+".proxy", l.Proxy, !onUnix, onUnix, false)

@@ -10,9 +10,11 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/spf13/cobra"
+
 	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/gateway"
-	"github.com/spf13/cobra"
+	"github.com/mailgw/mailgw/plugins"
 )
 
 func checkCommand() *cobra.Command {
@@ -65,35 +67,37 @@ func check(ctx context.Context, config string, stdout, stderr io.Writer) error {
 	fmt.Fprintf(stdout, "hostname %s, shutdown_timeout %v\n", c.Hostname, c.ShutdownTimeout)
 	fmt.Fprintf(stdout, "spool: memory %v, threshold %v, directory %s\n", c.Spool.Memory, c.Spool.Threshold, c.Spool.Directory)
 	for i := range c.Listeners {
-		printListener(stdout, &c.Listeners[i])
+		printListener(stdout, &c.Listeners[i], c.AuthOffered(&c.Listeners[i], hosts.backends()))
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.NamedRoutes)) {
 		fmt.Fprintf(stdout, "named route %s -> %s\n", name, strings.Join(c.NamedRoutes[name], ", "))
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Backends)) {
-		printBackend(stdout, name, c.Backends[name], hosts[name].Capabilities())
+		printBackend(stdout, name, c.Backends[name], hosts[name])
 	}
 	return nil
 }
 
-func printListener(w io.Writer, l *gateway.ListenerConfig) {
+// printListener prints what holds for a listener, which offers auth at best.
+func printListener(w io.Writer, l *gateway.ListenerConfig, auth []string) {
 	fmt.Fprintf(w, "listener %s: %s on %s\n", l.Name, l.Protocol, l.Address)
 	if path, ok := strings.CutPrefix(l.Address, "unix:"); ok && path[0] != '@' {
 		fmt.Fprintf(w, "  mode %04o, owner %s, group %s\n", l.Mode, cmp.Or(l.Owner, "unchanged"), cmp.Or(l.Group, "unchanged"))
 	}
-	if l.TLS.Mode != "off" {
-		fmt.Fprintf(w, "  tls %s, required %t, at least %s, %d certificates, client certificates: %s\n",
-			l.TLS.Mode, l.RequireTLS || l.TLS.Mode == "implicit", l.TLS.MinVersion, len(l.TLS.Certificates), l.TLS.ClientCertificates)
+	if l.TLS.Mode == "off" {
+		fmt.Fprintln(w, "  tls off")
+	} else {
+		fmt.Fprintf(w, "  tls %s, required %t, at least %s, %d certificates, client certificates: %s, of %s\n",
+			l.TLS.Mode, l.RequireTLS || l.TLS.Mode == "implicit", l.TLS.MinVersion, len(l.TLS.Certificates),
+			l.TLS.ClientCertificates, cmp.Or(l.TLS.ClientCA, "any CA"))
 	}
 	fmt.Fprintf(w, "  xforward from %s\n", cmp.Or(strings.Join(l.XForward, ", "), "nobody"))
 	printList(w, "xclient from", l.XClient)
 	printList(w, "proxy from", l.Proxy)
 	fmt.Fprintf(w, "  dsn %t, offer_requiretls %t, chunking %t, one_route %t, strict_envelopes %t, unknown_parameters %s, bare_newlines %s, unauthorized_pipelining %s\n",
 		l.DSN, l.OfferRequireTLS, l.Chunking, l.OneRoute, l.StrictEnvelopes, l.UnknownParameters, l.BareNewlines, l.UnauthorizedPipelining)
-	if len(l.Ask) > 0 {
-		fmt.Fprintf(w, "  ask %s; auth %s, in_clear %t, required %t\n",
-			strings.Join(l.Ask, ", "), strings.Join(l.Auth.Mechanisms, " "), l.Auth.InClear, l.Auth.Required)
-	}
+	printList(w, "ask", l.Ask)
+	fmt.Fprintf(w, "  auth %s, in_clear %t, required %t\n", cmp.Or(strings.Join(auth, " "), "not offered"), l.Auth.InClear, l.Auth.Required)
 	printList(w, "tls_senders", l.TLSSenders)
 	printList(w, "auth_senders", l.AuthSenders)
 	printAccess(w, "senders", l.Senders)
@@ -143,10 +147,20 @@ func printAccess(w io.Writer, who string, a gateway.AccessConfig) {
 	}
 }
 
-func printBackend(w io.Writer, name string, b gateway.BackendConfig, can backends.Capabilities) {
+func printBackend(w io.Writer, name string, b gateway.BackendConfig, h *plugins.Host) {
 	fmt.Fprintf(w, "backend %s: %s\n", name, describe(b))
+	can := h.Capabilities()
 	fmt.Fprintf(w, "  starts, settings accepted, dsn %t, requiretls %t, timeout %v, recipients_per_transaction %s\n",
 		can.DSN, can.RequireTLS, b.Timeout, limit(b.RecipientsPerTransaction))
+	var answers []string
+	for _, t := range backends.Topics() {
+		if h.Answers(t) {
+			answers = append(answers, t.String())
+		}
+	}
+	if answers != nil {
+		fmt.Fprintf(w, "  answers questions about %s\n", strings.Join(answers, ", "))
+	}
 }
 
 // limit prints a limit. Zero means that there is none.
