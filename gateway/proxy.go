@@ -23,6 +23,9 @@ const proxyTimeout = 5 * time.Second
 // returns nil for a connection of the proxy's own, and a client of whom nothing
 // is known if the proxy says so.
 func readProxy(r *bufio.Reader) (*backends.Client, error) {
+	if err := awaitLine(r); err != nil {
+		return nil, err
+	}
 	h, err := proxyproto.Read(r)
 	switch {
 	case err != nil:
@@ -45,6 +48,23 @@ func readProxy(r *bufio.Reader) (*backends.Client, error) {
 	return c, nil
 }
 
+// awaitLine waits until a header of version 1 is in the buffer to its end. The
+// library does not take one that comes in pieces, which a network may make of
+// it. What cannot be such a header is not waited for.
+func awaitLine(r *bufio.Reader) error {
+	const begin, longest = "PROXY ", 107
+	for n := 1; n <= longest; n++ {
+		read, err := r.Peek(n)
+		if err != nil {
+			return err
+		}
+		if last := read[n-1]; last == '\n' || n <= len(begin) && last != begin[n-1] {
+			return nil
+		}
+	}
+	return nil
+}
+
 // tcpAddr returns the zero AddrPort for what is no address of TCP.
 func tcpAddr(a net.Addr) netip.AddrPort {
 	tcp, ok := a.(*net.TCPAddr)
@@ -58,8 +78,12 @@ func tcpAddr(a net.Addr) netip.AddrPort {
 // introduce hears from a proxy whom it speaks for. Until then nothing is said:
 // the one who would hear it is not known.
 func (c *conn) introduce() error {
-	c.expect(c.soonest(proxyTimeout), true)
+	c.expect(c.soonest(min(proxyTimeout, c.Limits.CommandTimeout)), true)
 	client, err := readProxy(c.r)
+	if errors.Is(err, io.EOF) && c.r.Buffered() == 0 {
+		c.log.Debug("disconnected") // to see whether somebody listens
+		return err
+	}
 	if err != nil {
 		c.log.Info("refused", "reason", "PROXY", "error", cause(err))
 		return err

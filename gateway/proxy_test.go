@@ -11,8 +11,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/iotest"
+	"time"
 
 	"github.com/pires/go-proxyproto"
+
+	"github.com/mailgw/mailgw/backends"
 )
 
 // Each header of the PROXY protocol, followed at once by the client's words.
@@ -62,29 +66,43 @@ func TestProxy(t *testing.T) {
 	}
 }
 
-// A header of version 2 may come in pieces, but it has to come.
+// A network may cut a header anywhere. What follows it is still there.
 func TestProxyHeaderInPieces(t *testing.T) {
-	s := testServer(t, testBackends, "protocol = 'smtp'\nproxy = ['127.0.0.1']\n[listener.routes]\n'*' = ['client']\n")
-	serve(t, s)
-	h := proxyproto.HeaderProxyFromAddrs(2, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1}, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 2), Port: 25})
-	header, err := h.Format()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cut := dial(t, s)
-	cut.Write(header[:20])
-	cut.Conn.(*net.TCPConn).CloseWrite()
-	if all, err := io.ReadAll(cut); len(all) > 0 || err != nil {
-		t.Errorf("a part of a header: got %q, %v", all, err)
-	}
-	c := dial(t, s)
-	for _, octet := range header {
-		if _, err := c.Write([]byte{octet}); err != nil {
-			t.Fatal(err)
+	for _, header := range []string{
+		"PROXY TCP4 192.0.2.1 192.0.2.2 1024 25\r\n",
+		"PROXY UNKNOWN " + strings.Repeat("x", 91) + "\r\n", // the longest one
+		"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0f\xc0\x00\x02\x01\xc0\x00\x02\x02\x04\x00\x00\x19\xe0\x00\x00",
+		"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x10\x00" + strings.Repeat("x", 4096), // as long as the library takes
+	} {
+		r := bufio.NewReader(iotest.OneByteReader(strings.NewReader(header + "HELO client\r\n")))
+		if _, err := readProxy(r); err != nil {
+			t.Errorf("%.40q: %v", header, err)
+		}
+		if rest, err := io.ReadAll(r); string(rest) != "HELO client\r\n" || err != nil {
+			t.Errorf("%.40q: then %q, %v", header, rest, err)
+		}
+		for n := range len(header) {
+			if _, err := readProxy(bufio.NewReader(strings.NewReader(header[:n]))); err == nil {
+				t.Errorf("%.40q: the first %d octets are taken for all", header, n)
+			}
 		}
 	}
-	if got := c.hear(t); got != "220 mx.example.org ESMTP mailgw" {
-		t.Errorf("got %q", got)
+}
+
+// A header has to come soon, and to its end; until then nothing is said.
+func TestProxyHeaderIncomplete(t *testing.T) {
+	s := testServer(t, testBackends, "protocol = 'smtp'\nproxy = ['127.0.0.1']\n[listener.limits]\ncommand_timeout = '100ms'\n")
+	serve(t, s)
+	for _, part := range []string{"", "PROXY", "PROXY TCP4 192.0.2.1 ", "\r\n\r\n", "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c\xc0\x00"} {
+		slow, gone := dial(t, s), dial(t, s)
+		io.WriteString(slow, part)
+		io.WriteString(gone, part)
+		gone.Conn.(*net.TCPConn).CloseWrite()
+		for _, c := range []client{slow, gone} {
+			if all, err := io.ReadAll(c); len(all) > 0 || err != nil {
+				t.Errorf("after %q: got %q, %v", part, all, err)
+			}
+		}
 	}
 }
 
@@ -146,17 +164,30 @@ func TestProxyCountsClients(t *testing.T) {
 
 // The header comes before TLS, and what follows it at once is not lost.
 func TestProxyBeforeTLS(t *testing.T) {
+	const header = "PROXY TCP4 192.0.2.1 192.0.2.2 1024 25\r\n"
 	ca := newIssuer(t)
-	s := testServer(t, testBackends, "protocol = 'smtp'\nproxy = ['127.0.0.1']\n[listener.tls]\nmode = 'implicit'\ncertificates = ['"+
-		ca.file(t, t.TempDir(), "mx.example.org")+"']\n[listener.routes]\n'*' = ['client']\n")
-	serve(t, s)
-	c := dial(t, s)
-	secure := tls.Client(&withHeader{Conn: c.Conn, header: []byte("PROXY TCP4 192.0.2.1 192.0.2.2 1024 25\r\n")}, ca.client("mx.example.org"))
-	c = client{secure, bufio.NewReader(secure)}
-	c.hear(t)
-	if got := c.ask(t, "EHLO client", "MAIL FROM:<>", "RCPT TO:<a@example.org>", "DATA", "."); got !=
-		`250 2.0.0 PROXY  "" 192.0.2.1:1024   to 192.0.2.2:25; user  by ; ESMTPS client; from 192.0.2.1 (ID)` {
-		t.Errorf("got %q", got)
+	certificate := ca.file(t, t.TempDir(), "mx.example.org")
+	for _, mode := range []string{"implicit", "starttls"} {
+		s := testServer(t, testBackends, "protocol = 'smtp'\nproxy = ['127.0.0.1']\n[listener.tls]\nmode = '"+mode+"'\ncertificates = ['"+
+			certificate+"']\n[listener.routes]\n'*' = ['client']\n")
+		serve(t, s)
+		c := dial(t, s)
+		var secure *tls.Conn
+		if mode == "implicit" {
+			secure = tls.Client(&withHeader{Conn: c.Conn, header: []byte(header)}, ca.client("mx.example.org"))
+			c = client{secure, bufio.NewReader(secure)}
+			c.hear(t)
+		} else {
+			io.WriteString(c, header)
+			c.hear(t)
+			c.ask(t, "EHLO client", "STARTTLS")
+			secure = tls.Client(c.Conn, ca.client("mx.example.org"))
+			c = client{secure, bufio.NewReader(secure)}
+		}
+		if got := c.ask(t, "EHLO client", "MAIL FROM:<>", "RCPT TO:<a@example.org>", "DATA", "."); got !=
+			`250 2.0.0 PROXY  "" 192.0.2.1:1024   to 192.0.2.2:25; user  by ; ESMTPS client; from 192.0.2.1 (ID)` {
+			t.Errorf("%s: got %q", mode, got)
+		}
 	}
 }
 
@@ -173,23 +204,59 @@ func (w *withHeader) Write(p []byte) (int, error) {
 	return written - n, err
 }
 
-// No header makes the gateway panic, and none is as long as the client likes.
+// memorySocket is a connection to a client that has said all it will say.
+type memorySocket struct {
+	net.Conn // is nil
+	in       io.Reader
+	out      bytes.Buffer
+}
+
+func (m *memorySocket) Read(p []byte) (int, error)       { return m.in.Read(p) }
+func (m *memorySocket) Write(p []byte) (int, error)      { return m.out.Write(p) }
+func (m *memorySocket) Close() error                     { return nil }
+func (m *memorySocket) SetDeadline(time.Time) error      { return nil }
+func (m *memorySocket) SetReadDeadline(time.Time) error  { return nil }
+func (m *memorySocket) SetWriteDeadline(time.Time) error { return nil }
+
+// Without a header nothing is said. With one the session goes on as it does
+// without a proxy. No header is as long as the client likes.
 func FuzzProxy(f *testing.F) {
-	f.Add([]byte("PROXY TCP4 192.0.2.1 192.0.2.2 1024 25\r\nHELO client\r\n"))
-	f.Add([]byte("\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c\xc0\x00\x02\x01\xc0\x00\x02\x02\x04\x00\x00\x19"))
-	f.Add([]byte("\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"))
+	const session = "EHLO client\r\nMAIL FROM:<>\r\nRCPT TO:<a@example.org>\r\nDATA\r\n.\r\nQUIT\r\n"
+	for _, header := range []string{
+		"PROXY TCP4 192.0.2.1 192.0.2.2 1024 25\r\n",
+		"PROXY UNKNOWN\r\n",
+		"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c\xc0\x00\x02\x01\xc0\x00\x02\x02\x04\x00\x00\x19",
+		"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00",
+		"",
+	} {
+		f.Add([]byte(header + session))
+	}
+	plain := testServer(f, testBackends, "protocol = 'smtp'\n")
+	proxied := testServer(f, testBackends, "protocol = 'smtp'\nproxy = ['127.0.0.1']\n")
+	talk := func(t *testing.T, s *Server, said []byte) string {
+		l, m := s.listeners[0], &memorySocket{in: bytes.NewReader(said)}
+		if err := l.admit(); err != nil {
+			t.Fatal(err)
+		}
+		c := newConn(s, l.dialog(backends.Peer{}, "test"), m)
+		c.serve(t.Context())
+		l.leave(c.counted)
+		return masked(m.out.String())
+	}
 	f.Fuzz(func(t *testing.T, said []byte) {
-		r := bytes.NewReader(said)
-		in := bufio.NewReaderSize(r, 4096)
-		client, err := readProxy(in)
-		if err != nil {
-			return
+		in := bytes.NewReader(said)
+		r := bufio.NewReader(in)
+		_, err := readProxy(r)
+		used := len(said) - in.Len() - r.Buffered()
+		want := ""
+		if err == nil {
+			want = talk(t, plain, said[used:])
 		}
-		if used := len(said) - r.Len() - in.Buffered(); used > 16+4096 {
-			t.Errorf("a header of %d octets is taken", used)
+		if used > 16+4096 {
+			t.Errorf("a header of %d octets", used)
 		}
-		if client != nil && client.Source != "PROXY" {
-			t.Errorf("got %+v", client)
+		if got := talk(t, proxied, said); got != want {
+			t.Errorf("header %q, %v: got %q, want %q", said[:used], err, got, want)
 		}
 	})
 }
