@@ -47,7 +47,7 @@ func (t Topic) String() string {
 type Question struct {
 	About       Topic
 	Session     *Session
-	Envelope    *Envelope   // AboutSender, AboutRecipient
+	Envelope    *Envelope   // AboutSender, AboutRecipient; without recipients
 	Recipient   Recipient   // AboutRecipient
 	Credentials Credentials // AboutAUTH
 	Text        string      // AboutSCRAM: the user; AboutVRFY, AboutEXPN: the argument

@@ -34,8 +34,8 @@ type SenderChecker interface {
 	CheckSender(ctx context.Context, s *Session, e *Envelope) (Status, error)
 }
 
-// A RecipientChecker is asked after RCPT. e has the recipients that were
-// accepted before.
+// A RecipientChecker is asked after RCPT, once for each. e has the sender and
+// its parameters; the recipients that were accepted before are not in it.
 type RecipientChecker interface {
 	CheckRecipient(ctx context.Context, s *Session, e *Envelope, to Recipient) (Opinion, error)
 }

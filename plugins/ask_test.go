@@ -62,7 +62,7 @@ func (o oracle) CheckSender(ctx context.Context, s *backends.Session, e *backend
 }
 
 func (o oracle) CheckRecipient(ctx context.Context, s *backends.Session, e *backends.Envelope, to backends.Recipient) (backends.Opinion, error) {
-	opinion := backends.Opinion{Status: said("recipient %v after %v", to, e.Recipients), For: time.Minute, Key: "@example.org"}
+	opinion := backends.Opinion{Status: said("recipient %v from %s", to, e.Sender), For: time.Minute, Key: "@example.org"}
 	if s.HELO == "no opinion" {
 		opinion = backends.Opinion{For: time.Hour}
 	}
@@ -110,7 +110,7 @@ func about(t backends.Topic, helo string) backends.Question {
 	return backends.Question{
 		About:       t,
 		Session:     &backends.Session{ID: "S1", HELO: helo},
-		Envelope:    &backends.Envelope{Sender: "from@example.org", Recipients: []backends.Recipient{{Address: "one"}}},
+		Envelope:    &backends.Envelope{Sender: "from@example.org"},
 		Recipient:   backends.Recipient{Address: "two", Params: backends.Params{"NOTIFY=NEVER"}},
 		Credentials: backends.Credentials{Mechanism: "PLAIN", Identity: "id", User: "us\xebr", Password: "s3cret\xff"},
 		Text:        "text",
@@ -125,7 +125,7 @@ func TestEveryTopicCrossesTheBorder(t *testing.T) {
 		backends.AboutHELO:       {Opinion: backends.Opinion{Status: said("helo h\xe9lo")}},
 		backends.AboutSender:     {Opinion: backends.Opinion{Status: said("sender from@example.org")}},
 		backends.AboutRecipient: {Opinion: backends.Opinion{
-			Status: said("recipient {two [NOTIFY=NEVER]} after [{one []}]"), For: time.Minute, Key: "@example.org"}},
+			Status: said("recipient {two [NOTIFY=NEVER]} from from@example.org"), For: time.Minute, Key: "@example.org"}},
 		backends.AboutAUTH:  {User: "PLAIN id us\xebr s3cret\xff"},
 		backends.AboutSCRAM: {SCRAM: backends.SCRAMVerifier{User: "utext", Salt: []byte("text"), Iterations: 4096, StoredKey: key, ServerKey: key}},
 		backends.AboutVRFY:  {Opinion: backends.Opinion{Status: said("user ann")}},

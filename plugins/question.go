@@ -62,9 +62,7 @@ func questionToWire(q backends.Question) *pb.Question {
 		Text:    []byte(q.Text),
 	}
 	if e := q.Envelope; e != nil {
-		question.Envelope = &pb.Envelope{
-			Sender: []byte(e.Sender), Params: toBytes(e.Params), Recipients: recipientsToWire(e.Recipients),
-		}
+		question.Envelope = &pb.Envelope{Sender: []byte(e.Sender), Params: toBytes(e.Params)}
 	}
 	switch c := q.Credentials; q.About {
 	case backends.AboutRecipient:
@@ -89,9 +87,7 @@ func questionFromWire(question *pb.Question) backends.Question {
 		Text: string(question.GetText()),
 	}
 	if e := question.GetEnvelope(); e != nil {
-		q.Envelope = &backends.Envelope{
-			Sender: string(e.Sender), Params: toStrings(e.Params), Recipients: recipientsFromWire(e.Recipients),
-		}
+		q.Envelope = &backends.Envelope{Sender: string(e.Sender), Params: toStrings(e.Params)}
 	}
 	return q
 }

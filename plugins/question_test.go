@@ -64,7 +64,8 @@ func TestQuestionCrossesTheBorderWhole(t *testing.T) {
 		{About: backends.AboutConnection, Session: &backends.Session{ID: "S"}},
 		{About: backends.AboutHELO, Session: &tx.Session},
 		{About: backends.AboutSender, Session: &tx.Session, Envelope: &backends.Envelope{}},
-		{About: backends.AboutRecipient, Session: &tx.Session, Envelope: &tx.Envelope, Recipient: tx.Envelope.Recipients[0]},
+		{About: backends.AboutRecipient, Session: &tx.Session, Recipient: tx.Envelope.Recipients[0],
+			Envelope: &backends.Envelope{Sender: tx.Envelope.Sender, Params: tx.Envelope.Params}},
 		{About: backends.AboutAUTH, Session: &tx.Session,
 			Credentials: backends.Credentials{Mechanism: "PLAIN", Identity: "i\xff", User: "u\xff", Password: "p\xff"}},
 		{About: backends.AboutSCRAM, Session: &tx.Session, Text: "t\xff"},
@@ -90,7 +91,7 @@ func cross(t testing.TB, from, to protobuf.Message) {
 }
 
 // The password goes where it is needed, and nowhere else.
-func TestCredentialsCrossForLoginOnly(t *testing.T) {
+func TestCredentialsCrossForAUTHOnly(t *testing.T) {
 	for topic, wire := range topicsToWire {
 		q := questionToWire(about(topic, ""))
 		if has := q.Credentials != nil; has != (topic == backends.AboutAUTH) || q.Topic != wire {

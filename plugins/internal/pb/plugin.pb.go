@@ -1792,12 +1792,12 @@ func (x *Question) GetText() []byte {
 	return nil
 }
 
-// An Envelope is what MAIL and RCPT said so far.
+// An Envelope is what MAIL said. About a RECIPIENT it does not have those that
+// were accepted before.
 type Envelope struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Sender        []byte                 `protobuf:"bytes,1,opt,name=sender,proto3" json:"sender,omitempty"`         // empty for the null reverse-path
-	Params        [][]byte               `protobuf:"bytes,2,rep,name=params,proto3" json:"params,omitempty"`         // of MAIL
-	Recipients    []*Recipient           `protobuf:"bytes,3,rep,name=recipients,proto3" json:"recipients,omitempty"` // those that were accepted before
+	Sender        []byte                 `protobuf:"bytes,1,opt,name=sender,proto3" json:"sender,omitempty"` // empty for the null reverse-path
+	Params        [][]byte               `protobuf:"bytes,2,rep,name=params,proto3" json:"params,omitempty"` // of MAIL
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1842,13 +1842,6 @@ func (x *Envelope) GetSender() []byte {
 func (x *Envelope) GetParams() [][]byte {
 	if x != nil {
 		return x.Params
-	}
-	return nil
-}
-
-func (x *Envelope) GetRecipients() []*Recipient {
-	if x != nil {
-		return x.Recipients
 	}
 	return nil
 }
@@ -2407,13 +2400,10 @@ const file_plugin_proto_rawDesc = "" +
 	"\x04AUTH\x10\x05\x12\t\n" +
 	"\x05SCRAM\x10\x06\x12\b\n" +
 	"\x04VRFY\x10\a\x12\b\n" +
-	"\x04EXPN\x10\b\"w\n" +
+	"\x04EXPN\x10\b\":\n" +
 	"\bEnvelope\x12\x16\n" +
 	"\x06sender\x18\x01 \x01(\fR\x06sender\x12\x16\n" +
-	"\x06params\x18\x02 \x03(\fR\x06params\x12;\n" +
-	"\n" +
-	"recipients\x18\x03 \x03(\v2\x1b.mailgw.plugin.v1.RecipientR\n" +
-	"recipients\"w\n" +
+	"\x06params\x18\x02 \x03(\fR\x06params\"w\n" +
 	"\vCredentials\x12\x1c\n" +
 	"\tmechanism\x18\x01 \x01(\tR\tmechanism\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\fR\bidentity\x12\x12\n" +
@@ -2522,23 +2512,22 @@ var file_plugin_proto_depIdxs = []int32{
 	24, // 24: mailgw.plugin.v1.Question.envelope:type_name -> mailgw.plugin.v1.Envelope
 	8,  // 25: mailgw.plugin.v1.Question.recipient:type_name -> mailgw.plugin.v1.Recipient
 	25, // 26: mailgw.plugin.v1.Question.credentials:type_name -> mailgw.plugin.v1.Credentials
-	8,  // 27: mailgw.plugin.v1.Envelope.recipients:type_name -> mailgw.plugin.v1.Recipient
-	16, // 28: mailgw.plugin.v1.Answer.status:type_name -> mailgw.plugin.v1.Status
-	27, // 29: mailgw.plugin.v1.Answer.opinion:type_name -> mailgw.plugin.v1.Opinion
-	28, // 30: mailgw.plugin.v1.Answer.scram:type_name -> mailgw.plugin.v1.SCRAMVerifier
-	29, // 31: mailgw.plugin.v1.Answer.members:type_name -> mailgw.plugin.v1.Members
-	16, // 32: mailgw.plugin.v1.Opinion.status:type_name -> mailgw.plugin.v1.Status
-	2,  // 33: mailgw.plugin.v1.Plugin.Configure:input_type -> mailgw.plugin.v1.ConfigureRequest
-	6,  // 34: mailgw.plugin.v1.Plugin.Deliver:input_type -> mailgw.plugin.v1.ToPlugin
-	23, // 35: mailgw.plugin.v1.Plugin.Ask:input_type -> mailgw.plugin.v1.Question
-	3,  // 36: mailgw.plugin.v1.Plugin.Configure:output_type -> mailgw.plugin.v1.ConfigureResponse
-	15, // 37: mailgw.plugin.v1.Plugin.Deliver:output_type -> mailgw.plugin.v1.ToGateway
-	26, // 38: mailgw.plugin.v1.Plugin.Ask:output_type -> mailgw.plugin.v1.Answer
-	36, // [36:39] is the sub-list for method output_type
-	33, // [33:36] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	16, // 27: mailgw.plugin.v1.Answer.status:type_name -> mailgw.plugin.v1.Status
+	27, // 28: mailgw.plugin.v1.Answer.opinion:type_name -> mailgw.plugin.v1.Opinion
+	28, // 29: mailgw.plugin.v1.Answer.scram:type_name -> mailgw.plugin.v1.SCRAMVerifier
+	29, // 30: mailgw.plugin.v1.Answer.members:type_name -> mailgw.plugin.v1.Members
+	16, // 31: mailgw.plugin.v1.Opinion.status:type_name -> mailgw.plugin.v1.Status
+	2,  // 32: mailgw.plugin.v1.Plugin.Configure:input_type -> mailgw.plugin.v1.ConfigureRequest
+	6,  // 33: mailgw.plugin.v1.Plugin.Deliver:input_type -> mailgw.plugin.v1.ToPlugin
+	23, // 34: mailgw.plugin.v1.Plugin.Ask:input_type -> mailgw.plugin.v1.Question
+	3,  // 35: mailgw.plugin.v1.Plugin.Configure:output_type -> mailgw.plugin.v1.ConfigureResponse
+	15, // 36: mailgw.plugin.v1.Plugin.Deliver:output_type -> mailgw.plugin.v1.ToGateway
+	26, // 37: mailgw.plugin.v1.Plugin.Ask:output_type -> mailgw.plugin.v1.Answer
+	35, // [35:38] is the sub-list for method output_type
+	32, // [32:35] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_plugin_proto_init() }
