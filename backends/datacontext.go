@@ -57,8 +57,11 @@ type Session struct {
 	// Listener is the name of the listener.
 	Listener string
 
-	// Protocol is "SMTP", "ESMTP", "UTF8SMTP", "LMTP" or "UTF8LMTP", as in
-	// the WITH clause of a Received field (RFC 3848, RFC 6531).
+	// Protocol is what stands in the WITH clause of a Received field (RFC
+	// 3848, RFC 6531): "SMTP", after EHLO "ESMTP", or "LMTP"; "UTF8SMTP" or
+	// "UTF8LMTP" in a transaction with SMTPUTF8. After EHLO and LHLO an "S"
+	// follows if there is TLS, and then an "A" if the client has proved who
+	// it is: "ESMTPS", "LMTPA", "UTF8SMTPSA".
 	Protocol string
 
 	// Peer is the other end of the socket.

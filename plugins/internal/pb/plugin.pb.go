@@ -627,18 +627,21 @@ func (x *Recipient) GetParams() [][]byte {
 }
 
 type Session struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Listener      string                 `protobuf:"bytes,2,opt,name=listener,proto3" json:"listener,omitempty"`
-	Protocol      string                 `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"` // SMTP, ESMTP, UTF8SMTP, LMTP, UTF8LMTP
-	Peer          *Peer                  `protobuf:"bytes,4,opt,name=peer,proto3" json:"peer,omitempty"`
-	Local         string                 `protobuf:"bytes,5,opt,name=local,proto3" json:"local,omitempty"`
-	Helo          []byte                 `protobuf:"bytes,6,opt,name=helo,proto3" json:"helo,omitempty"`
-	Xforward      *XForward              `protobuf:"bytes,7,opt,name=xforward,proto3" json:"xforward,omitempty"`    // absent if no XFORWARD was sent
-	Tls           *TLS                   `protobuf:"bytes,8,opt,name=tls,proto3" json:"tls,omitempty"`              // absent in the clear
-	Client        *Client                `protobuf:"bytes,9,opt,name=client,proto3" json:"client,omitempty"`        // absent if no proxy told of the client for the whole session
-	User          []byte                 `protobuf:"bytes,10,opt,name=user,proto3" json:"user,omitempty"`           // that the client has proved to be by AUTH; empty if it has not
-	Mechanism     string                 `protobuf:"bytes,11,opt,name=mechanism,proto3" json:"mechanism,omitempty"` // how: SCRAM-SHA-256, or XCLIENT if a proxy says so
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Id       string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Listener string                 `protobuf:"bytes,2,opt,name=listener,proto3" json:"listener,omitempty"`
+	// SMTP, after EHLO ESMTP, or LMTP; UTF8SMTP or UTF8LMTP in a transaction
+	// with SMTPUTF8. After EHLO and LHLO an S follows if there is TLS, and then
+	// an A if the client has proved who it is: UTF8SMTPSA (RFC 3848, RFC 6531).
+	Protocol      string    `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Peer          *Peer     `protobuf:"bytes,4,opt,name=peer,proto3" json:"peer,omitempty"`
+	Local         string    `protobuf:"bytes,5,opt,name=local,proto3" json:"local,omitempty"`
+	Helo          []byte    `protobuf:"bytes,6,opt,name=helo,proto3" json:"helo,omitempty"`
+	Xforward      *XForward `protobuf:"bytes,7,opt,name=xforward,proto3" json:"xforward,omitempty"`    // absent if no XFORWARD was sent
+	Tls           *TLS      `protobuf:"bytes,8,opt,name=tls,proto3" json:"tls,omitempty"`              // absent in the clear
+	Client        *Client   `protobuf:"bytes,9,opt,name=client,proto3" json:"client,omitempty"`        // absent if no proxy told of the client for the whole session
+	User          []byte    `protobuf:"bytes,10,opt,name=user,proto3" json:"user,omitempty"`           // that the client has proved to be by AUTH; empty if it has not
+	Mechanism     string    `protobuf:"bytes,11,opt,name=mechanism,proto3" json:"mechanism,omitempty"` // how: SCRAM-SHA-256, or XCLIENT if a proxy says so
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
