@@ -178,8 +178,7 @@ func TestNothingIsEditedAfterTheEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tx.SetSender("late@example.net")
-	for i, err := range []error{tx.ReplaceMessage(strings.NewReader("late")), tx.AddField(0, "X: late"), tx.Redirect(0, "late@example.org")} {
+	for i, err := range []error{tx.SetSender("late@example.net"), tx.ReplaceMessage(strings.NewReader("late")), tx.AddField(0, "X: late"), tx.Redirect(0, "late@example.org")} {
 		if err == nil {
 			t.Errorf("edit %d after the end: no error", i)
 		}

@@ -89,7 +89,7 @@ func (tx *DataContext) RemoveField(at int) error {
 var errReplaced = errors.New("edit: header fields and whole message cannot both be edited")
 
 func (tx *DataContext) editField(e FieldEdit) error {
-	if err := e.Check(); err != nil {
+	if err := e.check(); err != nil {
 		return err
 	}
 	tx.mu.Lock()
@@ -104,8 +104,8 @@ func (tx *DataContext) editField(e FieldEdit) error {
 	return nil
 }
 
-// Check returns an error if e would damage a header: RFC 5322, section 2.2.
-func (e FieldEdit) Check() error {
+// check returns an error if e would damage a header: RFC 5322, section 2.2.
+func (e FieldEdit) check() error {
 	if e.At < 0 {
 		return fmt.Errorf("edit: header position %d is negative", e.At)
 	}
@@ -179,43 +179,56 @@ func storeInMemory(r io.Reader) (Message, error) {
 }
 
 // SetSender changes the reverse-path; "" is the null reverse-path. Its
-// parameters stay.
-func (tx *DataContext) SetSender(address string) {
-	tx.mu.Lock()
-	defer tx.mu.Unlock()
-	if tx.ended {
-		return
-	}
-	tx.edits.Sender = &address
-}
-
-// Redirect sends recipient i on to other addresses, with its parameters. It
-// gets the worst of their answers. The route and the address in the client's
-// reply stay.
-func (tx *DataContext) Redirect(i int, addresses ...string) error {
-	if len(addresses) == 0 {
-		return fmt.Errorf("edit: redirect recipient %d: no address", i)
+// parameters stay. The last call counts.
+func (tx *DataContext) SetSender(address string) error {
+	if address != "" {
+		if err := checkAddress(address); err != nil {
+			return fmt.Errorf("edit: sender: %w", err)
+		}
 	}
 	tx.mu.Lock()
 	defer tx.mu.Unlock()
 	if tx.ended {
 		return errEnded
 	}
-	if _, why := tx.fate(i); why != "" {
-		return fmt.Errorf("edit: redirect recipient %d: %s", i, why)
-	}
-	if tx.edits.Redirects == nil {
-		tx.edits.Redirects = map[int][]string{}
-	}
-	tx.edits.Redirects[i] = slices.Clone(addresses)
+	tx.edits.Sender = &address
 	return nil
 }
 
+// Redirect sends recipient i on to other addresses, with its parameters. It
+// gets the worst of their answers. The route and the address in the client's
+// reply stay. The last call counts.
+func (tx *DataContext) Redirect(i int, addresses ...string) error {
+	if len(addresses) == 0 {
+		return fmt.Errorf("edit: redirect recipient %d: no address", i)
+	}
+	for _, a := range addresses {
+		if err := checkRecipient(a); err != nil {
+			return fmt.Errorf("edit: redirect recipient %d: %w", i, err)
+		}
+	}
+	return editRecipient(tx, "redirect", i, &tx.edits.Redirects, slices.Clone(addresses))
+}
+
 // AddRecipient adds a recipient, who takes the rest of the route even if
-// nobody else goes on. No recipient of the transaction gets a 2yz before the
-// added one has it; if that is refused, they get its status. The client is
-// told of nobody whom it did not name.
+// nobody else goes on. In the last backend of a route, where nothing is left
+// of it, that is an error of the delivery.
+//
+// No recipient of the transaction gets a 2yz before the added one has it; if
+// that is refused, they get its status. The client is told of nobody whom it
+// did not name. An error or a panic of Deliver drops the addition, as it does
+// all edits; and when the transaction reaches its deadline, the successes of
+// others are told although a backend that has not returned might have added
+// somebody.
 func (tx *DataContext) AddRecipient(to Recipient) error {
+	if err := checkRecipient(to.Address); err != nil {
+		return fmt.Errorf("edit: add recipient: %w", err)
+	}
+	for _, p := range to.Params {
+		if err := checkParam(p); err != nil {
+			return fmt.Errorf("edit: add recipient %q: %w", to.Address, err)
+		}
+	}
 	tx.mu.Lock()
 	defer tx.mu.Unlock()
 	if tx.ended {
@@ -230,18 +243,26 @@ func (tx *DataContext) AddRecipient(to Recipient) error {
 // recipient is diverted once; after that it is an error of the delivery. The
 // last call counts.
 func (tx *DataContext) Divert(i int, route string) error {
+	if err := checkRoute(route); err != nil {
+		return fmt.Errorf("edit: divert recipient %d: %w", i, err)
+	}
+	return editRecipient(tx, "divert", i, &tx.edits.Diversions, route)
+}
+
+// editRecipient notes an edit of recipient i. what names it.
+func editRecipient[E any](tx *DataContext, what string, i int, edits *map[int]E, edit E) error {
 	tx.mu.Lock()
 	defer tx.mu.Unlock()
 	if tx.ended {
 		return errEnded
 	}
 	if _, why := tx.fate(i); why != "" {
-		return fmt.Errorf("edit: divert recipient %d: %s", i, why)
+		return fmt.Errorf("edit: %s recipient %d: %s", what, i, why)
 	}
-	if tx.edits.Diversions == nil {
-		tx.edits.Diversions = map[int]string{}
+	if *edits == nil {
+		*edits = map[int]E{}
 	}
-	tx.edits.Diversions[i] = route
+	(*edits)[i] = edit
 	return nil
 }
 

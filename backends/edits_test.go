@@ -64,11 +64,12 @@ func TestEditsAreKeptInOrder(t *testing.T) {
 		tx.RemoveField(1),
 		tx.ReplaceField(0, "Y: first"),
 		tx.Redirect(1, "a@example.org", "b@example.org"),
-		tx.Redirect(1, "c@example.org"))
+		tx.Redirect(1, "c@example.org"),
+		tx.SetSender("a@example.org"),
+		tx.SetSender(""))
 	if err != nil {
 		t.Fatal(err)
 	}
-	tx.SetSender("")
 
 	null := ""
 	want := backends.Edits{
@@ -154,10 +155,10 @@ func TestEditsAfterTheReturnOfDeliverAreRefused(t *testing.T) {
 	if _, err := backends.Run(t.Context(), backends.Func(func(context.Context, *backends.DataContext) error { return nil }), tx, backends.Hooks{}); err != nil {
 		t.Fatal(err)
 	}
-	tx.SetSender("late@example.org")
 	for name, err := range map[string]error{
 		"AddField":       tx.AddField(0, "X: late"),
 		"ReplaceMessage": tx.ReplaceMessage(strings.NewReader("")),
+		"SetSender":      tx.SetSender("late@example.org"),
 		"Redirect":       tx.Redirect(0, "a@example.org"),
 		"AddRecipient":   tx.AddRecipient(backends.Recipient{Address: "a@example.org"}),
 		"Divert":         tx.Divert(0, "quarantine"),

@@ -195,8 +195,7 @@ func TestRoutesRunSideBySide(t *testing.T) {
 // Edits count only when Deliver returned nil, and all of them or none.
 func TestEditsAllOrNone(t *testing.T) {
 	edit := func(tx *backends.DataContext) error {
-		tx.SetSender("new@example.net")
-		return errors.Join(tx.AddField(0, "X-Tag: seen"), tx.Redirect(0, "new@x.example"))
+		return errors.Join(tx.SetSender("new@example.net"), tx.AddField(0, "X-Tag: seen"), tx.Redirect(0, "new@x.example"))
 	}
 	show := backends.Func(func(_ context.Context, tx *backends.DataContext) error {
 		b, err := io.ReadAll(tx.Body)
@@ -217,7 +216,7 @@ func TestEditsAllOrNone(t *testing.T) {
 			`250 2.0.0 <a@x.example> sender@example.net to a@x.example [NOTIFY=NEVER]: "A: 1\r\n\r\nbody\r\n" (ID)`},
 		{"all", func(_ context.Context, tx *backends.DataContext) error { return edit(tx) },
 			`250 2.0.0 <a@x.example> new@example.net to new@x.example [NOTIFY=NEVER]: "X-Tag: seen\r\nA: 1\r\n\r\nbody\r\n" (ID)`},
-		{"null sender", func(_ context.Context, tx *backends.DataContext) error { tx.SetSender(""); return nil },
+		{"null sender", func(_ context.Context, tx *backends.DataContext) error { return tx.SetSender("") },
 			`250 2.0.0 <a@x.example>  to a@x.example [NOTIFY=NEVER]: "A: 1\r\n\r\nbody\r\n" (ID)`},
 		{"whole message", func(_ context.Context, tx *backends.DataContext) error {
 			return tx.ReplaceMessage(strings.NewReader("B: 2\r\n\r\nnew\r\n"))
@@ -238,10 +237,7 @@ func TestEditsAllOrNone(t *testing.T) {
 			"451 4.3.0 <a@x.example> try again later (ID)"},
 		{"postmaster", func(_ context.Context, tx *backends.DataContext) error { return tx.Redirect(0, "postmaster") },
 			`250 2.0.0 <a@x.example> sender@example.net to postmaster [NOTIFY=NEVER]: "A: 1\r\n\r\nbody\r\n" (ID)`},
-		{"bad sender", func(_ context.Context, tx *backends.DataContext) error {
-			tx.SetSender("a\r\nb@example.net")
-			return nil
-		},
+		{"bad sender", func(_ context.Context, tx *backends.DataContext) error { return tx.SetSender("a@b..example") },
 			"451 4.3.0 <a@x.example> try again later (ID)"},
 		{"bare LF", func(_ context.Context, tx *backends.DataContext) error {
 			return tx.ReplaceMessage(strings.NewReader("B: 2\n\nnew\n"))

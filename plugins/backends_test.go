@@ -75,8 +75,8 @@ var testBackends = map[string]backends.Func{
 	},
 
 	"edits": func(_ context.Context, tx *backends.DataContext) error {
-		tx.SetSender("new@example.org")
 		return errors.Join(
+			tx.SetSender("new@example.org"),
 			tx.AddField(0, "X-First: one"),
 			tx.ReplaceField(2, "Subject: gr\xfc\xdfe,\r\n folded"),
 			tx.RemoveField(3),

@@ -244,7 +244,9 @@ func editsFromWire(e *pb.Edits, tx *backends.DataContext) error {
 		return errors.New("protocol: a message was sent and is not wanted, or the other way round")
 	}
 	if e.GetSender() != nil {
-		tx.SetSender(string(e.Sender))
+		if err := tx.SetSender(string(e.Sender)); err != nil {
+			return err
+		}
 	}
 	for _, r := range e.GetRedirects() {
 		if err := tx.Redirect(int(r.GetRecipient()), toStrings(r.GetAddresses())...); err != nil {

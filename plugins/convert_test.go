@@ -3,6 +3,7 @@ package plugins
 import (
 	"net/netip"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/mailgw/mailgw/backends"
@@ -65,15 +66,15 @@ func TestWholeTransactionIsWhole(t *testing.T) {
 }
 
 func TestEditsCrossTheBorderWhole(t *testing.T) {
-	sender, null := "s\xff", ""
+	sender, null := "s\u00fc@example.org", ""
 	for _, want := range []backends.Edits{
 		{},
 		{
 			Fields:     []backends.FieldEdit{{Op: backends.AddField, At: 7, Field: "X: \xff"}, {Op: backends.RemoveField, At: 1}},
 			Sender:     &sender,
-			Redirects:  map[int][]string{0: {"a\xff", "b"}},
-			Added:      []backends.Recipient{{Address: "c\xff", Params: backends.Params{"NOTIFY=NEVER", "X=\xff"}}, {Address: "d"}},
-			Diversions: map[int]string{0: "quarantine", 1: "gr\u00fcn"},
+			Redirects:  map[int][]string{0: {"\"a\u00fc b\"@example.org", "postmaster"}},
+			Added:      []backends.Recipient{{Address: "c\u00fc@example.org", Params: backends.Params{"NOTIFY=NEVER", "X=\u00fc"}}, {Address: "d@example.org"}},
+			Diversions: map[int]string{0: "quarantine", 1: "audit"},
 		},
 		{Sender: &null},
 	} {
@@ -85,6 +86,34 @@ func TestEditsCrossTheBorderWhole(t *testing.T) {
 		}
 		if got := tx.Edits(); !reflect.DeepEqual(got, want) {
 			t.Errorf("got  %+v\nwant %+v", got, want)
+		}
+	}
+}
+
+// What the Go package would not let a backend say is a breach of the protocol.
+func TestAbsurdEditsAreRefused(t *testing.T) {
+	long := []byte(strings.Repeat("x", 1013) + "@example.org")
+	for name, test := range map[string]struct {
+		edits *pb.Edits
+		err   string
+	}{
+		"long sender":   {&pb.Edits{Sender: long}, "edit: sender: address of 1025 octets"},
+		"long redirect": {&pb.Edits{Redirects: []*pb.Redirect{{Addresses: [][]byte{long}}}}, "edit: redirect recipient 0: address of 1025 octets"},
+		"long added":    {&pb.Edits{Added: []*pb.Recipient{{Address: long}}}, "edit: add recipient: address of 1025 octets"},
+		"long parameter": {&pb.Edits{Added: []*pb.Recipient{{Address: []byte("a@example.org"), Params: [][]byte{long}}}},
+			"edit: add recipient \"a@example.org\": parameter of 1025 octets"},
+		"long route":    {&pb.Edits{Diversions: []*pb.Diversion{{Route: strings.Repeat("x", 64)}}}, "edit: divert recipient 0: route"},
+		"no address":    {&pb.Edits{Sender: []byte("MAIL\r\nRCPT")}, "control character"},
+		"nobody":        {&pb.Edits{Redirects: []*pb.Redirect{{}}}, "no address"},
+		"somebody else": {&pb.Edits{Diversions: []*pb.Diversion{{Recipient: 1<<32 - 1, Route: "audit"}}}, "no such recipient"},
+	} {
+		tx := message("", "one")
+		result, err := returnedFromWire(&pb.Returned{Result: &pb.Returned_Edits{Edits: test.edits}}, tx)
+		if result != nil || err == nil || !strings.Contains(err.Error(), test.err) {
+			t.Errorf("%s: got %v, %v, want %q", name, result, err, test.err)
+		}
+		if edits := tx.Edits(); !edits.IsZero() {
+			t.Errorf("%s: got edits %+v, want none", name, edits)
 		}
 	}
 }

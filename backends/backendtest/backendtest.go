@@ -31,8 +31,8 @@ type Options struct {
 	// are one@example.org and two@example.org.
 	Recipients []string
 
-	// Final says that the backend decides every recipient and passes none
-	// on, so that it can be the last of a route.
+	// Final says that the backend decides or diverts every recipient, passes
+	// none on and adds none, so that it can be the last of a route.
 	Final bool
 
 	// IgnoresMessage says that the backend decides without the message. Any

@@ -75,14 +75,26 @@ func TestGoodBackendsPass(t *testing.T) {
 			}},
 		{"edits header and envelope", Options{},
 			func(ctx context.Context, tx *backends.DataContext) error {
-				tx.SetSender("")
 				tx.SetSMTPResponse(backends.Delivered)
 				return errors.Join(
+					tx.SetSender(""),
 					tx.Redirect(0, "other@example.org", `"a b"@[192.0.2.1]`, "postmaster"),
 					tx.AddRecipient(backends.Recipient{Address: "archive@example.org"}),
 					tx.Divert(0, "quarantine"),
 					tx.AddField(1000, "X-Last: yes"),
 					tx.AddField(0, "X-First: yes"))
+			}},
+		{"redirects UTF-8 as it came", Options{Recipients: []string{"\u00fc@example.org"}},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				return tx.Redirect(0, tx.Envelope.Recipients[0].Address)
+			}},
+		{"diverts, the last of a route", Options{Final: true},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				var err error
+				for i := range tx.Envelope.Recipients {
+					err = errors.Join(err, tx.Divert(i, "quarantine"))
+				}
+				return err
 			}},
 		{"replaces the message", Options{},
 			func(ctx context.Context, tx *backends.DataContext) error {
@@ -248,16 +260,21 @@ func TestBrokenPromisesAreFound(t *testing.T) {
 			}},
 		{"removes a field that is not there", "one recipient: edit: there is no header field 3, only 3", Options{},
 			func(ctx context.Context, tx *backends.DataContext) error { return tx.RemoveField(3) }},
-		{"makes a bad sender", `one recipient: edit: sender: "no address"`, Options{},
-			func(ctx context.Context, tx *backends.DataContext) error { tx.SetSender("no address"); return nil }},
-		{"adds nobody", `one recipient: edit: added recipient: "nobody"`, Options{},
-			func(ctx context.Context, tx *backends.DataContext) error {
-				return errors.Join(take(ctx, tx), tx.AddRecipient(backends.Recipient{Address: "nobody"}))
-			}},
-		{"diverts nowhere", "one recipient: edit: recipient 0 is diverted to a route without a name", Options{},
-			func(ctx context.Context, tx *backends.DataContext) error { return tx.Divert(0, "") }},
-		{"redirects nowhere", `one recipient: edit: redirect of recipient 0: "<one@example.org>"`, Options{},
-			func(ctx context.Context, tx *backends.DataContext) error { return tx.Redirect(0, "<one@example.org>") }},
+		{"makes a bad sender", `one recipient: edit: sender: "a@b..example": empty label`, Options{},
+			func(ctx context.Context, tx *backends.DataContext) error { return tx.SetSender("a@b..example") }},
+		{"redirects to a bad address", `one recipient: edit: redirect of recipient 0: "a@-b": hyphen`, Options{},
+			func(ctx context.Context, tx *backends.DataContext) error { return tx.Redirect(0, "a@-b") }},
+		{"redirects ASCII to UTF-8", "one recipient: edit: redirect of recipient 0: \"\u00fc@example.org\": not US-ASCII", Options{},
+			func(ctx context.Context, tx *backends.DataContext) error { return tx.Redirect(0, "\u00fc@example.org") }},
+		{"adds a bad address", `one recipient: edit: added recipient: "a@b..example"`, Options{}, adds("a@b..example")},
+		{"adds bad parameters", `one recipient: edit: parameters of added recipient "a@example.org": bad parameter "!"`, Options{},
+			adds("a@example.org", "!")},
+		{"adds parameters of UTF-8", `one recipient: edit: parameters of added recipient "a@example.org": not US-ASCII`, Options{},
+			adds("a@example.org", "X=\u00fc")},
+		{"adds a recipient for nobody", "one recipient: edit: a recipient is added, and no backend follows", Options{Final: true},
+			adds("a@example.org")},
+		{"diverts one alone", "many recipients: recipient 1 was left undecided", Options{Final: true},
+			func(ctx context.Context, tx *backends.DataContext) error { return tx.Divert(0, "quarantine") }},
 		{"replaces by bare newlines", "one recipient: edit: new message: bare CR or LF", Options{},
 			func(ctx context.Context, tx *backends.DataContext) error {
 				return tx.ReplaceMessage(strings.NewReader("Subject: unix\n\n"))
@@ -268,6 +285,16 @@ func TestBrokenPromisesAreFound(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), tt.fault) {
 			t.Errorf("%s: got %v\nwant %s", tt.name, err, tt.fault)
 		}
+	}
+}
+
+// adds returns a backend that takes every message and adds a recipient.
+func adds(address string, params ...string) backends.Func {
+	return func(ctx context.Context, tx *backends.DataContext) error {
+		if err := take(ctx, tx); err != nil {
+			return err
+		}
+		return tx.AddRecipient(backends.Recipient{Address: address, Params: params})
 	}
 }
 

@@ -14,9 +14,7 @@ import (
 // gateway refuses them and the recipients would get 451.
 func (c *call) checkEdits(e backends.Edits) {
 	for _, f := range e.Fields {
-		if err := f.Check(); err != nil {
-			c.faultf("%v", err)
-		} else if f.Op != backends.AddField && f.At >= c.message.fields {
+		if f.Op != backends.AddField && f.At >= c.message.fields {
 			c.faultf("edit: there is no header field %d, only %d", f.At, c.message.fields)
 		}
 	}
@@ -33,23 +31,44 @@ func (c *call) checkEdits(e backends.Edits) {
 	}
 	for i, addresses := range e.Redirects {
 		for _, a := range addresses {
-			c.checkAddress(fmt.Sprintf("redirect of recipient %d", i), a)
+			c.checkRecipient(fmt.Sprintf("redirect of recipient %d", i), a)
 		}
 	}
 	for _, r := range e.Added {
-		c.checkAddress("added recipient", r.Address)
-	}
-	for i, route := range e.Diversions {
-		if route == "" {
-			c.faultf("edit: recipient %d is diverted to a route without a name", i)
+		c.checkRecipient("added recipient", r.Address)
+		err := smtp.CheckParams(r.Params)
+		if err == nil && !c.utf8() && !smtp.IsASCII(strings.Join(r.Params, "")) {
+			err = smtp.ErrNeedsUTF8
 		}
+		if err != nil {
+			c.faultf("edit: parameters of added recipient %q: %v", r.Address, err)
+		}
+	}
+	if c.Final && e.Added != nil {
+		c.faultf("edit: a recipient is added, and no backend follows")
+	}
+}
+
+// checkRecipient takes "postmaster" alone: RFC 5321, section 4.5.1.
+func (c *call) checkRecipient(what, address string) {
+	if !strings.EqualFold(address, "postmaster") {
+		c.checkAddress(what, address)
 	}
 }
 
 func (c *call) checkAddress(what, address string) {
-	if _, err := smtp.CheckMailbox(address, true); err != nil && !strings.EqualFold(address, "postmaster") {
+	checked, err := smtp.CheckMailbox(address, c.utf8())
+	if err == nil && checked != address {
+		err = errors.New("a source route")
+	}
+	if err != nil {
 		c.faultf("edit: %s: %q: %v", what, address, err)
 	}
+}
+
+func (c *call) utf8() bool {
+	_, ok := c.tx.Envelope.Params.Lookup("SMTPUTF8")
+	return ok
 }
 
 // checkMessage reads m to its end. Every CR and LF has to be in a CRLF.

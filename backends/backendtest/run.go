@@ -6,9 +6,11 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/internal/smtp"
 )
 
 // A call is one transaction in the hands of the backend.
@@ -69,7 +71,7 @@ var session = backends.Session{
 }
 
 func (c *call) envelope() backends.Envelope {
-	e := backends.Envelope{Sender: c.sender, Params: backends.Params{"BODY=8BITMIME"}}
+	e := backends.Envelope{Sender: c.sender, Params: c.params()}
 	for i := range c.recipients {
 		if c.same {
 			i = 0
@@ -78,6 +80,14 @@ func (c *call) envelope() backends.Envelope {
 		e.Recipients = append(e.Recipients, backends.Recipient{Address: address})
 	}
 	return e
+}
+
+// params are those of MAIL.
+func (t *tester) params() backends.Params {
+	if smtp.IsASCII(strings.Join(t.Recipients, "")) {
+		return backends.Params{"BODY=8BITMIME"}
+	}
+	return backends.Params{"BODY=8BITMIME", "SMTPUTF8"}
 }
 
 // An ending is how a call of the backend ended.
@@ -152,7 +162,7 @@ func (c *call) judge(end ending) {
 	for i, s := range c.statuses {
 		if slices.Contains(end.undecided, i) {
 			if end.err == nil {
-				if c.Final {
+				if _, diverted := c.tx.Edits().Diversions[i]; c.Final && !diverted {
 					c.faultf("recipient %d was left undecided", i)
 				}
 				continue

@@ -34,7 +34,8 @@
 // A message to the gateway has at most 256 KiB, and at most 4096 parts: the
 // messages within it and the elements of its lists, at all depths, where an
 // element of started counts for each of its octets. A larger one ends the
-// call. Texts are cut to 8 KiB.
+// call. Texts are cut to 8 KiB. An address or a parameter in Edits has at most
+// 1 KiB, and the name of a route 63 octets; a longer one ends the call.
 //
 // Fields of type bytes may be anything that mail may contain. Fields of type
 // string are UTF-8.
@@ -1461,14 +1462,17 @@ func (*Returned_Status) isReturned_Result() {}
 
 func (*Returned_Edits) isReturned_Result() {}
 
-// Edits are what changes for the backends that follow.
+// Edits are what changes for the backends that follow. An address is bare, in
+// the form local@domain, or postmaster alone if it is a recipient's; one that
+// is not of that form, and a parameter that is no keyword or keyword=value,
+// end the call.
 type Edits struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Fields        []*FieldEdit           `protobuf:"bytes,1,rep,name=fields,proto3" json:"fields,omitempty"`
-	Message       bool                   `protobuf:"varint,2,opt,name=message,proto3" json:"message,omitempty"` // take the message that was sent, first to last
-	Sender        []byte                 `protobuf:"bytes,3,opt,name=sender,proto3,oneof" json:"sender,omitempty"`
+	Message       bool                   `protobuf:"varint,2,opt,name=message,proto3" json:"message,omitempty"`    // take the message that was sent, first to last
+	Sender        []byte                 `protobuf:"bytes,3,opt,name=sender,proto3,oneof" json:"sender,omitempty"` // empty for the null reverse-path
 	Redirects     []*Redirect            `protobuf:"bytes,4,rep,name=redirects,proto3" json:"redirects,omitempty"`
-	Added         []*Recipient           `protobuf:"bytes,5,rep,name=added,proto3" json:"added,omitempty"` // new ones, who take the rest of the route
+	Added         []*Recipient           `protobuf:"bytes,5,rep,name=added,proto3" json:"added,omitempty"` // new ones, who take the rest of the route; there has to be one
 	Diversions    []*Diversion           `protobuf:"bytes,6,rep,name=diversions,proto3" json:"diversions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1662,7 +1666,7 @@ func (x *Redirect) GetAddresses() [][]byte {
 type Diversion struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Recipient     uint32                 `protobuf:"varint,1,opt,name=recipient,proto3" json:"recipient,omitempty"` // index
-	Route         string                 `protobuf:"bytes,2,opt,name=route,proto3" json:"route,omitempty"`          // its name in [named_routes] of gateway.toml
+	Route         string                 `protobuf:"bytes,2,opt,name=route,proto3" json:"route,omitempty"`          // its name in [named_routes] of gateway.toml; letters, digits, _ and -
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

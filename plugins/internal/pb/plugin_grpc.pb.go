@@ -34,7 +34,8 @@
 // A message to the gateway has at most 256 KiB, and at most 4096 parts: the
 // messages within it and the elements of its lists, at all depths, where an
 // element of started counts for each of its octets. A larger one ends the
-// call. Texts are cut to 8 KiB.
+// call. Texts are cut to 8 KiB. An address or a parameter in Edits has at most
+// 1 KiB, and the name of a route 63 octets; a longer one ends the call.
 //
 // Fields of type bytes may be anything that mail may contain. Fields of type
 // string are UTF-8.
