@@ -11,28 +11,22 @@ import (
 	"github.com/mailgw/mailgw/internal/smtp"
 )
 
-// questions are those that the backend can be asked.
-func (t *tester) questions() (all []backends.Question) {
-	for _, about := range backends.Topics() {
-		if !backends.Answers(t.backend, about) {
-			continue
-		}
-		s := session
-		q := backends.Question{About: about, Session: &s}
-		switch about {
-		case backends.AboutSender, backends.AboutRecipient:
-			q.Envelope = &backends.Envelope{Sender: "sender@example.net"}
-			q.Recipient.Address = t.Recipients[0]
-		case backends.AboutAUTH:
-			q.Credentials = backends.Credentials{Mechanism: "PLAIN", User: "user", Password: "password"}
-		case backends.AboutSCRAM:
-			q.Text = "user"
-		case backends.AboutVRFY, backends.AboutEXPN:
-			q.Text = t.Recipients[0]
-		}
-		all = append(all, q)
+// question is what the backend is asked about a topic, in memory of its own.
+func (t *tester) question(about backends.Topic) backends.Question {
+	s := session
+	q := backends.Question{About: about, Session: &s}
+	switch about {
+	case backends.AboutSender, backends.AboutRecipient:
+		q.Envelope = &backends.Envelope{Sender: "sender@example.net", Params: t.params()}
+		q.Recipient = backends.Recipient{Address: t.Recipients[0], Params: backends.Params{"NOTIFY=FAILURE"}}
+	case backends.AboutAUTH:
+		q.Credentials = backends.Credentials{Mechanism: "PLAIN", User: "user", Password: "password"}
+	case backends.AboutSCRAM:
+		q.Text = "user"
+	case backends.AboutVRFY, backends.AboutEXPN:
+		q.Text = t.Recipients[0]
 	}
-	return all
+	return q
 }
 
 // An answer is what Ask returned.
@@ -53,16 +47,19 @@ func (a answer) status() backends.Status {
 func (t *tester) ask() {
 	over, cancel := context.WithCancel(context.Background())
 	cancel()
-	for _, q := range t.questions() {
-		name := fmt.Sprintf("question about %v", q.About)
-		first := t.answer(context.Background(), name, q)
-		second := t.answer(context.Background(), name, q)
-		late := t.answer(over, name+", context over", q)
+	for _, about := range backends.Topics() {
+		if !backends.Answers(t.backend, about) {
+			continue
+		}
+		name := fmt.Sprintf("question about %v", about)
+		first := t.answer(context.Background(), name, about)
+		second := t.answer(context.Background(), name, about)
+		late := t.answer(over, name+", context over", about)
 		if t.gaveUp() {
 			return
 		}
-		t.judgeAnswer(name, q, first)
-		if q.About == backends.AboutSCRAM && !reflect.DeepEqual(first.SCRAM, second.SCRAM) {
+		t.judgeAnswer(name, about, first)
+		if about == backends.AboutSCRAM && !reflect.DeepEqual(first.SCRAM, second.SCRAM) {
 			t.faultf("%s: another verifier each time tells who exists", name)
 		}
 		if s := late.status(); s.Permanent() && !first.status().Permanent() {
@@ -72,12 +69,12 @@ func (t *tester) ask() {
 }
 
 // answer asks one question. It gives up if there is no answer.
-func (t *tester) answer(ctx context.Context, name string, q backends.Question) answer {
+func (t *tester) answer(ctx context.Context, name string, about backends.Topic) answer {
 	if t.gaveUp() {
 		return answer{}
 	}
 	answered := make(chan answer, 1)
-	before := q.Session.Clone()
+	q, same := t.question(about), t.question(about)
 	go func() {
 		a, err := backends.Ask(ctx, t.backend, q)
 		answered <- answer{a, err}
@@ -88,8 +85,11 @@ func (t *tester) answer(ctx context.Context, name string, q backends.Question) a
 			t.faultf("%s: panic: %v", name, p.Value)
 			return answer{}
 		}
-		if !reflect.DeepEqual(*q.Session, before) {
+		if !reflect.DeepEqual(q.Session, same.Session) {
 			t.faultf("%s: the session was changed, which is for reading", name)
+		}
+		if !reflect.DeepEqual(q.Envelope, same.Envelope) || !reflect.DeepEqual(q.Recipient, same.Recipient) {
+			t.faultf("%s: the envelope was changed, which is for reading", name)
 		}
 		return a
 	case <-time.After(t.Patience):
@@ -99,7 +99,7 @@ func (t *tester) answer(ctx context.Context, name string, q backends.Question) a
 }
 
 // judgeAnswer looks at an answer that was given while nothing is wrong.
-func (t *tester) judgeAnswer(name string, q backends.Question, a answer) {
+func (t *tester) judgeAnswer(name string, about backends.Topic, a answer) {
 	s := a.status()
 	var opinion backends.Status
 	switch {
@@ -107,9 +107,9 @@ func (t *tester) judgeAnswer(name string, q backends.Question, a answer) {
 		t.faultf("%s: failure to answer: %v", name, a.err)
 	case !s.IsZero() && !isSanitized(s):
 		t.faultf("%s: status %q would be sent as %q", name, s.Error(), s.Sanitized().Error())
-	case q.About == backends.AboutRecipient && !s.IsZero() && !s.Positive():
-		t.faultf("%s: %q for %s, want 2yz or no opinion", name, s.Error(), q.Recipient.Address)
-	case s.Positive() && (q.About == backends.AboutAUTH || q.About == backends.AboutSCRAM || q.About == backends.AboutEXPN):
+	case about == backends.AboutRecipient && !s.IsZero() && !s.Positive():
+		t.faultf("%s: %q for %s, want 2yz or no opinion", name, s.Error(), t.Recipients[0])
+	case s.Positive() && (about == backends.AboutAUTH || about == backends.AboutSCRAM || about == backends.AboutEXPN):
 		t.faultf("%s: %q without an answer", name, s.Error())
 	}
 	if a.Opinion.For < 0 {

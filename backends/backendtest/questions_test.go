@@ -46,6 +46,17 @@ func (v verifies) SCRAMVerifier(context.Context, *backends.Session, string) (bac
 	return backends.SCRAMVerifier{Salt: v.salt(), Iterations: 4096}, nil
 }
 
+// changes is a backend that changes what it is asked about.
+type changes struct {
+	backends.Func
+	change func(e *backends.Envelope, to backends.Recipient)
+}
+
+func (c changes) CheckRecipient(_ context.Context, _ *backends.Session, e *backends.Envelope, to backends.Recipient) (backends.Opinion, error) {
+	c.change(e, to)
+	return backends.Opinion{}, nil
+}
+
 func TestGoodAnswersPass(t *testing.T) {
 	tests := map[string]backends.Backend{
 		"no opinion": asked{Func: take},
@@ -109,6 +120,12 @@ func TestBrokenAnswersAreFound(t *testing.T) {
 				s.HELO += "."
 				return backends.Status{}, nil
 			})},
+		{"changes the sender", "question about recipient: the envelope was changed", 0,
+			changes{take, func(e *backends.Envelope, _ backends.Recipient) { e.Sender = "" }}},
+		{"changes parameters of the sender", "question about recipient: the envelope was changed", 0,
+			changes{take, func(e *backends.Envelope, _ backends.Recipient) { e.Params[0] = "" }}},
+		{"changes parameters of the recipient", "question about recipient: the envelope was changed", 0,
+			changes{take, func(_ *backends.Envelope, to backends.Recipient) { to.Params[0] = "" }}},
 		{"says what is no answer", `status "354 2.0.0 go on" would be sent as`, 0,
 			sender(func(context.Context, *backends.Session) (backends.Status, error) {
 				return backends.NewStatus(354, "2.0.0", "go on"), nil
