@@ -142,7 +142,7 @@ type Client struct {
 	Name        string
 	ReverseName string
 	HELO        string
-	Protocol    string // "SMTP", "ESMTP"
+	Protocol    string // "SMTP", "ESMTP", "LMTP"
 
 	// TLVs are what came with version 2 of PROXY.
 	TLVs []TLV

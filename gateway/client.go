@@ -20,12 +20,16 @@ func (d *dialog) trusts(t xforward.Trust) bool {
 	switch {
 	case t.Certificate(d.certificate()):
 		return true
-	case d.proxied || d.client.Readdressed:
+	case d.elsewhere():
 		// Whom we trust is not to be trusted for those whom it lets through.
 		return t.Addr(d.session.Client.Addr.Addr())
 	}
 	return trustsPeer(t, d.session.Peer)
 }
+
+// elsewhere reports whether a proxy has told that the client is not the peer
+// of the socket.
+func (d *dialog) elsewhere() bool { return d.proxied != nil || d.client.Readdressed }
 
 // certificate returns the certificate of the client; empty if it has shown
 // none, or the one that was shown is that of a proxy which has put another
@@ -47,8 +51,7 @@ func trustsPeer(t xforward.Trust, p backends.Peer) bool {
 
 // introduced goes on with the client that PROXY has told.
 func (d *dialog) introduced(c *backends.Client) {
-	d.session.Client = c
-	d.proxied = c != nil
+	d.proxied, d.session.Client = c, c
 	d.judge()
 }
 
@@ -72,21 +75,24 @@ func (d *dialog) xclient(args string) smtp.Reply {
 		d.session.User, d.session.Mechanism = d.client.Login, "XCLIENT"
 	}
 	d.judge()
+	if err := d.count(); err != nil {
+		return reply(421, "4.7.0", d.hostname+" "+tooManyConnections)
+	}
 	return d.welcome()
 }
 
-// clientOf returns the client that the attributes of XCLIENT tell of. What
-// they do not tell is as it was before.
+// clientOf returns the client that the attributes of XCLIENT tell of. As long
+// as they do not tell its address, it is the one that was there before.
 func (d *dialog) clientOf(a xforward.ClientAttrs) *backends.Client {
 	c := backends.Client{Addr: d.session.Peer.Addr}
-	if d.session.Client != nil {
-		c = *d.session.Client
+	switch {
+	case a.Readdressed:
+		c.Addr = addrPort(a.Addr, a.Port)
+	case d.proxied != nil:
+		c = *d.proxied
 	}
 	c.Source = "XCLIENT"
 	c.Name, c.ReverseName, c.HELO, c.Protocol = a.Name, a.ReverseName, a.HELO, a.Proto
-	if a.Readdressed {
-		c.Addr = addrPort(a.Addr, a.Port)
-	}
 	if a.DestAddr != "" {
 		c.Local = addrPort(a.DestAddr, a.DestPort)
 	}
@@ -101,6 +107,23 @@ func addrPort(addr, port string) netip.AddrPort {
 	}
 	n, _ := strconv.ParseUint(port, 10, 16)
 	return netip.AddrPortFrom(ip, uint16(n))
+}
+
+// countKey is what connections_per_peer counts the session by: the address of
+// the client without its port, or the user; "" if it is known that the client
+// is another than the peer, but not which.
+func (d *dialog) countKey() string {
+	addr := d.session.Peer.Addr
+	if d.elsewhere() {
+		addr = d.session.Client.Addr
+	}
+	switch {
+	case addr.IsValid():
+		return addr.Addr().String()
+	case d.elsewhere():
+		return ""
+	}
+	return d.session.Peer.String()
 }
 
 // clientName names the client in the log.

@@ -1,13 +1,17 @@
 package gateway
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"log/slog"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/xforward"
@@ -59,6 +63,117 @@ func TestXClientEndsTrustByCertificate(t *testing.T) {
 	}
 	if r, _ := d.command("XCLIENT ADDR=192.0.2.1"); r.Code != 220 || d.trusted || d.mayXClient || d.certificate() != "" {
 		t.Errorf("an address: %v, still trusted: %t, %t, certificate %q", r, d.trusted, d.mayXClient, d.certificate())
+	}
+}
+
+// What PROXY, XCLIENT and XFORWARD tell is each over the one before, and the
+// peer of the socket is told beside them. Nothing of one is mixed with another.
+func TestClientIsNeverMixed(t *testing.T) {
+	tell := backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		s := tx.Session
+		text := fmt.Sprintf("peer %v, client %+v, XFORWARD %+v, from %v", s.Peer.Addr.Addr(), *s.Client, s.XForward, s.ClientAddr())
+		tx.SetAll(backends.NewStatus(250, "2.0.0", text))
+		return nil
+	})
+	s := testServer(t, map[string]backends.Backend{"tell": tell},
+		"protocol = 'smtp'\nproxy = ['127.0.0.1']\nxclient = ['192.0.2.1']\nxforward = ['192.0.2.3']\n[listener.routes]\n'*' = ['tell']\n")
+	serve(t, s)
+	c := dial(t, s)
+	io.WriteString(c, "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x10\xc0\x00\x02\x01\xc0\x00\x02\x02\x04\x00\x00\x19\xe0\x00\x01x")
+	c.hear(t)
+	const (
+		proxied     = "Addr:192.0.2.1:1024 Local:192.0.2.2:25 Name: ReverseName: HELO: Protocol: TLVs:[{Type:224 Value:[120]}]}, XFORWARD "
+		named       = "Addr:192.0.2.1:1024 Local:192.0.2.2:25 Name:a.example ReverseName:a.example HELO: Protocol: TLVs:[{Type:224 Value:[120]}]}, XFORWARD "
+		readdressed = "Addr:192.0.2.3:3 Local:invalid AddrPort Name:a.example ReverseName:a.example HELO: Protocol: TLVs:[]}, XFORWARD "
+	)
+	for _, test := range []struct {
+		say  []string
+		want string
+	}{
+		{[]string{"HELO proxy"}, "PROXY " + proxied + "<nil>, from 192.0.2.1"},
+		{[]string{"XCLIENT NAME=a.example PORT=3", "HELO proxy"}, "XCLIENT " + named + "<nil>, from 192.0.2.1"},
+		{[]string{"XCLIENT ADDR=192.0.2.3", "HELO proxy"}, "XCLIENT " + readdressed + "<nil>, from 192.0.2.3"},
+		{[]string{"XFORWARD ADDR=192.0.2.4 HELO=h"}, "XCLIENT " + readdressed + "&{Name: Addr:192.0.2.4 Port: Proto: HELO:h Ident: Source: Forwarded:true}, from 192.0.2.4"},
+		{[]string{"XFORWARD HELO=h"}, "XCLIENT " + readdressed + "&{Name: Addr: Port: Proto: HELO:h Ident: Source: Forwarded:true}, from invalid IP"},
+		{[]string{"XFORWARD IDENT=i"}, "XCLIENT " + readdressed + "&{Name: Addr: Port: Proto: HELO: Ident:i Source: Forwarded:false}, from 192.0.2.3"},
+	} {
+		c.ask(t, test.say...)
+		got := c.ask(t, "MAIL FROM:<>", "RCPT TO:<a@example.org>", "DATA", ".")
+		if want := "250 2.0.0 peer 127.0.0.1, client {Source:" + test.want + " (ID)"; got != want {
+			t.Errorf("%q: got %q, want %q", test.say, got, want)
+		}
+	}
+}
+
+// A session counts for the client that XCLIENT has put in its proxy's place.
+func TestXClientCountsClients(t *testing.T) {
+	s := testServer(t, testBackends, "protocol = 'smtp'\nxclient = ['127.0.0.1']\n[listener.limits]\nconnections_per_peer = 1\n")
+	serve(t, s)
+	const welcome, tooMany = "220 mx.example.org ESMTP mailgw", "421 4.7.0 mx.example.org too many connections, try again later"
+	session := func(xclient, want string) client {
+		c := dial(t, s)
+		if got := c.hear(t); got != welcome {
+			t.Fatalf("before %s: got %q", xclient, got)
+		}
+		if got := c.ask(t, xclient); got != want {
+			t.Errorf("%s: got %q, want %q", xclient, got, want)
+		}
+		return c
+	}
+	for range 2 {
+		first := session("XCLIENT ADDR=192.0.2.1", welcome)
+		unknown := session("XCLIENT ADDR=[UNAVAILABLE]", welcome) // who these are is not known
+		session("XCLIENT ADDR=[UNAVAILABLE]", welcome)
+		session("XCLIENT ADDR=192.0.2.2", welcome).ask(t, "QUIT")
+		if rest, err := io.ReadAll(session("XCLIENT ADDR=192.0.2.1", tooMany)); len(rest) > 0 || err != nil {
+			t.Errorf("after 421: got %q, %v", rest, err)
+		}
+		unknown.Close()
+		first.Close()
+		waitForPeers(t, s.listeners[0], 0)
+	}
+}
+
+// waitForPeers waits until a listener counts sessions of so many peers.
+func waitForPeers(t *testing.T, l *listener, want int) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; runtime.Gosched() {
+		l.mu.Lock()
+		n := len(l.peers)
+		l.mu.Unlock()
+		if n == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("sessions of %d peers, want %d", n, want)
+		}
+	}
+}
+
+// XCLIENT may come before TLS, where XFORWARD may not, and its client stays
+// when TLS has begun; who has logged in has to say so again.
+func TestXClientBeforeTLS(t *testing.T) {
+	ca := newIssuer(t)
+	s := testServer(t, testBackends, "protocol = 'smtp'\nrequire_tls = true\nxclient = ['127.0.0.1']\nxforward = ['127.0.0.1', '192.0.2.1']\n"+
+		"[listener.tls]\nmode = 'starttls'\ncertificates = ['"+ca.file(t, t.TempDir(), "mx.example.org")+"']\n[listener.routes]\n'*' = ['client']\n")
+	serve(t, s)
+	c := dial(t, s)
+	c.hear(t)
+	for _, exchange := range [][2]string{
+		{"XFORWARD NAME=a.example", "530 5.7.0 say STARTTLS first"},
+		{"XCLIENT ADDR=192.0.2.1 LOGIN=ann", "220 mx.example.org ESMTP mailgw"},
+		{"XFORWARD NAME=a.example", "530 5.7.0 say STARTTLS first"},
+		{"STARTTLS", "220 2.0.0 ready to start TLS"},
+	} {
+		if got := c.ask(t, exchange[0]); got != exchange[1] {
+			t.Fatalf("%s: got %q, want %q", exchange[0], got, exchange[1])
+		}
+	}
+	secure := tls.Client(c.Conn, ca.client("mx.example.org"))
+	c = client{secure, bufio.NewReader(secure)}
+	if got := c.ask(t, "EHLO client", "MAIL FROM:<>", "RCPT TO:<a@example.org>", "DATA", "."); got !=
+		`250 2.0.0 XCLIENT  "" 192.0.2.1:0   to invalid AddrPort; user  by ; ESMTPS client; from 192.0.2.1 (ID)` {
+		t.Errorf("got %q", got)
 	}
 }
 

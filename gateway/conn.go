@@ -31,7 +31,6 @@ type conn struct {
 	log    *slog.Logger  // names the peer and, if it is another one, the client
 	ends   time.Time     // of the session
 
-	counted string           // the peer that it counts for in the listener
 	peerLog *slog.Logger     // names the peer alone
 	named   *backends.Client // that log names
 

@@ -17,8 +17,9 @@ import (
 type dialog struct {
 	*listener
 	session             backends.Session
+	proxied             *backends.Client     // by PROXY
 	client              xforward.ClientAttrs // by XCLIENT
-	proxied             bool                 // the client is the one that PROXY has told
+	counted             string               // the countKey that it counts by
 	trusted, mayXClient bool                 // may send XFORWARD, XCLIENT
 
 	greeted   bool // by HELO, EHLO or LHLO

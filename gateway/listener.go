@@ -33,7 +33,7 @@ type listener struct {
 
 	mu    sync.Mutex
 	all   int
-	peers map[string]int // sessions by peer, see peerKey
+	peers map[string]int // sessions by countKey
 }
 
 func newListener(s *Server, c *Config, l *ListenerConfig) *listener {
@@ -204,15 +204,6 @@ func peerOf(socket net.Conn) (backends.Peer, error) {
 	return backends.Peer{UID: cred.Uid, GID: cred.Gid, PID: cred.Pid}, nil
 }
 
-// peerKey is what connections are counted by: the address without the port,
-// or the user.
-func peerKey(p backends.Peer) string {
-	if p.Addr.IsValid() {
-		return p.Addr.Addr().String()
-	}
-	return p.String()
-}
-
 // admit counts a session in, unless there are too many.
 func (l *listener) admit() error {
 	l.mu.Lock()
@@ -224,29 +215,43 @@ func (l *listener) admit() error {
 	return nil
 }
 
-// admitPeer counts a session in for the peer that it is from, see peerKey,
-// unless there are too many.
-func (l *listener) admitPeer(key string) error {
+const tooManyConnections = "too many connections, try again later"
+
+// count counts the session for who it is from now, and no longer for who it
+// was from before, unless there are too many from there.
+func (d *dialog) count() error {
+	l, key := d.listener, d.countKey()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.Limits.ConnectionsPerPeer > 0 && l.peers[key] >= l.Limits.ConnectionsPerPeer {
+	if key == d.counted {
+		return nil
+	}
+	if key != "" && l.Limits.ConnectionsPerPeer > 0 && l.peers[key] >= l.Limits.ConnectionsPerPeer {
 		return fmt.Errorf("%d connections of this peer, limits.connections_per_peer", l.peers[key])
 	}
-	l.peers[key]++
+	l.uncount(d.counted)
+	if d.counted = key; key != "" {
+		l.peers[key]++
+	}
 	return nil
 }
 
-// leave counts a session out, and for its peer, if it was counted in there.
-func (l *listener) leave(key string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.all--
+// uncount counts a session out for a peer. The caller holds l.mu.
+func (l *listener) uncount(key string) {
 	if key == "" {
 		return
 	}
 	if l.peers[key]--; l.peers[key] == 0 {
 		delete(l.peers, key)
 	}
+}
+
+// leave counts a session out, which has that key.
+func (l *listener) leave(key string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all--
+	l.uncount(key)
 }
 
 // dialog begins the dialog of a session between a peer and a local address.

@@ -88,36 +88,18 @@ func (c *conn) introduce() error {
 		c.log.Info("refused", "reason", "PROXY", "error", cause(err))
 		return err
 	}
-	key := peerKey(c.session.Peer)
 	if client != nil {
 		c.introduced(client)
 		c.nameClient()
-		key = ""
-		if client.Addr.IsValid() {
-			key = client.Addr.Addr().String()
-		}
 	}
-	if err := c.admitAs(key); err != nil {
+	if err := c.count(); err != nil {
 		c.log.Info("refused", "reason", err.Error())
 		if c.TLS.Mode != "implicit" { // else nobody could read it
-			c.say(c.farewell("4.7.0", "too many connections, try again later"))
+			c.say(c.farewell("4.7.0", tooManyConnections))
 		}
 		return err
 	}
 	return nil
-}
-
-// admitAs counts the session in for a peer, unless that has too many. One that
-// is not known has no key.
-func (c *conn) admitAs(key string) error {
-	if key == "" {
-		return nil
-	}
-	err := c.admitPeer(key)
-	if err == nil {
-		c.counted = key
-	}
-	return err
 }
 
 // readAhead is a socket of which something was read already.

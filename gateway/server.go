@@ -213,14 +213,14 @@ func (s *Server) session(l *listener, socket net.Conn) {
 		return
 	}
 	if err := l.admit(); err != nil {
-		s.refuse(l, socket, peer, "4.7.0", "too many connections, try again later", err)
+		s.refuse(l, socket, peer, "4.7.0", tooManyConnections, err)
 		return
 	}
 	c := newConn(s, l.dialog(peer, l.localOf(socket)), socket)
 	if len(l.Proxy) == 0 {
-		if err := c.admitAs(peerKey(peer)); err != nil {
+		if err := c.count(); err != nil {
 			l.leave("")
-			s.refuse(l, socket, peer, "4.7.0", "too many connections, try again later", err)
+			s.refuse(l, socket, peer, "4.7.0", tooManyConnections, err)
 			return
 		}
 	}

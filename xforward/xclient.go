@@ -1,8 +1,8 @@
 package xforward
 
 import (
-	"maps"
 	"strconv"
+	"strings"
 )
 
 // ClientAttrs are the attributes of the client that a proxy speaks for. An
@@ -12,7 +12,7 @@ type ClientAttrs struct {
 	ReverseName string // host name, not verified
 	Addr        string // "192.0.2.1", "2001:db8::1"
 	Port        string
-	Proto       string // SMTP or ESMTP
+	Proto       string // SMTP, ESMTP, LMTP
 	HELO        string
 	Login       string // who it has proved to be
 	DestAddr    string // what it connected to
@@ -21,8 +21,6 @@ type ClientAttrs struct {
 	// Readdressed is set once ADDR was sent, even as [UNAVAILABLE]. From then
 	// on nothing is to be taken for the client's because it is the proxy's.
 	Readdressed bool
-
-	since map[string]bool // told since the last ADDR
 }
 
 // ClientKeyword is the EHLO keyword line of XCLIENT.
@@ -31,18 +29,20 @@ const ClientKeyword = "XCLIENT NAME ADDR PROTO HELO REVERSE_NAME PORT LOGIN DEST
 var clientAttributes = []attribute[ClientAttrs]{
 	{name: "NAME", field: func(a *ClientAttrs) *string { return &a.Name }, check: checkName, unknown: true},
 	{name: "REVERSE_NAME", field: func(a *ClientAttrs) *string { return &a.ReverseName }, check: checkName, unknown: true},
-	{name: "ADDR", field: func(a *ClientAttrs) *string { return &a.Addr }, check: checkAddr},
+	{name: "ADDR", field: func(a *ClientAttrs) *string { return &a.Addr }, check: checkClientAddr},
 	{name: "PORT", field: func(a *ClientAttrs) *string { return &a.Port }, check: checkClientPort},
 	{name: "PROTO", field: func(a *ClientAttrs) *string { return &a.Proto }, check: checkClientProto},
 	{name: "HELO", field: func(a *ClientAttrs) *string { return &a.HELO }, check: checkText},
 	{name: "LOGIN", field: func(a *ClientAttrs) *string { return &a.Login }, check: checkLogin},
-	{name: "DESTADDR", field: func(a *ClientAttrs) *string { return &a.DestAddr }, check: checkAddr},
+	{name: "DESTADDR", field: func(a *ClientAttrs) *string { return &a.DestAddr }, check: checkClientAddr},
 	{name: "DESTPORT", field: func(a *ClientAttrs) *string { return &a.DestPort }, check: checkClientPort},
 }
 
 // Parse adds the attributes of one XCLIENT command, whose arguments are args,
 // to a. They stay to the end of the session, but for PROTO, HELO and LOGIN,
-// which each command tells anew. An error is the text of a 501 reply; a is not
+// which each command tells anew. All others may come before ADDR, in commands
+// of their own; a second ADDR is that of another client, of whom only that is
+// known which comes with it. An error is the text of a 501 reply; a is not
 // changed then.
 func (a *ClientAttrs) Parse(args string) error {
 	next := *a
@@ -51,30 +51,37 @@ func (a *ClientAttrs) Parse(args string) error {
 	if err != nil {
 		return err
 	}
-	next.since = maps.Clone(a.since)
-	if next.since == nil {
-		next.since = map[string]bool{}
-	}
+	told := map[string]bool{}
 	for _, attr := range set {
-		next.since[attr.name] = true
+		told[attr.name] = true
 	}
-	// A port or a name belongs to its address, which comes last if not all
-	// come at once.
-	if next.since["ADDR"] {
-		next.Readdressed = true
-		for _, attr := range clientAttributes {
-			if (attr.name == "PORT" || attr.name == "NAME" || attr.name == "REVERSE_NAME") && !next.since[attr.name] {
-				*attr.field(&next) = ""
-			}
+	if told["ADDR"] && a.Readdressed {
+		next = ClientAttrs{}
+		if _, err := parse(&next, "XCLIENT", clientAttributes, args); err != nil {
+			return err
 		}
-		next.since = nil
+	}
+	next.Readdressed = told["ADDR"] || a.Readdressed
+	if told["NAME"] && next.Name != "" && !told["REVERSE_NAME"] {
+		next.ReverseName = next.Name // which was found before it was verified
 	}
 	*a = next
 	return nil
 }
 
+// checkClientAddr takes an IPv6 address without IPV6:, too, as Dovecot sends it
+// over LMTP.
+func checkClientAddr(v string) (string, bool) {
+	if kept, ok := checkAddr(v); ok {
+		return kept, true
+	}
+	return checkAddr("IPV6:" + v)
+}
+
+// checkClientProto takes LMTP, too, which Dovecot sends and Postfix refuses.
 func checkClientProto(v string) (string, bool) {
-	return v, v == "SMTP" || v == "ESMTP"
+	v = strings.ToUpper(v)
+	return v, v == "SMTP" || v == "ESMTP" || v == "LMTP"
 }
 
 // checkLogin takes what may be the name of a user.
