@@ -24,7 +24,7 @@ var ErrNoUser = errors.New("no such user")
 func CheckUser(name string, sendAs []string) error {
 	u, err := newUser(name)
 	if err != nil {
-		return err
+		return fmt.Errorf("%q: %w", name, err)
 	}
 	if err := u.setSendAs(sendAs); err != nil {
 		return fmt.Errorf("send-as: %w", err)
@@ -88,7 +88,7 @@ func (u *user) setSendAs(patterns []string) error {
 	u.sendAs = nil
 	for _, p := range patterns {
 		if err := u.addSendAs(p); err != nil {
-			return err
+			return fmt.Errorf("%q: %w", p, err)
 		}
 	}
 	return nil

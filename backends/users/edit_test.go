@@ -139,7 +139,7 @@ func TestCheckUserAndPassword(t *testing.T) {
 		want string // "": none
 	}{
 		{CheckUser("ann@example.org", []string{"<>", "@example.org"}), ""},
-		{CheckUser("a b", nil), "a space in the name"},
+		{CheckUser("a b", nil), "the name of the user has a space"},
 		{CheckUser("", nil), "is empty"},
 		{CheckUser("ann", []string{"@example.org", "example.org"}), `"example.org": no domain`},
 		{CheckUser("ann", []string{`"a b"@example.org`}), "a space"},

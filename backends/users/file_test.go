@@ -53,7 +53,7 @@ func TestFileIsReadAgain(t *testing.T) {
 		{"nothing", func() {}, "ann", ""},
 		{"replaced", func() { write("bob\n", 0o600) }, "bob", "users=1"},
 		{"the same size", func() { write("eve\n", 0o640) }, "eve", "users=1"},
-		{"a fault", func() { write("carol x\n", 0o600) }, "eve", `:1: user carol: a word without =`},
+		{"a fault", func() { write("carol x\n", 0o600) }, "eve", `:1: a word without =`},
 		{"mended", func() { write("carol\n", 0o600) }, "carol", "users=1"},
 		{"gone", func() { do(os.Remove(path)) }, "carol", "no such file"},
 		{"back", func() { write("dave\n", 0o600) }, "dave", "users=1"},

@@ -70,7 +70,7 @@ func (l *list) add(words []string) error {
 	case words[0] == "!secret":
 		return l.addSecret(words[1:])
 	case words[0][0] == '!':
-		return fmt.Errorf("%q is unknown; want !secret, or a user", words[0])
+		return errors.New("a line with ! that is not \"!secret BASE64\"")
 	}
 	u, err := parseUser(words)
 	if err != nil {
@@ -100,11 +100,11 @@ func (l *list) addSecret(words []string) error {
 
 func (l *list) addUser(u *user) error {
 	if other := l.byKey[u.key]; other != nil {
-		return fmt.Errorf("user %s is on line %d already", u.name, other.line)
+		return fmt.Errorf("the user is on line %d already", other.line)
 	}
 	for _, c := range u.certs {
 		if other := l.certs[c]; other != nil {
-			return fmt.Errorf("user %s: the certificate %s is that of user %s on line %d", u.name, c, other.name, other.line)
+			return fmt.Errorf("cert: the certificate is on line %d already", other.line)
 		}
 		l.certs[c] = u
 	}

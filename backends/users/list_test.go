@@ -26,52 +26,51 @@ func TestParse(t *testing.T) {
 		{"ann send-as=a@x cert=" + annsCert + " send-as=@x", "ann cert=" + annsCert + " send-as=a@x send-as=@x"},
 		{"\uff21nn@example.org", "Ann@example.org"}, // SASLprep
 		{"a\u200bnn", "ann"},
-		{"ann=x", "ann=x"},
 
-		{"ann\nANN", `f:2: user ANN is on line 1 already`},
-		{"ann@x.example\n\nann@X.example", `f:3: user ann@X.example is on line 1 already`},
-		{"ann cert=" + annsCert + "\nbob cert=" + annsCert, "f:2: user bob: the certificate " + annsCert + " is that of user ann on line 1"},
-		{`"ann"@x`, "f:1: user \"\\\"ann\\\"@x\": a name may not begin"},
-		{"@x", `f:1: user "@x": a name may not begin`},
-		{"x@", `f:1: user "x@": a name may not begin`},
-		{"a\u0007b", `f:1: user "a\ab": a character that SASLprep`},
-		{"a\xffb", `f:1: user "a\xffb": a character that SASLprep`},
+		{"ann\nANN", `f:2: the user is on line 1 already`},
+		{"ann@x.example\n\nann@X.example", `f:3: the user is on line 1 already`},
+		{"ann cert=" + annsCert + "\nbob cert=" + annsCert, "f:2: cert: the certificate is on line 1 already"},
+		{`"ann"@x`, `f:1: the name of a user may not begin with #, !, " or @`},
+		{"@x", `f:1: the name of a user may not begin`},
+		{"x@", `f:1: the name of a user may not begin`},
+		{"a\u0007b", `f:1: the name of the user has a character that SASLprep`},
+		{"a\xffb", `f:1: the name of the user has a character that SASLprep`},
 		{"\u00ad", `f:1: the name of the user is empty`},
-		{"ann secret", `f:1: user ann: a word without =; want bcrypt=, scram=, cert= or send-as=`},
-		{"ann colour=red", `f:1: user ann: unknown field "colour"; want bcrypt=, scram=, cert= or send-as=`},
-		{"ann Bcrypt=x", `f:1: user ann: unknown field "Bcrypt"`},
+		{"ann secret", `f:1: a word without =; want bcrypt=, scram=, cert= or send-as=`},
+		{"ann colour=red", `f:1: unknown field; want bcrypt=, scram=, cert= or send-as=`},
+		{"ann Bcrypt=x", `f:1: unknown field`},
 
-		{"ann bcrypt=secret", "f:1: user ann: bcrypt: no bcrypt hash"},
-		{"ann bcrypt=" + aHash + "x", "f:1: user ann: bcrypt: no bcrypt hash"},
-		{"ann bcrypt=" + strings.Replace(aHash, "2b", "2x", 1), "f:1: user ann: bcrypt: no bcrypt hash"},
-		{"ann bcrypt=" + strings.Replace(aHash, "10", "03", 1), "f:1: user ann: bcrypt: cost 3 is not within 4 to 16"},
-		{"ann bcrypt=" + strings.Replace(aHash, "10", "17", 1), "f:1: user ann: bcrypt: cost 17 is not within 4 to 16"},
-		{"ann bcrypt=" + aHash + " bcrypt=" + aHash, "f:1: user ann: bcrypt: given twice"},
+		{"ann bcrypt=secret", "f:1: bcrypt: no bcrypt hash"},
+		{"ann bcrypt=" + aHash + "x", "f:1: bcrypt: no bcrypt hash"},
+		{"ann bcrypt=" + strings.Replace(aHash, "2b", "2x", 1), "f:1: bcrypt: no bcrypt hash"},
+		{"ann bcrypt=" + strings.Replace(aHash, "10", "03", 1), "f:1: bcrypt: cost 3 is not within 4 to 16"},
+		{"ann bcrypt=" + strings.Replace(aHash, "10", "17", 1), "f:1: bcrypt: cost 17 is not within 4 to 16"},
+		{"ann bcrypt=" + aHash + " bcrypt=" + aHash, "f:1: bcrypt: given twice"},
 
-		{secretLine + "ann scram=" + aVerifier + " scram=" + aVerifier, "f:2: user ann: scram: given twice"},
+		{secretLine + "ann scram=" + aVerifier + " scram=" + aVerifier, "f:2: scram: given twice"},
 		{"ann scram=" + aVerifier + "\nbob scram=" + aVerifier, `f:1: scram takes a line with !secret`},
-		{secretLine + "ann scram=" + strings.Replace(aVerifier, "256", "1", 1), "f:2: user ann: scram: no verifier"},
-		{secretLine + "ann scram=" + strings.Replace(aVerifier, "$", ":", 1), "f:2: user ann: scram: no verifier"},
-		{secretLine + "ann scram=" + aVerifier + ":", "f:2: user ann: scram: no verifier"},
-		{secretLine + "ann scram=" + strings.Replace(aVerifier, "c2FsdA==", "", 1), "f:2: user ann: scram: no verifier"},
-		{secretLine + "ann scram=" + strings.Replace(aVerifier, "4096", "4095", 1), `f:2: user ann: scram: "4095" iterations; want at least 4096`},
-		{secretLine + "ann scram=" + strings.Replace(aVerifier, "4096", "-1", 1), `f:2: user ann: scram: "-1" iterations`},
-		{secretLine + "ann scram=" + strings.Replace(aVerifier, "c2FsdA==", "c2FsdA", 1), "f:2: user ann: scram: the salt or a key is not base64"},
-		{secretLine + "ann scram=" + strings.Replace(aVerifier, "AAAA", "", 1), "f:2: user ann: scram: a key that has not 32 octets"},
+		{secretLine + "ann scram=" + strings.Replace(aVerifier, "256", "1", 1), "f:2: scram: no verifier"},
+		{secretLine + "ann scram=" + strings.Replace(aVerifier, "$", ":", 1), "f:2: scram: no verifier"},
+		{secretLine + "ann scram=" + aVerifier + ":", "f:2: scram: no verifier"},
+		{secretLine + "ann scram=" + strings.Replace(aVerifier, "c2FsdA==", "", 1), "f:2: scram: no verifier"},
+		{secretLine + "ann scram=" + strings.Replace(aVerifier, "4096", "4095", 1), "f:2: scram: want at least 4096 iterations"},
+		{secretLine + "ann scram=" + strings.Replace(aVerifier, "4096", "-1", 1), "f:2: scram: want at least 4096 iterations"},
+		{secretLine + "ann scram=" + strings.Replace(aVerifier, "c2FsdA==", "c2FsdA", 1), "f:2: scram: the salt or a key is not base64"},
+		{secretLine + "ann scram=" + strings.Replace(aVerifier, "AAAA", "", 1), "f:2: scram: a key that has not 32 octets"},
 
-		{"ann cert=" + annsCert[1:], "f:1: user ann: cert: want the 64 hexadecimal digits"},
-		{"ann send-as=example.org", `f:1: user ann: send-as: "example.org": no domain`},
-		{"ann send-as=", `f:1: user ann: send-as: ""`},
+		{"ann cert=" + annsCert[1:], "f:1: cert: want the 64 hexadecimal digits"},
+		{"ann send-as=example.org", `f:1: send-as: no domain`},
+		{"ann send-as=", `f:1: send-as: `},
 
 		{"!secret", "f:1: !secret wants the base64 of at least 16 octets"},
 		{"!secret c2FsdA==\nann scram=" + aVerifier, "f:1: !secret wants the base64 of at least 16 octets"},
 		{strings.TrimSpace(secretLine) + " x", "f:1: !secret wants"},
 		{secretLine + secretLine, "f:2: a second !secret"},
-		{"!include x", `f:1: "!include" is unknown`},
+		{"!include x", `f:1: a line with ! that is not "!secret BASE64"`},
 
 		// All at once.
-		{"ann x\nbob\ncarol x\nbob", "f:1: user ann: a word without =; want bcrypt=, scram=, cert= or send-as=\n" +
-			"f:3: user carol: a word without =; want bcrypt=, scram=, cert= or send-as=\nf:4: user bob is on line 2 already"},
+		{"ann x\nbob\ncarol x\nbob", "f:1: a word without =; want bcrypt=, scram=, cert= or send-as=\n" +
+			"f:3: a word without =; want bcrypt=, scram=, cert= or send-as=\nf:4: the user is on line 2 already"},
 	}
 	for _, tt := range tests {
 		l, err := parse("f", tt.text)
@@ -91,6 +90,51 @@ func TestParse(t *testing.T) {
 		}
 		if text := strings.Join(got, "; "); text != tt.want {
 			t.Errorf("%q: got %s, want %s", tt.text, text, tt.want)
+		}
+	}
+}
+
+// A file that looks like another kind of users file, or whose words have lost
+// their places, has no users, and its faults show none of its words: they are in
+// the log.
+func TestFaultsShowNoWords(t *testing.T) {
+	const secret = "dG9wc2VjcmV0dG9wc2VjcmV0dG9wc2VjcmV0"
+	for text, want := range map[string]string{
+		"!secret=" + secret:                "a line with !",
+		"!secret" + secret:                 "a line with !",
+		"!secret\n" + secret + " bob":      "!secret wants",
+		"!secret " + secret + " " + secret: "!secret wants",
+
+		"ann hunter2":                 "a word without =",
+		"ann hunter2=secret":          "unknown field",
+		"hunter2 secret":              "a word without =",
+		"hunter2\nhunter2":            "f:2: the user is on line 1 already",
+		"ann " + secret + "==":        "unknown field",
+		"ann scram " + aVerifier:      "a word without =",
+		"ann " + aVerifier:            "unknown field",
+		"ann scram=" + aVerifier[14:]: "scram: no verifier",
+		"ann bcrypt=hunter2":          "bcrypt: no bcrypt hash",
+		"ann send-as=hunter2":         "send-as: no domain",
+		"ann cert=hunter2":            "cert: want the 64",
+		"ann scram=SCRAM-SHA-256$hunter2:c2FsdA==$AAAA:BBBB": "scram: want at least 4096 iterations",
+
+		aVerifier:                              "may not have =, $ or :",
+		"ann\nscram=" + aVerifier + " bob":     "may not have =, $ or :",
+		"bcrypt=" + aHash:                      "may not have =, $ or :",
+		aHash:                                  "may not have =, $ or :",
+		"ann:" + aHash:                         "may not have =, $ or :",
+		"ann:" + aHash + ":Ann":                "may not have =, $ or :",
+		"root:$6$salt$hash:19000:0:99999:7:::": "may not have =, $ or :",
+	} {
+		_, err := parse("f", text)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: error %v, want %q in it", text, err, want)
+			continue
+		}
+		for _, word := range []string{secret, aVerifier[14:], aHash, "hunter2", "root", "salt", "ann"} {
+			if strings.Contains(err.Error(), word) {
+				t.Errorf("%q: the error shows %q: %v", text, word, err)
+			}
 		}
 	}
 }

@@ -43,24 +43,25 @@ var fields = map[string]func(u *user, value string) error{
 
 const fieldsWanted = "bcrypt=, scram=, cert= or send-as="
 
-// parseUser reads the words of a line.
+// parseUser reads the words of a line. Its errors show none of them, not even the
+// name: who forgets a space or breaks a line has a hash there, and logs are read
+// by more people than the file.
 func parseUser(words []string) (*user, error) {
 	u, err := newUser(words[0])
 	if err != nil {
 		return nil, err
 	}
 	for _, word := range words[1:] {
-		// Faults do not show values, since logs are not as secret as the file.
 		field, value, ok := strings.Cut(word, "=")
 		if !ok {
-			return nil, fmt.Errorf("user %s: a word without =; want %s", u.name, fieldsWanted)
+			return nil, errors.New("a word without =; want " + fieldsWanted)
 		}
 		set, ok := fields[field]
 		if !ok {
-			return nil, fmt.Errorf("user %s: unknown field %q; want %s", u.name, field, fieldsWanted)
+			return nil, errors.New("unknown field; want " + fieldsWanted)
 		}
 		if err := set(u, value); err != nil {
-			return nil, fmt.Errorf("user %s: %s: %w", u.name, field, err)
+			return nil, fmt.Errorf("%s: %w", field, err)
 		}
 	}
 	return u, nil
@@ -71,13 +72,16 @@ func newUser(name string) (*user, error) {
 	prepared, err := prepare(name)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("user %q: %w", name, err)
+		return nil, fmt.Errorf("the name of the user has %w", err)
 	case prepared == "":
 		return nil, errors.New("the name of the user is empty")
 	case strings.ContainsFunc(prepared, unicode.IsSpace):
-		return nil, fmt.Errorf("user %q: a space in the name", name)
+		return nil, errors.New("the name of the user has a space")
 	case strings.ContainsAny(prepared[:1], `#!"@`), strings.HasSuffix(prepared, "@"):
-		return nil, fmt.Errorf(`user %q: a name may not begin with #, !, " or @, nor end with @`, name)
+		return nil, errors.New(`the name of a user may not begin with #, !, " or @, nor end with @`)
+	case strings.ContainsAny(prepared, "=$:"):
+		// A line of htpasswd or of /etc/shadow, or a field without its user.
+		return nil, errors.New("the name of a user may not have =, $ or : in it")
 	}
 	u := &user{name: prepared, key: fold(prepared)}
 	if address, err := smtp.CheckMailbox(prepared, true); err == nil && address == prepared {
@@ -152,7 +156,7 @@ func (u *user) setSCRAM(value string) error {
 	}
 	iterations, err := strconv.ParseUint(parts[1], 10, 31)
 	if err != nil || iterations < minIterations {
-		return fmt.Errorf("%q iterations; want at least %d", parts[1], minIterations)
+		return fmt.Errorf("want at least %d iterations", minIterations)
 	}
 	v := backends.SCRAMVerifier{Iterations: int(iterations)}
 	for i, octets := range []*[]byte{&v.Salt, &v.StoredKey, &v.ServerKey} {
@@ -180,9 +184,9 @@ func (u *user) addSendAs(value string) error {
 	p, err := smtp.ParsePattern(value)
 	switch {
 	case err != nil:
-		return fmt.Errorf("%q: %w", value, err)
+		return err
 	case strings.ContainsFunc(value, unicode.IsSpace):
-		return fmt.Errorf("%q: a space", value)
+		return errors.New("a space")
 	}
 	u.sendAs = append(u.sendAs, value)
 	u.patterns = append(u.patterns, p)

@@ -29,8 +29,9 @@
 //     read receipts.
 //
 // Names are compared in the form of SASLprep (RFC 4013), and upper and lower
-// case are the same in them, as in addresses. Nobody may act as another user:
-// an authorization identity has to be the user's own.
+// case are the same in them, as in addresses. They have no =, $ and :, so that
+// lines of htpasswd and of /etc/shadow are no users. Nobody may act as another
+// user: an authorization identity has to be the user's own.
 //
 // What a stranger hears of a user, and after how long, is the same whether there
 // is such a user or not. For that, a user without a verifier gets one that is

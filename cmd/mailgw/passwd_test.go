@@ -32,7 +32,8 @@ func TestPasswd(t *testing.T) {
 
 		{"", "", "", exitUsage, "mailgw passwd: want one USER; found 0\nSee 'mailgw passwd --help'.\n"},
 		{"", "", "ann bob", exitUsage, "want one USER; found 2"},
-		{"", "", "@example.org", exitUsage, `user "@example.org": a name may not begin with`},
+		{"", "", "@example.org", exitUsage, `mailgw passwd: "@example.org": the name of a user may not begin with`},
+		{"", "", "ann:x", exitUsage, "may not have =, $ or : in it"},
 		{"", "", "--send-as example.org ann", exitUsage, `send-as: "example.org": no domain`},
 		{"ann\n", "", "--delete --send-as <> ann", exitUsage, "want --delete or --send-as, not both"},
 		{"ann\n", "", "bob", exitData, "mailgw passwd: the password is empty\n"},
@@ -40,8 +41,8 @@ func TestPasswd(t *testing.T) {
 		{"ann\n", long, "bob", exitData, "the password has 73 octets; bcrypt takes 72 at most"},
 		{"ann\n", "a\tb\n", "bob", exitData, "the password has a character that SASLprep"},
 		{"ann\n", "", "--delete bob", exitData, "no such user: bob\n"},
-		{faulty, "x\n", "ann", exitConfig, "users:2: user bob: a word without ="},
-		{faulty, "", "--delete bob", exitConfig, "users:2: user bob: a word without ="},
+		{faulty, "x\n", "ann", exitConfig, "users:2: a word without ="},
+		{faulty, "", "--delete bob", exitConfig, "users:2: a word without ="},
 	} {
 		file := filepath.Join(t.TempDir(), "users")
 		if test.before != "" {
