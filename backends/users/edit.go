@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/xdg-go/scram"
 	"golang.org/x/crypto/bcrypt"
@@ -61,9 +62,7 @@ func Set(path, name, password string, sendAs []string) error {
 				return err
 			}
 		}
-		if len(l.lines) == 0 {
-			l.append("# Users of mailgw. Use \"mailgw passwd\", or edit it by hand.")
-		}
+		l.appendHead()
 		if l.secret == nil {
 			l.append("!secret " + base64.StdEncoding.EncodeToString(random(secretSize)))
 		}
@@ -80,8 +79,16 @@ func Delete(path, name string) error {
 			return fmt.Errorf("%s: %w: %s", path, ErrNoUser, name)
 		}
 		l.remove(u)
+		l.appendHead()
 		return nil
 	})
+}
+
+// appendHead puts a comment into an empty list.
+func (l *list) appendHead() {
+	if len(l.lines) == 0 {
+		l.append("# Users of mailgw. Use \"mailgw passwd\", or edit a copy and rename it.")
+	}
 }
 
 func (u *user) setSendAs(patterns []string) error {
@@ -216,6 +223,10 @@ func replace(path, text string) error {
 		return err
 	}
 	if err := f.Sync(); err != nil {
+		return err
+	}
+	// It is whole, so that it counts at once.
+	if err := os.Chtimes(f.Name(), time.Time{}, time.Now().Add(-settling)); err != nil {
 		return err
 	}
 	return os.Rename(f.Name(), path)

@@ -59,7 +59,7 @@ func TestSetPasswordLetsIn(t *testing.T) {
 
 // Nothing changes but the user's line.
 func TestSetAndDeleteKeepTheRest(t *testing.T) {
-	const before = "# Users.\r\n\n" + secretLine + "  ann   send-as=<>\n# Bob left.\nbob cert=" + annsCert + " send-as=@x.example\n \t\ncarol"
+	const before = "# Users.\r\n\n" + secretLine + "  ann   send-as=<>\n# Bob left.\nbob cert=" + annsCert + " send-as=@x.example\n \t\ncarol\n"
 	path := usersFile(t, before)
 	if err := os.Chmod(path, 0o640); err != nil {
 		t.Fatal(err)
@@ -93,7 +93,7 @@ func TestSetAndDeleteKeepTheRest(t *testing.T) {
 	expect("bob set", want)
 
 	do(Set(path, "dave", "x", []string{"dave@x.example"}))
-	want += "\n" + line("dave")
+	want += line("dave")
 	expect("dave added", want)
 
 	do(Set(path, "bob", "x", []string{"<>", "*"}))
@@ -183,6 +183,19 @@ func addUser(path, name string) error {
 		}
 		return err
 	})
+}
+
+// The last user can be deleted, so that the gateway hears of it: a file that is
+// empty is a fault.
+func TestDeleteTheLastUser(t *testing.T) {
+	b := newBackend(t, "ann", "own")
+	if err := Delete(b.file.path, "ann"); err != nil {
+		t.Fatal(err)
+	}
+	logged(t)
+	if l := b.file.current(t.Context()); len(l.users) != 0 {
+		t.Errorf("still there: %v", l.users)
+	}
 }
 
 // A link stays one, and the file behind it keeps its owner.

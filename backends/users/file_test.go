@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/mailgw/mailgw/backends"
 )
@@ -30,10 +32,11 @@ func TestFileIsReadAgain(t *testing.T) {
 	path := b.file.path
 	write := func(text string, mode os.FileMode) {
 		t.Helper()
-		next := path + ".next" // as editors do
+		next := path + ".next" // as editors do, a while ago
 		if err := os.WriteFile(next, []byte(text), mode); err != nil {
 			t.Fatal(err)
 		}
+		settle(t, next)
 		if err := os.Rename(next, path); err != nil {
 			t.Fatal(err)
 		}
@@ -59,8 +62,9 @@ func TestFileIsReadAgain(t *testing.T) {
 		{"back", func() { write("dave\n", 0o600) }, "dave", "users=1"},
 		{"readable by everybody", func() { do(os.Chmod(path, 0o604)) }, "dave", "mode 0604 lets everybody at the hashes"},
 		{"not any more", func() { do(os.Chmod(path, 0o600)) }, "dave", "users=1"},
-		{"a directory", func() { do(os.Remove(path)); do(os.Mkdir(path, 0o700)) }, "dave", "is a directory"},
-		{"a file again", func() { do(os.Remove(path)); write("", 0o600) }, "", "users=0"},
+		{"a directory", func() { do(os.Remove(path)); do(os.Mkdir(path, 0o700)); settle(t, path) }, "dave", "is a directory"},
+		{"empty", func() { do(os.Remove(path)); write("", 0o600) }, "dave", "users: the file is empty"},
+		{"without users", func() { write("# nobody\n", 0o600) }, "", "users=0"},
 	}
 	for _, step := range steps {
 		step.change()
@@ -113,6 +117,78 @@ func TestQuestionsWhileTheFileChanges(t *testing.T) {
 	}
 	close(stop)
 	asking.Wait()
+}
+
+// settle makes a file one that was written to before the time of settling.
+func settle(t *testing.T, path string) {
+	t.Helper()
+	if err := os.Chtimes(path, time.Time{}, time.Now().Add(-settling)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Somebody writes into the file, with a pause after each piece. Nobody who is in
+// the old file or the new one is refused for it meanwhile.
+func TestUsersStayWhileTheFileIsWritten(t *testing.T) {
+	logged(t)
+	b := newBackend(t, "ann send-as=<>\n# "+strings.Repeat("x", 1000), "own")
+	var written time.Time // what the clock of the file says
+	b.file.now = func() time.Time { return written }
+	is := func(what string, age time.Duration, want ...string) {
+		t.Helper()
+		info, err := os.Stat(b.file.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		written = info.ModTime().Add(age)
+		for _, name := range []string{"ann", "bob", "carol"} {
+			s, err := b.CheckSender(t.Context(), &backends.Session{User: name}, &backends.Envelope{})
+			if got := s.IsZero() && err == nil; got != slices.Contains(want, name) {
+				t.Errorf("%s, after %v: %s: %v, error %v, want users %s", what, age, name, s, err, want)
+			}
+		}
+	}
+	f, err := os.OpenFile(b.file.path, os.O_WRONLY|os.O_TRUNC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	is("truncated", 0, "ann")
+	is("truncated", settling-1, "ann")
+	is("truncated", settling, "ann") // a full disk, for example
+	for _, piece := range []struct {
+		text string
+		want []string // when it has settled
+	}{
+		{"ann send-as=<>\nbo", []string{"ann"}},
+		{"b send-as=<>\n", []string{"ann", "bob"}},
+		{"carol send-as=<>\n", []string{"ann", "bob", "carol"}},
+	} {
+		before := piece.want[:max(1, len(piece.want)-1)]
+		if _, err := f.WriteString(piece.text); err != nil {
+			t.Fatal(err)
+		}
+		is(piece.text, 0, before...)
+		is(piece.text, settling-1, before...)
+		is(piece.text, settling, piece.want...)
+	}
+
+	// The clock of another machine is in the future.
+	if err := f.Truncate(int64(len("ann send-as=<>\n"))); err != nil {
+		t.Fatal(err)
+	}
+	is("shorter", -1, "ann", "bob", "carol")
+	is("shorter", -settling, "ann")
+}
+
+func TestEmptyFileAtTheStartIsAFault(t *testing.T) {
+	_, err := New(Settings{File: usersFile(t, ""), Senders: "own"})
+	if err == nil || !strings.Contains(err.Error(), "users: the file is empty") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := New(Settings{File: usersFile(t, "# nobody yet\n"), Senders: "own"}); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestFileForEverybodyIsRefused(t *testing.T) {

@@ -26,10 +26,11 @@ func usersFile(t *testing.T, text string) string {
 	return path
 }
 
-// newBackend returns a backend with these users. senders is of the Settings.
+// newBackend returns a backend with these users, whose last line may lack its
+// end. senders is of the Settings.
 func newBackend(t *testing.T, text, senders string) *backend {
 	t.Helper()
-	b, err := New(Settings{File: usersFile(t, text), Senders: senders})
+	b, err := New(Settings{File: usersFile(t, text+"\n"), Senders: senders})
 	if err != nil {
 		t.Fatal(err)
 	}

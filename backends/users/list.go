@@ -45,7 +45,7 @@ func parse(path, text string) (*list, error) {
 	var faults Faults
 	for line := range strings.Lines(text) {
 		l.lines = append(l.lines, line)
-		if err := l.add(strings.Fields(line)); err != nil {
+		if err := l.add(line); err != nil {
 			faults = append(faults, fmt.Errorf("%s:%d: %w", path, len(l.lines), err))
 		}
 	}
@@ -62,9 +62,12 @@ func parse(path, text string) (*list, error) {
 	return l, nil
 }
 
-// add takes the last line, which has these words.
-func (l *list) add(words []string) error {
+// add takes the last line.
+func (l *list) add(line string) error {
+	words := strings.Fields(line)
 	switch {
+	case !strings.HasSuffix(line, "\n"):
+		return errors.New("the line has no end, so that some of the file may be missing")
 	case len(words) == 0 || words[0][0] == '#':
 		return nil
 	case words[0] == "!secret":
@@ -198,12 +201,7 @@ func (l *list) set(u *user) {
 }
 
 // append puts a line at the end.
-func (l *list) append(line string) {
-	if n := len(l.lines); n > 0 && !strings.HasSuffix(l.lines[n-1], "\n") {
-		l.lines[n-1] += "\n"
-	}
-	l.lines = append(l.lines, line+"\n")
-}
+func (l *list) append(line string) { l.lines = append(l.lines, line+"\n") }
 
 // remove takes u out of the lines.
 func (l *list) remove(u *user) { l.lines = slices.Delete(l.lines, u.line-1, u.line) }

@@ -73,7 +73,7 @@ func TestParse(t *testing.T) {
 			"f:3: a word without =; want bcrypt=, scram=, cert= or send-as=\nf:4: the user is on line 2 already"},
 	}
 	for _, tt := range tests {
-		l, err := parse("f", tt.text)
+		l, err := parse("f", tt.text+"\n")
 		if strings.HasPrefix(tt.want, "f:") {
 			if err == nil || !strings.HasPrefix(err.Error(), tt.want) || strings.Count(err.Error(), "\n") != strings.Count(tt.want, "\n") {
 				t.Errorf("%q: error %v, want %s", tt.text, err, tt.want)
@@ -90,6 +90,17 @@ func TestParse(t *testing.T) {
 		}
 		if text := strings.Join(got, "; "); text != tt.want {
 			t.Errorf("%q: got %s, want %s", tt.text, text, tt.want)
+		}
+	}
+}
+
+// Half a line may be a user without what follows, or another user.
+func TestLineWithoutItsEndIsAFault(t *testing.T) {
+	for _, text := range []string{"ann", "ann\nbob bcrypt=" + aHash, secretLine + "# comm"} {
+		_, err := parse("f", text)
+		want := fmt.Sprintf("f:%d: the line has no end", strings.Count(text, "\n")+1)
+		if err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%q: error %v, want %s", text, err, want)
 		}
 	}
 }
@@ -126,7 +137,7 @@ func TestFaultsShowNoWords(t *testing.T) {
 		"ann:" + aHash + ":Ann":                "may not have =, $ or :",
 		"root:$6$salt$hash:19000:0:99999:7:::": "may not have =, $ or :",
 	} {
-		_, err := parse("f", text)
+		_, err := parse("f", text+"\n")
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: error %v, want %q in it", text, err, want)
 			continue
@@ -143,9 +154,9 @@ func TestFaultsShowNoWords(t *testing.T) {
 // deleting a user changes that user alone.
 func FuzzParse(f *testing.F) {
 	f.Add("", "ann")
-	f.Add("# comment\r\n\n"+secretLine+"ann@Example.org bcrypt="+aHash+" scram="+aVerifier, "ANN@example.org")
-	f.Add("bob cert="+annsCert+" send-as=<> send-as=@example.org send-as=*\ncarol", "dave")
-	f.Add("\uff21nn\n\u00df", "ann")
+	f.Add("# comment\r\n\n"+secretLine+"ann@Example.org bcrypt="+aHash+" scram="+aVerifier+"\n", "ANN@example.org")
+	f.Add("bob cert="+annsCert+" send-as=<> send-as=@example.org send-as=*\ncarol\n", "dave")
+	f.Add("\uff21nn\n\u00df\n", "ann")
 	f.Fuzz(func(t *testing.T, text, name string) {
 		l, err := parse("f", text)
 		if err != nil {

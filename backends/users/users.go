@@ -39,9 +39,16 @@
 // So the backend has an opinion on all names, and is to be the last of those in
 // ask that know users.
 //
-// The file is read again when it has changed. If the new one has a fault, or is
-// gone, the log says so, and what was read before stays in force. It must not
-// be readable by everybody. At the start a fault is an error.
+// The file is read again when it has changed. It is to be replaced by another one
+// of its name (rename), as passwd and most editors do, and not to be written into,
+// as cp does: who is not in the half that is there would be refused for good. So
+// a file into which somebody has written less than 2 seconds ago does not count
+// yet, and one that is empty, or ends within a line, has a fault. For a file
+// without users put a comment into it.
+//
+// If the new file has a fault, or is gone, the log says so, and what was read
+// before stays in force. It must not be readable by everybody. At the start a
+// fault is an error.
 //
 // A refused sender gets 553 5.7.1, a login 535 5.7.8. It decides no recipient.
 // VRFY gets no answer, since it would tell strangers who exists.

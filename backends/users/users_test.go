@@ -309,7 +309,7 @@ func TestBadSettingsNameTheirKey(t *testing.T) {
 	}{
 		{Settings{good, "all"}, []string{`senders: "all" is none of any, own, protected`}},
 		{Settings{good + "x", "own"}, []string{"file: open " + good + `x: no such file or directory; "mailgw passwd" makes it`}},
-		{Settings{usersFile(t, "ann\nann\n\nbob colour=red"), "none"}, []string{"senders: ", ":2: the user is on line 1 already", `:4: unknown field`}},
+		{Settings{usersFile(t, "ann\nann\n\nbob colour=red\n"), "none"}, []string{"senders: ", ":2: the user is on line 1 already", `:4: unknown field`}},
 	} {
 		_, err := New(tt.settings)
 		lines := []string{""}
