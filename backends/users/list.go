@@ -25,10 +25,10 @@ type list struct {
 	certs map[string]*user // by fingerprint
 	owned map[smtp.Pattern]bool
 
-	// What everybody gets who has none of his own: a hash as costly as any of
-	// the file, and a verifier like most of them.
-	falseHash string
-	factors   factors
+	// What a login costs everybody, the most that a hash of the file does, and
+	// what the verifiers are like of those who have none of their own.
+	cost    int
+	factors factors
 }
 
 // Factors are what a client learns of a verifier.
@@ -121,11 +121,10 @@ func (l *list) addUser(u *user) error {
 
 // disguise finds out what strangers get.
 func (l *list) disguise() {
-	cost := 0
 	often := map[factors]int{}
 	l.factors = factors{scramIterations, saltSize}
 	for _, u := range l.users {
-		cost = max(cost, u.cost)
+		l.cost = max(l.cost, u.cost)
 		if u.scram.IsZero() {
 			continue
 		}
@@ -134,10 +133,14 @@ func (l *list) disguise() {
 			l.factors = f
 		}
 	}
-	if cost == 0 {
-		cost = bcrypt.DefaultCost
+	if l.cost == 0 {
+		l.cost = bcrypt.DefaultCost
 	}
-	l.falseHash = fmt.Sprintf("$2a$%02d$%s", cost, strings.Repeat(".", bcryptDigits))
+}
+
+// falseHash returns a hash that no password is known for.
+func falseHash(cost int) []byte {
+	return fmt.Appendf(nil, "$2a$%02d$%s", cost, strings.Repeat(".", bcryptDigits))
 }
 
 // find returns a user by name, or nil.

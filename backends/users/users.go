@@ -33,11 +33,20 @@
 // lines of htpasswd and of /etc/shadow are no users. Nobody may act as another
 // user: an authorization identity has to be the user's own.
 //
-// What a stranger hears of a user, and after how long, is the same whether there
-// is such a user or not. For that, a user without a verifier gets one that is
-// made of the name and of the !secret, and so does everybody who is no user.
+// What a stranger hears of a name in AUTH does not tell whether there is such a
+// user, but for the last case of these:
+//
+//   - A wrong password takes as long for all names as for the user with the
+//     highest cost of bcrypt.
+//   - A user without a verifier gets one that is made of the name and of the
+//     !secret, and so does everybody who is no user. Its iterations and the length
+//     of its salt are those that most verifiers of the file have.
+//   - A verifier that has others, from another program perhaps, shows that there
+//     is its user. Those that "mailgw passwd" makes are all alike.
+//
 // So the backend has an opinion on all names, and is to be the last of those in
-// ask that know users.
+// ask that know users. What it says of senders, if they are protected, tells which
+// addresses are users'.
 //
 // The file is read again when it has changed. It is to be replaced by another one
 // of its name (rename), as passwd and most editors do, and not to be written into,
@@ -150,18 +159,12 @@ func (b *backend) Authenticate(ctx context.Context, s *backends.Session, c backe
 	return u.name, nil
 }
 
-// byPassword returns the user with that password, or nil. It makes one
-// comparison, whether there is such a user or not.
+// byPassword returns the user with that password, or nil. A wrong password takes
+// the same time for every name.
 func (b *backend) byPassword(ctx context.Context, l *list, name, password string) (*user, error) {
 	password, err := preparePassword(password)
 	if err != nil {
 		return nil, nil
-	}
-	u, hash := l.find(name), l.falseHash
-	if u != nil && u.bcrypt != "" {
-		hash = u.bcrypt
-	} else {
-		u = nil
 	}
 	select {
 	case b.hashing <- struct{}{}:
@@ -169,10 +172,20 @@ func (b *backend) byPassword(ctx context.Context, l *list, name, password string
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	if b.compare([]byte(hash), []byte(password)) != nil {
+	u := l.find(name)
+	if u == nil || u.bcrypt == "" {
+		b.compare(falseHash(l.cost), []byte(password))
 		return nil, nil
 	}
-	return u, nil
+	if b.compare([]byte(u.bcrypt), []byte(password)) == nil {
+		return u, nil
+	}
+	// Each cost takes twice as long as the one below, so that this is what is
+	// missing of the highest: 2^5 + (2^5 + 2^6 + 2^7 + 2^8 + 2^9) = 2^10.
+	for cost := u.cost; cost < l.cost; cost++ {
+		b.compare(falseHash(cost), []byte(password))
+	}
+	return nil, nil
 }
 
 // SCRAMVerifier returns a verifier for every name, unless the file has no
