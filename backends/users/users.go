@@ -48,6 +48,10 @@
 // ask that know users. What it says of senders, if they are protected, tells which
 // addresses are users'.
 //
+// Passwords are compared on half of the processors. Clients take turns there: one
+// that guesses on many connections holds up others by one guess at a time, and
+// itself. A client is an address, a network of IPv6 (/64), or a local user.
+//
 // The file is read again when it has changed. It is to be replaced by another one
 // of its name (rename), as passwd and most editors do, and not to be written into,
 // as cp does: who is not in the half that is there would be refused for good. So
@@ -119,7 +123,7 @@ func New(s Settings) (backends.Backend, error) {
 		file:    f,
 		senders: s.Senders,
 		compare: bcrypt.CompareHashAndPassword,
-		hashing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+		turns:   newTurns(max(1, runtime.GOMAXPROCS(0)/2)), // half of the processors are for the mail
 	}, errors.Join(faults...)
 }
 
@@ -127,10 +131,7 @@ type backend struct {
 	file    *file
 	senders string
 	compare func(hash, password []byte) error
-
-	// hashing has an element for each comparison under way. They are slow by
-	// intention, and leave half of the processors to the mail.
-	hashing chan struct{}
+	turns   *turns
 }
 
 // Deliver leaves all recipients to the next backend.
@@ -141,8 +142,7 @@ func (b *backend) Authenticate(ctx context.Context, s *backends.Session, c backe
 	var u *user
 	switch l := b.file.current(ctx); c.Mechanism {
 	case "PLAIN", "LOGIN":
-		var err error
-		if u, err = b.byPassword(ctx, l, c.User, c.Password); err != nil {
+		if err := b.turns.do(ctx, clientOf(s), func() { u = b.byPassword(l, c.User, c.Password) }); err != nil {
 			return "", err
 		}
 	case "EXTERNAL":
@@ -161,31 +161,25 @@ func (b *backend) Authenticate(ctx context.Context, s *backends.Session, c backe
 
 // byPassword returns the user with that password, or nil. A wrong password takes
 // the same time for every name.
-func (b *backend) byPassword(ctx context.Context, l *list, name, password string) (*user, error) {
+func (b *backend) byPassword(l *list, name, password string) *user {
 	password, err := preparePassword(password)
 	if err != nil {
-		return nil, nil
-	}
-	select {
-	case b.hashing <- struct{}{}:
-		defer func() { <-b.hashing }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil
 	}
 	u := l.find(name)
 	if u == nil || u.bcrypt == "" {
 		b.compare(falseHash(l.cost), []byte(password))
-		return nil, nil
+		return nil
 	}
 	if b.compare([]byte(u.bcrypt), []byte(password)) == nil {
-		return u, nil
+		return u
 	}
 	// Each cost takes twice as long as the one below, so that this is what is
 	// missing of the highest: 2^5 + (2^5 + 2^6 + 2^7 + 2^8 + 2^9) = 2^10.
 	for cost := u.cost; cost < l.cost; cost++ {
 		b.compare(falseHash(cost), []byte(password))
 	}
-	return nil, nil
+	return nil
 }
 
 // SCRAMVerifier returns a verifier for every name, unless the file has no

@@ -2,10 +2,8 @@ package users
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"strings"
-	"sync"
 	"testing"
 
 	"golang.org/x/crypto/bcrypt"
@@ -149,38 +147,6 @@ func TestFalseHashLetsNobodyIn(t *testing.T) {
 			t.Errorf("%q: got %q, error %v", name, got, err)
 		}
 	}
-}
-
-// A flood of logins gets no more processors than it may have. Those that wait
-// give up with their context, and are not told that their password is wrong.
-func TestComparisonsAreBounded(t *testing.T) {
-	b := newBackend(t, "", "own")
-	entered, leave := make(chan struct{}), make(chan struct{})
-	b.compare = func(_, _ []byte) error {
-		entered <- struct{}{}
-		<-leave
-		return bcrypt.ErrMismatchedHashAndPassword
-	}
-	login := func(ctx context.Context) error {
-		_, err := b.Authenticate(ctx, &backends.Session{}, backends.Credentials{Mechanism: "PLAIN", User: "ann", Password: "x"})
-		return err
-	}
-	var logins sync.WaitGroup
-	for range cap(b.hashing) {
-		logins.Go(func() {
-			if err := login(t.Context()); err != backends.BadCredentials {
-				t.Errorf("a login that had its turn: error %v", err)
-			}
-		})
-		<-entered
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := login(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("a login without its turn: error %v, want %v", err, context.Canceled)
-	}
-	close(leave)
-	logins.Wait()
 }
 
 func TestSCRAM(t *testing.T) {
