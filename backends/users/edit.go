@@ -41,15 +41,19 @@ func CheckPassword(password string) error {
 
 // Set gives a user of a users file a password, and makes both if they are
 // missing. If sendAs is not nil, it takes the place of what the user may send
-// as besides the name. All else in the file stays as it is. Others see
-// the file as it was or as it is, and calls at the same time wait for each
-// other. If the file has faults, they are the error, and nothing changes.
-func Set(path, name, password string, sendAs []string) error {
+// as besides the name. All else in the file stays as it is. Others see the file
+// as it was or as it is. If the file has faults, they are the error, and nothing
+// changes.
+//
+// Calls at the same time wait for each other by a lock of the directory. Anybody who
+// may read that can hold the lock, so that it is an error if it takes too long.
+// waits, unless it is nil, is called with the directory before there is a wait.
+func Set(path, name, password string, sendAs []string, waits func(dir string)) error {
 	hash, verifier, err := hashes(password)
 	if err != nil {
 		return err
 	}
-	return edit(path, func(l *list) error {
+	return edit(path, waits, func(l *list) error {
 		u := l.find(name)
 		if u == nil {
 			if u, err = newUser(name); err != nil {
@@ -72,8 +76,8 @@ func Set(path, name, password string, sendAs []string) error {
 }
 
 // Delete takes a user out of a users file, in the same way.
-func Delete(path, name string) error {
-	return edit(path, func(l *list) error {
+func Delete(path, name string, waits func(dir string)) error {
+	return edit(path, waits, func(l *list) error {
 		u := l.find(name)
 		if u == nil {
 			return fmt.Errorf("%s: %w: %s", path, ErrNoUser, name)
@@ -161,11 +165,11 @@ func random(n int) []byte {
 }
 
 // edit replaces the file by what change makes of it, unless that is an error.
-func edit(path string, change func(*list) error) error {
+func edit(path string, waits func(dir string), change func(*list) error) error {
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		path = real
 	}
-	dir, err := lock(filepath.Dir(path))
+	dir, err := lock(filepath.Dir(path), waits)
 	if err != nil {
 		return err
 	}
@@ -187,24 +191,38 @@ func edit(path string, change func(*list) error) error {
 	return dir.Sync()
 }
 
+// An edit takes some milliseconds. lockPatience is enough for those of many
+// others, and lockPause is between two looks at the lock.
+const (
+	lockPatience = 10 * time.Second
+	lockPause    = 20 * time.Millisecond
+)
+
 // lock locks a directory until it is closed. The file itself would not do:
 // others would wait for one that has been replaced.
-func lock(path string) (*os.File, error) {
+func lock(path string, waits func(dir string)) (*os.File, error) {
 	dir, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		err = syscall.Flock(int(dir.Fd()), syscall.LOCK_EX)
-		if err != syscall.EINTR {
-			break
+	for end := time.Now().Add(lockPatience); ; time.Sleep(lockPause) {
+		err := syscall.Flock(int(dir.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return dir, nil
 		}
-	}
-	if err != nil {
+		if err == syscall.EWOULDBLOCK && time.Now().Before(end) {
+			if waits != nil {
+				waits(path)
+				waits = nil
+			}
+			continue
+		}
+		if err == syscall.EWOULDBLOCK {
+			err = fmt.Errorf("another process has held the lock for %v", lockPatience)
+		}
 		dir.Close()
 		return nil, &fs.PathError{Op: "lock", Path: path, Err: err}
 	}
-	return dir, nil
 }
 
 // replace puts a new file in the place of path, with the mode and owner of the

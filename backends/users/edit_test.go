@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 
 	"github.com/mailgw/mailgw/backends"
 )
@@ -25,7 +27,7 @@ func contents(t *testing.T, path string) string {
 // What Set stores lets in by every mechanism, and at once.
 func TestSetPasswordLetsIn(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "users")
-	if err := Set(path, "\uff21nn@example.org", "I\u00adX pencil", nil); err != nil {
+	if err := Set(path, "\uff21nn@example.org", "I\u00adX pencil", nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 {
@@ -46,7 +48,7 @@ func TestSetPasswordLetsIn(t *testing.T) {
 	if !scramLogin(t, b, "ann@example.org", "IX pencil") {
 		t.Error("SCRAM-SHA-256: refused")
 	}
-	if err := Set(path, "ANN@EXAMPLE.ORG", "other", nil); err != nil {
+	if err := Set(path, "ANN@EXAMPLE.ORG", "other", nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	if got := plain("IX pencil"); got != "" {
@@ -84,7 +86,7 @@ func TestSetAndDeleteKeepTheRest(t *testing.T) {
 		}
 	}
 
-	do(Set(path, "BOB", "x", nil))
+	do(Set(path, "BOB", "x", nil, nil))
 	bob := line("bob")
 	if !strings.HasPrefix(bob, "bob bcrypt=$2a$10$") || !strings.HasSuffix(bob, " cert="+annsCert+" send-as=@x.example\n") {
 		t.Errorf("bob's line is %q", bob)
@@ -92,22 +94,22 @@ func TestSetAndDeleteKeepTheRest(t *testing.T) {
 	want := strings.Replace(before, "bob cert="+annsCert+" send-as=@x.example\n", bob, 1)
 	expect("bob set", want)
 
-	do(Set(path, "dave", "x", []string{"dave@x.example"}))
+	do(Set(path, "dave", "x", []string{"dave@x.example"}, nil))
 	want += line("dave")
 	expect("dave added", want)
 
-	do(Set(path, "bob", "x", []string{"<>", "*"}))
+	do(Set(path, "bob", "x", []string{"<>", "*"}, nil))
 	if got := line("bob"); !strings.HasSuffix(got, " cert="+annsCert+" send-as=<> send-as=*\n") {
 		t.Errorf("bob's line is %q", got)
 	}
 	want = strings.Replace(want, bob, line("bob"), 1)
 	expect("bob's addresses", want)
 
-	do(Delete(path, "Ann"))
+	do(Delete(path, "Ann", nil))
 	want = strings.Replace(want, "  ann   send-as=<>\n", "", 1)
 	expect("ann deleted", want)
 
-	if err := Delete(path, "ann"); !errors.Is(err, ErrNoUser) {
+	if err := Delete(path, "ann", nil); !errors.Is(err, ErrNoUser) {
 		t.Errorf("ann deleted again: error %v", err)
 	}
 	expect("ann deleted again", want)
@@ -123,7 +125,7 @@ func TestSetAndDeleteKeepTheRest(t *testing.T) {
 func TestEditRefusesAFaultyFile(t *testing.T) {
 	const text = "ann x\n"
 	path := usersFile(t, text)
-	for name, err := range map[string]error{"Set": Set(path, "bob", "x", nil), "Delete": Delete(path, "ann")} {
+	for name, err := range map[string]error{"Set": Set(path, "bob", "x", nil, nil), "Delete": Delete(path, "ann", nil)} {
 		if _, ok := errors.AsType[Faults](err); !ok || !strings.HasPrefix(err.Error(), path+":1: ") {
 			t.Errorf("%s: error %v", name, err)
 		}
@@ -174,9 +176,39 @@ func TestEditsAtTheSameTime(t *testing.T) {
 	}
 }
 
+// Any local user may hold the lock: who waits for it hears that, and not for ever.
+func TestEditDoesNotWaitForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := usersFile(t, "ann\n")
+		dir := filepath.Dir(path)
+		held, err := lock(dir, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var told []string
+		tell := func(dir string) { told = append(told, dir) }
+		err = Delete(path, "ann", tell)
+		if want := "lock " + dir + ": another process has held the lock for 10s"; err == nil || err.Error() != want {
+			t.Errorf("got %v, want %s", err, want)
+		}
+		if !slices.Equal(told, []string{dir}) {
+			t.Errorf("told %q, want %s", told, dir)
+		}
+
+		waits := make(chan string)
+		done := make(chan error)
+		go func() { done <- Delete(path, "ann", func(dir string) { waits <- dir }) }()
+		<-waits
+		held.Close()
+		if err := <-done; err != nil {
+			t.Errorf("when the lock is free: %v", err)
+		}
+	})
+}
+
 // addUser is Set without a password, which takes its time.
 func addUser(path, name string) error {
-	return edit(path, func(l *list) error {
+	return edit(path, nil, func(l *list) error {
 		u, err := newUser(name)
 		if err == nil {
 			l.set(u)
@@ -189,7 +221,7 @@ func addUser(path, name string) error {
 // empty is a fault.
 func TestDeleteTheLastUser(t *testing.T) {
 	b := newBackend(t, "ann", "own")
-	if err := Delete(b.file.path, "ann"); err != nil {
+	if err := Delete(b.file.path, "ann", nil); err != nil {
 		t.Fatal(err)
 	}
 	logged(t)
@@ -212,7 +244,7 @@ func TestSetKeepsLinkAndOwner(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := Set(link, "ann", "x", nil); err != nil {
+	if err := Set(link, "ann", "x", nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	if target, err := os.Readlink(link); target != real || err != nil {

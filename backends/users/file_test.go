@@ -111,7 +111,7 @@ func TestQuestionsWhileTheFileChanges(t *testing.T) {
 		if err := addUser(b.file.path, "carol"); err != nil {
 			t.Error(err)
 		}
-		if err := Delete(b.file.path, "carol"); err != nil {
+		if err := Delete(b.file.path, "carol", nil); err != nil {
 			t.Error(err)
 		}
 	}
@@ -200,7 +200,7 @@ func TestFileForEverybodyIsRefused(t *testing.T) {
 	if want := "file: " + path + ": mode 0644 lets everybody at the hashes; want chmod o= " + path; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
-	if err := Set(path, "bob", "x", nil); err == nil {
+	if err := Set(path, "bob", "x", nil, nil); err == nil {
 		t.Error("a password was put into it")
 	}
 }

@@ -36,7 +36,8 @@ The file is made if it is missing, for nobody but who runs passwd, who should be
 the user that serve runs as. One that is there keeps its mode and owner, and all
 that is in it but the user's own line; it must not be readable by everybody. A
 certificate may be added to that line by hand, as cert=SHA-256 with what
-"openssl x509 -fingerprint -sha256" prints.
+"openssl x509 -fingerprint -sha256" prints. Those who run passwd at the same time
+wait for each other, up to 10 seconds, by a lock on the directory.
 
 USER may send mail as USER, if that is an address, and as --send-as says:
   user@example.org  that address
@@ -49,7 +50,8 @@ Exit codes:
   0   the file is changed
   64  wrong usage
   65  the password cannot be used, or there is no such user to delete
-  71  the system refuses something: to write the file, for example
+  71  the system refuses something: to write the file, for example, or another
+      process keeps its lock on the directory
   78  the file has a fault, and is as it was`,
 		Example: `  mailgw passwd ann@example.org
   mailgw passwd --file /etc/mailgw/users --send-as @example.org --send-as "<>" ann@example.org
@@ -81,8 +83,11 @@ func (f *passwdFlags) run(user string, stdin io.Reader, stderr io.Writer) error 
 	if err := users.CheckUser(user, f.sendAs); err != nil {
 		return err
 	}
+	waits := func(dir string) {
+		fmt.Fprintf(stderr, "mailgw passwd: waiting for another process that has a lock on %s\n", dir)
+	}
 	if f.delete {
-		return f.outcome(users.Delete(f.file, user))
+		return f.outcome(users.Delete(f.file, user, waits))
 	}
 	password, err := readPassword(user, stdin, stderr)
 	if err == nil {
@@ -91,7 +96,7 @@ func (f *passwdFlags) run(user string, stdin io.Reader, stderr io.Writer) error 
 	if err != nil {
 		return exitError{exitData, err}
 	}
-	return f.outcome(users.Set(f.file, user, password, f.sendAs))
+	return f.outcome(users.Set(f.file, user, password, f.sendAs, waits))
 }
 
 // outcome gives an error of the file its exit code.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -102,6 +103,41 @@ func TestPasswdAtTheSameTime(t *testing.T) {
 	}
 	if got := strings.Count(string(text), "!secret "); got != 1 {
 		t.Errorf("%d secrets", got)
+	}
+}
+
+// Who waits for another process hears of it.
+func TestPasswdTellsThatItWaits(t *testing.T) {
+	t.Parallel() // it waits for a process
+	dir := t.TempDir()
+	lock, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	cmd := program(t, "passwd", "--file", filepath.Join(dir, "users"), "ann")
+	cmd.Stdin = strings.NewReader("pencil\n")
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	want := "mailgw passwd: waiting for another process that has a lock on " + dir + "\n"
+	said := bufio.NewReader(stderr)
+	if got, err := said.ReadString('\n'); got != want {
+		t.Errorf("got %q, error %v, want %q", got, err, want)
+	}
+	lock.Close()
+	if rest, err := io.ReadAll(said); len(rest) > 0 || err != nil {
+		t.Errorf("then got %q, error %v", rest, err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
 	}
 }
 
