@@ -167,6 +167,16 @@ func TestSCRAM(t *testing.T) {
 			t.Errorf("%s, %s: got %t, want %t", tt.name, tt.password, got, tt.want)
 		}
 	}
+	// Whatever a client writes, it is the user of the file.
+	for name, want := range map[string]string{
+		"ann@example.org": "ann@example.org", "ANN@example.org": "ann@example.org", "\uff21nn@Example.ORG": "ann@example.org",
+		"bob": "", "nobody": "",
+	} {
+		v, err := b.SCRAMVerifier(t.Context(), &backends.Session{}, name)
+		if v.User != want || err != nil {
+			t.Errorf("%q: the verifier is of user %q, error %v, want %q", name, v.User, err, want)
+		}
+	}
 	if _, err := b.SCRAMVerifier(t.Context(), &backends.Session{}, "\x00"); err != backends.BadCredentials {
 		t.Errorf("a name that cannot be: error %v", err)
 	}
