@@ -42,11 +42,18 @@ func TestProxy(t *testing.T) {
 		{"v2", v2(proxied), `PROXY  "" [2001:db8::1]:1024   to [2001:db8::2]:25; user  by ; SMTP client; from 2001:db8::1`},
 		{"v2, extensions", v2(proxied, proxyproto.TLV{Type: proxyproto.PP2_TYPE_AUTHORITY, Value: []byte("mx.example")}, proxyproto.TLV{Type: 0xe0, Value: []byte{0}}),
 			`PROXY  "" [2001:db8::1]:1024   to [2001:db8::2]:25 0x2="mx.example" 0xe0="\x00"; user  by ; SMTP client; from 2001:db8::1`},
+		{"v2, a unix socket", "\r\n\r\n\x00\r\nQUIT\n\x21\x31\x00\xd8/client" + strings.Repeat("\x00", 216-len("/client")),
+			`PROXY  "" invalid AddrPort   to invalid AddrPort; user  by ; SMTP client; from invalid IP`},
 		{"v2, the proxy itself", v2(proxyproto.Header{Command: proxyproto.LOCAL, TransportProtocol: proxyproto.UNSPEC}), `nobody; user  by ; SMTP client; from 127.0.0.1`},
 		{"none", "", refused},
 		{"v1, malformed", "PROXY TCP4 192.0.2.1\r\n", refused},
 		{"v1, no end", "PROXY TCP4 " + strings.Repeat("1", 200), refused},
 		{"v2, too long", "\r\n\r\n\x00\r\nQUIT\n\x21\x11\xff\xff" + strings.Repeat("x", 100), refused},
+		{"v2, too long for its extensions", v2(proxied, proxyproto.TLV{Type: 0xe0, Value: make([]byte, 4096)}), refused},
+		{"v2, extension cut off", "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0f" + strings.Repeat("x", 12) + "\xe0\x00\x01", refused},
+		{"v2, of no family", "\r\n\r\n\x00\r\nQUIT\n\x21\x00\x00\x00", refused},
+		{"v3", "\r\n\r\n\x00\r\nQUIT\n\x31\x11\x00\x0c" + strings.Repeat("x", 12), refused},
+		{"a handshake of TLS", "\x16\x03\x01\x02\x00\x01", refused},
 		{"v2, datagrams", "\r\n\r\n\x00\r\nQUIT\n\x21\x12\x00\x0c" + strings.Repeat("x", 12), refused},
 	} {
 		s := testServer(t, testBackends, "protocol = 'smtp'\nproxy = ['127.0.0.1']\n[listener.routes]\n'*' = ['client']\n")
