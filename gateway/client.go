@@ -11,7 +11,8 @@ import (
 )
 
 // judge says what a client may tell of others: by its address or, if it is a
-// process on this machine, by its user; and by its certificate.
+// process on this machine, by its user; and by its certificate. A proxy that
+// speaks PROXY may tell nothing but that.
 func (d *dialog) judge() {
 	d.trusted, d.mayXClient = d.trusts(d.trust), d.trusts(d.xclientTrust)
 }
@@ -23,6 +24,10 @@ func (d *dialog) trusts(t xforward.Trust) bool {
 	case d.elsewhere():
 		// Whom we trust is not to be trusted for those whom it lets through.
 		return t.Addr(d.session.Client.Addr.Addr())
+	case len(d.Proxy) > 0:
+		// LOCAL is what HAProxy says of the sessions that it opens to see whether
+		// we are well, and of those from its own unix sockets, too.
+		return false
 	}
 	return trustsPeer(t, d.session.Peer)
 }

@@ -131,7 +131,7 @@ func TestProxyTrust(t *testing.T) {
 		"PROXY TCP4 192.0.2.2 192.0.2.3 1024 25\r\n": "550 5.7.0 insufficient authorization",
 		"PROXY TCP4 192.0.2.1 192.0.2.3 1024 25\r\n": "250 2.0.0 ok",
 		"PROXY UNKNOWN\r\n":                          "550 5.7.0 insufficient authorization",
-		"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00":     "250 2.0.0 ok", // LOCAL
+		"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00":     "550 5.7.0 insufficient authorization", // LOCAL
 	} {
 		c := dial(t, s)
 		io.WriteString(c, header)

@@ -46,8 +46,9 @@ func (w *warnings) listener(key string, l *ListenerConfig) {
 	if l.TLS.Mode == "starttls" && !l.RequireTLS && l.TLS.ClientCertificates == "require" {
 		w.warn(key+".tls.client_certificates", "a client that does not say STARTTLS needs none; require_tls makes it")
 	}
-	w.peers(key+".xforward", l.XForward, addresses, onUnix, certificates)
-	w.peers(key+".xclient", l.XClient, !onUnix || len(l.Proxy) > 0, onUnix, certificates)
+	users := onUnix && len(l.Proxy) == 0
+	w.peers(key+".xforward", l.XForward, addresses, users, certificates)
+	w.peers(key+".xclient", l.XClient, !users, users, certificates)
 	w.peers(key+".proxy", l.Proxy, !onUnix, onUnix, false)
 	for i, r := range l.Rates {
 		key := fmt.Sprintf("%s.rate[%d].by", key, i)
@@ -82,7 +83,7 @@ func (w *warnings) peers(key string, peers []string, addresses, users, certifica
 		case isNetwork && !addresses:
 			w.warn(key, "%s never connects to a unix socket; want unix, uid: or gid:", peer)
 		case !isNetwork && !users:
-			w.warn(key, "%s never connects over TCP; want addresses, networks or cert:", peer)
+			w.warn(key, "%s never connects where clients have addresses; want those, networks or cert:", peer)
 		case err == nil && prefix.Bits() == 0:
 			w.warn(key, "%s lets every client say that it is somebody else", peer)
 		}
