@@ -3,6 +3,7 @@ package backends
 import (
 	"context"
 	"io"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -186,6 +187,9 @@ func (p Peer) String() string {
 	}
 	return "unix:uid=" + strconv.FormatUint(uint64(p.UID), 10)
 }
+
+// LogValue returns what String does, for slog.
+func (p Peer) LogValue() slog.Value { return slog.StringValue(p.String()) }
 
 // An Envelope is what MAIL and RCPT said.
 type Envelope struct {

@@ -343,7 +343,7 @@ func TestSCRAM(t *testing.T) {
 // by STARTTLS and not offered before.
 func TestAuthOverTLS(t *testing.T) {
 	ca, dir := newIssuer(t), t.TempDir()
-	s := testServer(t, testBackends, "protocol = 'smtp'\nask = ['login']\n[listener.tls]\nmode = 'starttls'\n"+
+	s := testServer(t, testBackends, "protocol = 'smtp'\nask = ['login']\nauth.required = true\n[listener.tls]\nmode = 'starttls'\n"+
 		"client_certificates = 'ask'\ncertificates = ['"+ca.file(t, dir, "mx.example.org")+"']\n[listener.routes]\n'*' = ['login']\n")
 	serve(t, s)
 	file := ca.file(t, dir, "client")
@@ -361,6 +361,8 @@ func TestAuthOverTLS(t *testing.T) {
 		}
 		c.PrintfLine("AUTH PLAIN AHVzZXIAc2VjcmV0")
 		wantReply(t, c, 538, "5.7.11 say STARTTLS first")
+		c.PrintfLine("MAIL FROM:<>")
+		wantReply(t, c, 530, "5.7.0 say STARTTLS and authenticate first")
 		c.PrintfLine("STARTTLS")
 		wantReply(t, c, 220, "2.0.0 ready to start TLS")
 		c = textproto.NewConn(tls.Client(socket, &tls.Config{RootCAs: ca.client("").RootCAs, ServerName: "mx.example.org", Certificates: certs}))
@@ -404,6 +406,10 @@ func TestPasswordIsNotLogged(t *testing.T) {
 	}
 	c.PrintfLine("QUIT")
 	wantReply(t, c, 221, "2.0.0 mx.example.org good bye")
+	// Whom a login was for is what one looks for, when it went wrong.
+	if !strings.Contains(log.String(), `user=user command="AUTH PLAIN" reply="535`) {
+		t.Errorf("the log does not tell who has failed to log in:\n%s", log.String())
+	}
 	for _, secret := range append(secrets, "hidden", "wrong") {
 		if strings.Contains(log.String(), secret) {
 			t.Errorf("%q stands in the log:\n%s", secret, log.String())

@@ -200,6 +200,7 @@ func (x *exchange) password(identity, user, password string) error {
 // login asks who it is that shows c.
 func (x *exchange) login(c backends.Credentials) error {
 	c.Mechanism = x.name
+	x.claims = c.User
 	q := x.about(backends.AboutAUTH, "")
 	q.Credentials = c
 	a, err := x.firstOpinion(x.ctx, x.who(backends.AboutAUTH, x.Ask), q)
@@ -209,6 +210,7 @@ func (x *exchange) login(c backends.Credentials) error {
 
 // verifier asks for what proves that a user knows the password.
 func (x *exchange) verifier(user string) (backends.SCRAMVerifier, error) {
+	x.claims = user
 	q := x.about(backends.AboutSCRAM, user)
 	a, err := x.firstOpinion(x.ctx, x.who(backends.AboutSCRAM, x.Ask), q)
 	if err == nil && a.SCRAM.IsZero() {

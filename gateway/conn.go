@@ -234,6 +234,9 @@ func (c *conn) logRefused(line string, r smtp.Reply) {
 	if c.opinionOf != "" {
 		log = log.With("backend", c.opinionOf)
 	}
+	if c.claims != "" {
+		log = log.With("user", c.claims[:min(len(c.claims), 255)])
+	}
 	if c.overRate != "" {
 		log = log.With("rate", c.overRate)
 	}

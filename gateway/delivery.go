@@ -137,6 +137,7 @@ func (d *delivery) release() {
 
 // decide gives recipient i its status, unless it has one.
 func (d *delivery) decide(i int, backend string, s backends.Status) {
+	said := s
 	s = s.Sanitized()
 	d.mu.Lock()
 	f := &d.fates[i]
@@ -146,6 +147,9 @@ func (d *delivery) decide(i int, backend string, s backends.Status) {
 	}
 	address, added := f.address, f.added
 	d.mu.Unlock()
+	if s.Code != said.Code {
+		d.ignored(backend, address, said, "it is no answer to a message, so that it becomes "+s.Error())
+	}
 	if late {
 		// That the deadline has passed is known already.
 		if d.ctx == nil || s != backends.StatusOf(context.Cause(d.ctx)) {

@@ -28,6 +28,7 @@ type dialog struct {
 	tx        *transaction // from MAIL to the end of the message
 	errors    int          // bad commands since the last message
 	refused   int          // all refused commands since the last message
+	claims    string       // the user that a login was for, in the command under way
 	guesses   int          // of AUTH that went wrong, whoever was to blame
 	chunk     chunk        // that BDAT has announced
 	exchange  *exchange    // of AUTH, while it is under way
@@ -113,7 +114,7 @@ func statusReply(s backends.Status) smtp.Reply {
 
 // command answers one command line.
 func (d *dialog) command(line string) (smtp.Reply, action) {
-	d.opinionOf, d.overRate = "", ""
+	d.opinionOf, d.overRate, d.claims = "", "", ""
 	if d.exchange != nil {
 		if d.verb = verbs["AUTH"]; d.outOfTurn(d.verb) {
 			return d.tooHasty()
@@ -138,10 +139,18 @@ func (d *dialog) command(line string) (smtp.Reply, action) {
 	case d.RequireTLS && d.session.TLS == nil && !v.clear:
 		return d.bad(reply(530, "5.7.0", "say STARTTLS first")) // RFC 3207, section 4
 	case d.Auth.Required && d.session.User == "" && v.guarded:
-		return d.bad(reply(530, "5.7.0", "authenticate first")) // RFC 4954, section 6
+		return d.bad(d.authenticateFirst())
 	}
 	d.verb, d.afterAuth = v, name == "AUTH"
 	return d.handled(v.handle(d, args))
+}
+
+// authenticateFirst tells a stranger what to do: RFC 4954, section 6.
+func (d *dialog) authenticateFirst() smtp.Reply {
+	if d.session.TLS == nil && !d.Auth.InClear && d.TLS.Mode == "starttls" {
+		return reply(530, "5.7.0", "say STARTTLS and authenticate first")
+	}
+	return reply(530, "5.7.0", "authenticate first")
 }
 
 // handled passes on the reply of a handler, if there is one yet.

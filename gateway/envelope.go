@@ -84,7 +84,7 @@ func (d *dialog) secured(sender string) (smtp.Reply, bool) {
 	case d.session.TLS == nil && d.tlsSenders.lookup(sender):
 		return reply(530, "5.7.0", "this sender has to say STARTTLS first"), false
 	case d.session.User == "" && d.authSenders.lookup(sender):
-		return reply(530, "5.7.0", "authenticate first"), false
+		return d.authenticateFirst(), false
 	}
 	return smtp.Reply{}, true
 }

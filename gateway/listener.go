@@ -22,6 +22,7 @@ import (
 type listener struct {
 	*ListenerConfig
 	hostname string
+	place    Problem // of its address, but for the text
 	log      *slog.Logger
 	backends map[string]*namedBackend
 	tls      *tlsFiles

@@ -146,7 +146,7 @@ func TestListenAllOrNone(t *testing.T) {
 		"[[listener]]\nname = 'second'\nprotocol = 'smtp'\naddress = 'tcp:"+taken.Addr().String()+"'\n[listener.routes]\n'*' = ['verdict']\n"+
 		"[[listener]]\nname = 'third'\nprotocol = 'smtp'\naddress = 'tcp:192.0.2.1:0'\n[listener.routes]\n'*' = ['verdict']\n")
 	err = s.Listen()
-	if err == nil || !strings.Contains(err.Error(), "listener second: ") || !strings.Contains(err.Error(), "listener third: ") || !errors.Is(err, syscall.EADDRINUSE) {
+	if err == nil || !strings.Contains(err.Error(), "listener[1].address: ") || !strings.Contains(err.Error(), "listener[2].address: ") || !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("got %v", err)
 	}
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {

@@ -33,7 +33,7 @@ func parseConfig(file, text string, shipped []string) (*Config, error) {
 	if _, err := toml.Decode(text, &values); err != nil {
 		var syntax toml.ParseError
 		if errors.As(err, &syntax) {
-			return nil, fmt.Errorf("%s:%d:%d: %s", file, syntax.Position.Line, syntax.Position.Col, syntax.Message)
+			return nil, fmt.Errorf("%s:%d:%d: %s%s", file, syntax.Position.Line, syntax.Position.Col, syntax.Message, syntaxHint(syntax.Message))
 		}
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
@@ -53,6 +53,20 @@ func parseConfig(file, text string, shipped []string) (*Config, error) {
 		return c, v.problems
 	}
 	return c, nil
+}
+
+// syntaxHint tells what is often meant by what TOML does not take.
+func syntaxHint(message string) string {
+	for part, hint := range map[string]string{
+		"Key 'listener":      "; each listener begins with a line [[listener]], with two brackets on each side",
+		"leading zeroes":     `; a mode is written in quotes: "0600"`,
+		"expected value but": "; want a number, true, false, or a text in quotes",
+	} {
+		if strings.Contains(message, part) {
+			return hint
+		}
+	}
+	return ""
 }
 
 // listenerHint tells those who wrote a key at the top how listeners are

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/mailgw/mailgw/backends"
 )
 
 // lockedBuffer is a log that is written from several goroutines.
@@ -77,4 +79,15 @@ func matches(line, want string) bool {
 		line = rest
 	}
 	return true
+}
+
+// An answer that is none is 451 to the client, and the log has it as it was.
+func TestLogOfNonsense(t *testing.T) {
+	var log lockedBuffer
+	s := chainServer(t, backends.Func(byLocalPart))
+	s.log = slog.New(slog.NewTextHandler(&log, nil))
+	deliver(t, s, "to:greeting@x.example")
+	if text := log.String(); !strings.Contains(text, `event=ignored to=greeting@x.example status="354  go ahead" reason="it is no answer to a message, so that it becomes 451`) {
+		t.Errorf("got\n%s", text)
+	}
 }

@@ -57,7 +57,9 @@ func New(c *Config, all map[string]backends.Backend, log *slog.Logger) (*Server,
 		s.routes[name] = &route{names}
 	}
 	for i := range c.Listeners {
-		s.listeners = append(s.listeners, newListener(s, c, &c.Listeners[i]))
+		l := newListener(s, c, &c.Listeners[i])
+		l.place = c.Problem(fmt.Sprintf("listener[%d].address", i), "")
+		s.listeners = append(s.listeners, l)
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s, nil
@@ -145,7 +147,7 @@ func (s *Server) Listen() error {
 	var failed []error
 	for _, l := range s.listeners {
 		if err := l.open(); err != nil {
-			failed = append(failed, fmt.Errorf("listener %s: %w", l.Name, err))
+			failed = append(failed, fmt.Errorf("%s%w", l.place, err))
 		}
 	}
 	if failed != nil {

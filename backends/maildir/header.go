@@ -1,6 +1,7 @@
 package maildir
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -55,7 +56,11 @@ func clientOf(s backends.Session) client {
 	if x := s.XForward; x != nil && x.Forwarded {
 		return client{x.HELO, x.Name, x.Addr, x.Proto}
 	}
-	return client{helo: s.HELO, addr: s.Peer.Addr.Addr().String(), protocol: s.Protocol}
+	c := client{helo: s.HELO, addr: s.ClientAddr().String(), protocol: s.Protocol}
+	if s.Client != nil {
+		c.helo, c.name = cmp.Or(s.Client.HELO, s.HELO), s.Client.Name
+	}
+	return c
 }
 
 // tcpInfo returns "name [192.0.2.1]" or what is known of it.

@@ -79,6 +79,13 @@ func TestReceived(t *testing.T) {
 		{"XFORWARD of an identifier alone", backends.Session{Protocol: "LMTP", HELO: "proxy", Peer: peer, XForward: &xforward.Attrs{Ident: "4XyZ"}}, one,
 			"Received: from proxy ([192.0.2.1])\r\n\tby gw.example.org with LMTP id tx1\r\n\tfor <ann@example.org>"},
 
+		// The same goes for the client that PROXY or XCLIENT has told.
+		{"XCLIENT", backends.Session{Protocol: "ESMTP", HELO: "proxy", Peer: peer, Client: &backends.Client{
+			Addr: netip.MustParseAddrPort("198.51.100.1:99"), Name: "mx.example.net", HELO: "hello"}}, one,
+			"Received: from hello (mx.example.net [198.51.100.1])\r\n\tby gw.example.org with ESMTP id tx1\r\n\tfor <ann@example.org>"},
+		{"PROXY of an unknown client", backends.Session{Protocol: "ESMTP", HELO: "client", Peer: peer, Client: &backends.Client{}}, one,
+			"Received: from client\r\n\tby gw.example.org with ESMTP id tx1\r\n\tfor <ann@example.org>"},
+
 		// Nothing that a stranger says breaks out of its place.
 		{"hostile HELO", backends.Session{Protocol: "LMTP", HELO: "a\r\nX: (y) <z> \"\\\xff;", Peer: peer}, one,
 			"Received: from a??X:??y???z?????? ([192.0.2.1])\r\n\tby gw.example.org with LMTP id tx1\r\n\tfor <ann@example.org>"},

@@ -27,7 +27,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -98,6 +100,9 @@ func New(s Settings) (backends.Backend, error) {
 	} else if b.template, err = parseTemplate(s.Path); err != nil {
 		fault("path", "%q: %w", s.Path, err)
 	}
+	if err == nil {
+		b.warn()
+	}
 	if !smtp.IsASCII(s.RecipientDelimiter) {
 		fault("recipient_delimiter", "%q is not US-ASCII", s.RecipientDelimiter)
 	}
@@ -121,6 +126,28 @@ func New(s Settings) (backends.Backend, error) {
 	return b, errors.Join(faults...)
 }
 
+// warn tells of paths that are hardly meant.
+func (b *backend) warn() {
+	if !strings.Contains(b.Path, "{") {
+		slog.Warn("path has no placeholder: all mail goes into one Maildir", "path", b.Path)
+	}
+	if !b.Create {
+		return
+	}
+	const accessWrite, accessEnter = 2, 1 // W_OK, X_OK
+	// The nearest directory that is there already.
+	for dir := b.template.base; ; dir = filepath.Dir(dir) {
+		err := syscall.Access(dir, accessWrite|accessEnter)
+		if errors.Is(err, fs.ErrNotExist) && dir != "/" {
+			continue
+		}
+		if err != nil {
+			slog.Warn("path: Maildirs cannot be made", "directory", dir, "error", err.Error())
+		}
+		return
+	}
+}
+
 type backend struct {
 	Settings
 	template template
@@ -130,12 +157,12 @@ type backend struct {
 	durable map[string]bool // mailboxes whose path is known to be on the disk
 }
 
-// Deliver stores the message in the mailbox of one recipient after the other.
 // Capabilities has REQUIRETLS because a message that is stored goes nowhere.
 func (b *backend) Capabilities() backends.Capabilities {
 	return backends.Capabilities{RequireTLS: true}
 }
 
+// Deliver stores the message in the mailbox of one recipient after the other.
 func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 	m := &message{ctx: ctx, body: tx.Body, size: tx.Size}
 	defer m.close()

@@ -8,8 +8,9 @@ import (
 	"log/slog"
 	"os"
 
-	"github.com/mailgw/mailgw/gateway"
 	"github.com/spf13/cobra"
+
+	"github.com/mailgw/mailgw/gateway"
 )
 
 const defaultConfig = "gateway.toml"
@@ -20,7 +21,8 @@ func configFlag(cmd *cobra.Command, path *string) {
 	cmd.MarkFlagFilename("config", "toml")
 }
 
-// loadConfig reads the configuration file, prints its warnings, and makes its
+// loadConfig reads the configuration file, prints its warnings if there are no
+// problems, and makes its
 // directory the working directory, so that a relative path in the settings of
 // a plugin begins where all those in the file do. Problems of the file are no
 // error yet: startBackends adds those that the plugins find.
@@ -35,6 +37,9 @@ func loadConfig(path string, stderr io.Writer) (*gateway.Config, gateway.Problem
 	}
 	if err != nil {
 		return nil, nil, exitError{exitConfig, err}
+	}
+	if len(problems) > 0 {
+		return c, problems, nil // of which some warnings would only be the consequence
 	}
 	for _, w := range c.Warnings() {
 		fmt.Fprintf(stderr, "warning: %s\n", w)

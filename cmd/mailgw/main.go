@@ -8,8 +8,9 @@ import (
 	"io"
 	"os"
 
-	"github.com/mailgw/mailgw/gateway"
 	"github.com/spf13/cobra"
+
+	"github.com/mailgw/mailgw/gateway"
 )
 
 // Exit codes. They are those of sysexits.h as far as that has one that fits.

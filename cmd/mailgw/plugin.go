@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/spf13/cobra"
 
 	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/backends/discard"
@@ -18,7 +21,6 @@ import (
 	"github.com/mailgw/mailgw/gateway"
 	"github.com/mailgw/mailgw/internal/settings"
 	"github.com/mailgw/mailgw/plugins"
-	"github.com/spf13/cobra"
 )
 
 // shipped are the plugins that come with the program, in alphabetical order.
@@ -58,6 +60,7 @@ In gateway.toml a plugin is named by a backend:
 				if len(args) == 0 {
 					fmt.Fprintf(cmd.OutOrStdout(), "%-8s  %s\n", p.name, p.about)
 				} else if p.name == args[0] {
+					nameProcess(p.name)
 					p.serve()
 					return nil
 				}
@@ -68,6 +71,12 @@ In gateway.toml a plugin is named by a backend:
 			return nil
 		},
 	}
+}
+
+// nameProcess lets ps and top tell the plugins apart: all were started as
+// /proc/self/exe. They can do without.
+func nameProcess(plugin string) {
+	os.WriteFile("/proc/self/comm", []byte("mailgw-"+plugin), 0)
 }
 
 // hosts are the running plugins of a configuration, by the name of the

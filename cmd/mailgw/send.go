@@ -11,8 +11,9 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/mailgw/mailgw/xforward"
 	"github.com/spf13/cobra"
+
+	"github.com/mailgw/mailgw/xforward"
 )
 
 // sendFlags are the flags of send.

@@ -138,7 +138,10 @@ func serveBackends(ctx context.Context, c *gateway.Config, hosts hosts, log *slo
 // explainListen adds what to do where the system only says no.
 func explainListen(err error) error {
 	op, ok := errors.AsType[*net.OpError](err)
-	if ok && strings.HasPrefix(op.Net, "tcp") && errors.Is(err, fs.ErrPermission) {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("%w; is mailgw running already? else choose another port", err)
+	case ok && strings.HasPrefix(op.Net, "tcp") && errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%w; a port below 1024 takes root or CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities)", err)
 	}
 	return err

@@ -320,7 +320,7 @@ func TestServeRefusesAddressInUse(t *testing.T) {
 	second := strings.Replace(mainTOML, "unix:lmtp.sock", "unix:"+g.dir+"/lmtp.sock", 1)
 	dir, file := configure(t, second)
 	_, stderr, code := runToEnd(t, "serve", "--config", file)
-	if code != exitSystem || !strings.Contains(stderr, "mailgw serve: listener lmtp: ") {
+	if code != exitSystem || !strings.Contains(stderr, "gateway.toml:10: listener[0].address: ") {
 		t.Errorf("exit code %d, printed\n%s", code, stderr)
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, "plugins/*")); len(left) > 0 {
