@@ -123,29 +123,31 @@ func TestXClientCountsClients(t *testing.T) {
 	for range 2 {
 		first := session("XCLIENT ADDR=192.0.2.1", welcome)
 		unknown := session("XCLIENT ADDR=[UNAVAILABLE]", welcome) // who these are is not known
-		session("XCLIENT ADDR=[UNAVAILABLE]", welcome)
+		another := session("XCLIENT ADDR=[UNAVAILABLE]", welcome)
 		session("XCLIENT ADDR=192.0.2.2", welcome).ask(t, "QUIT")
 		if rest, err := io.ReadAll(session("XCLIENT ADDR=192.0.2.1", tooMany)); len(rest) > 0 || err != nil {
 			t.Errorf("after 421: got %q, %v", rest, err)
 		}
-		unknown.Close()
-		first.Close()
-		waitForPeers(t, s.listeners[0], 0)
+		for _, c := range []client{first, unknown, another} {
+			c.Close()
+		}
+		waitForSessions(t, s.listeners[0], 0, 0)
 	}
 }
 
-// waitForPeers waits until a listener counts sessions of so many peers.
-func waitForPeers(t *testing.T, l *listener, want int) {
+// waitForSessions waits until a listener has so many sessions, and counts those
+// of so many peers.
+func waitForSessions(t *testing.T, l *listener, sessions, peers int) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); ; runtime.Gosched() {
 		l.mu.Lock()
-		n := len(l.peers)
+		all, counted := l.all, len(l.peers)
 		l.mu.Unlock()
-		if n == want {
+		if all == sessions && counted == peers {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("sessions of %d peers, want %d", n, want)
+			t.Fatalf("%d sessions of %d peers, want %d of %d", all, counted, sessions, peers)
 		}
 	}
 }

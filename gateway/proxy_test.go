@@ -113,6 +113,21 @@ func TestProxyHeaderIncomplete(t *testing.T) {
 	}
 }
 
+// A shutdown is not told to those who have not sent their header.
+func TestProxyShutdown(t *testing.T) {
+	s := testServer(t, testBackends, "protocol = 'smtp'\nproxy = ['127.0.0.1']\n")
+	serve(t, s)
+	c := dial(t, s)
+	io.WriteString(c, "PROXY TCP4 192.0.2.1 ")
+	waitForSessions(t, s.listeners[0], 1, 0)
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if all, _ := io.ReadAll(c); len(all) > 0 {
+		t.Errorf("got %q", all)
+	}
+}
+
 // Whoever is not trusted hears nothing, whatever it says; and nobody is
 // trusted because its proxy is.
 func TestProxyTrust(t *testing.T) {
@@ -163,7 +178,7 @@ func TestProxyCountsClients(t *testing.T) {
 		t.Errorf("another client: %q", got)
 	}
 	first.ask(t, "QUIT")
-	waitForPeers(t, s.listeners[0], 1)
+	waitForSessions(t, s.listeners[0], 1, 1)
 	if _, got := greeting("192.0.2.1"); got != welcome {
 		t.Errorf("after the first has gone: %q", got)
 	}
