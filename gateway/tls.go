@@ -1,10 +1,13 @@
 package gateway
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -107,24 +110,62 @@ func (c TLSConfig) load() (*tls.Config, error) {
 		if len(c.Keys) > 0 {
 			key = c.Keys[i]
 		}
-		cert, err := tls.LoadX509KeyPair(file, key)
+		cert, err := keyPair(file, key)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
+			if len(c.Keys) > 0 && !errors.Is(err, errCertificate) {
+				return nil, tlsFault{fmt.Sprintf("keys[%d]", i), err}
+			}
+			return nil, tlsFault{fmt.Sprintf("certificates[%d]", i), err}
 		}
 		config.Certificates = append(config.Certificates, cert)
 	}
 	if c.ClientCA != "" {
-		pem, err := os.ReadFile(c.ClientCA)
+		text, err := os.ReadFile(c.ClientCA)
 		if err != nil {
-			return nil, err
+			return nil, tlsFault{"client_ca", err}
 		}
 		config.ClientAuth = clientAuthByCA[c.ClientCertificates]
 		config.ClientCAs = x509.NewCertPool()
-		if !config.ClientCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("%s: no certificate in PEM form", c.ClientCA)
+		if !config.ClientCAs.AppendCertsFromPEM(text) {
+			return nil, tlsFault{"client_ca", fmt.Errorf("%s: no certificate in PEM form", c.ClientCA)}
 		}
 	}
 	return config, nil
+}
+
+// A tlsFault is a fault in the file that a key names.
+type tlsFault struct {
+	key string
+	err error
+}
+
+func (f tlsFault) Error() string { return f.err.Error() }
+
+var errCertificate = errors.New("certificate")
+
+// keyPair reads a certificate and its key, which may be in the same file. An
+// error is errCertificate if it is of the certificate's file.
+func keyPair(certFile, keyFile string) (tls.Certificate, error) {
+	cert, err := os.ReadFile(certFile)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("%w: %w", errCertificate, err)
+	}
+	if block, _ := pem.Decode(cert); block == nil {
+		return tls.Certificate{}, fmt.Errorf("%w: %s: not in PEM form", errCertificate, certFile)
+	}
+	key := cert
+	if keyFile != certFile {
+		if key, err = os.ReadFile(keyFile); err != nil {
+			return tls.Certificate{}, err
+		}
+	} else if !bytes.Contains(key, []byte("PRIVATE KEY-----")) {
+		return tls.Certificate{}, fmt.Errorf("%w: %s: there is no private key in it; name the file of the key in keys", errCertificate, certFile)
+	}
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		err = fmt.Errorf("%s with %s: %w", certFile, keyFile, err)
+	}
+	return pair, err
 }
 
 // tlsSession is what a backend may know of a handshake.

@@ -329,14 +329,22 @@ func TestSlowHandshake(t *testing.T) {
 // What is wrong with certificates is told at the start, with key and line.
 func TestTLSConfigFaults(t *testing.T) {
 	dir := t.TempDir()
-	good := newIssuer(t).file(t, dir, "mx.example")
+	ca := newIssuer(t)
+	good, other := ca.file(t, dir, "mx.example"), ca.file(t, dir, "other.example")
+	bare := filepath.Join(dir, "bare.pem")
+	if err := os.WriteFile(bare, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.cert.Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for keys, want := range map[string]string{
 		"mode = 'maybe'":    "listener[0].tls.mode: want off, starttls or implicit, found \"maybe\"",
 		"mode = 'starttls'": "listener[0].tls.certificates: is missing; TLS wants at least one",
-		"mode = 'starttls'\ncertificates = ['missing.pem']":                                  "listener[0].tls.certificates: * open *missing.pem: no such file or directory",
+		"mode = 'starttls'\ncertificates = ['missing.pem']":                                  "listener[0].tls.certificates[0]: *open *missing.pem: no such file or directory",
+		"mode = 'starttls'\ncertificates = ['" + bare + "']":                                 "listener[0].tls.certificates[0]: *bare.pem: there is no private key in it; name the file of the key in keys",
+		"mode = 'starttls'\ncertificates = ['" + good + "']\nkeys = ['missing.pem']":         "listener[0].tls.keys[0]: open *missing.pem: no such file or directory",
+		"mode = 'starttls'\ncertificates = ['" + good + "']\nkeys = ['" + other + "']":       "listener[0].tls.keys[0]: *mx.example.pem with *other.example.pem: tls: private key does not match public key",
 		"mode = 'starttls'\ncertificates = ['" + good + "']\nkeys = ['a', 'b']":              "listener[0].tls.keys: 2 keys for 1 certificates; want as many, in the same order, or none",
 		"mode = 'starttls'\ncertificates = ['" + good + "']\nmin_version = '1.0'":            "listener[0].tls.min_version: want 1.2 or 1.3, found \"1.0\"",
-		"mode = 'starttls'\ncertificates = ['" + good + "']\nclient_ca = '/nonexistent'":     "listener[0].tls.certificates: open /nonexistent: no such file or directory",
+		"mode = 'starttls'\ncertificates = ['" + good + "']\nclient_ca = '/nonexistent'":     "listener[0].tls.client_ca: open /nonexistent: no such file or directory",
 		"mode = 'starttls'\ncertificates = ['" + good + "']\nclient_certificates = 'demand'": "listener[0].tls.client_certificates: want ignore, ask or require, found \"demand\"",
 	} {
 		_, err := listenerConfig(t, "protocol = 'smtp'\n[listener.tls]\n"+keys)

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -266,8 +267,9 @@ func (v *validation) tls(key string, t *TLSConfig) {
 	case len(t.Keys) > 0 && len(t.Keys) != len(t.Certificates):
 		v.fault(key+".keys", "%d keys for %d certificates; want as many, in the same order, or none", len(t.Keys), len(t.Certificates))
 	default:
-		if _, err := t.load(); err != nil {
-			v.fault(key+".certificates", "%v", err)
+		_, err := t.load()
+		if f, ok := errors.AsType[tlsFault](err); ok {
+			v.fault(key+"."+f.key, "%v", f.err)
 		}
 	}
 }
