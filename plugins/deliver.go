@@ -381,6 +381,8 @@ func lost(ctx context.Context, began time.Time, pid int, err error) error {
 		return endOf(ctx, began)
 	case status.Code(err) == codes.DeadlineExceeded:
 		return noAnswer(time.Since(began)) // by the plugin's clock
+	case status.Code(err) == codes.Unavailable:
+		return fmt.Errorf("plugin with pid %d has ended, or has closed its socket", pid)
 	}
 	return fmt.Errorf("plugin with pid %d: %s", pid, cut(err.Error()))
 }

@@ -223,6 +223,15 @@ func (w *words) few() []string {
 	return all
 }
 
+// last are those that may tell why the plugin has ended. One that was killed
+// has nothing to say of that.
+func (w *words) last(how string) []string {
+	if how == "signal: killed" {
+		return nil
+	}
+	return w.all()
+}
+
 func (w *words) all() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()

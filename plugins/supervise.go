@@ -107,7 +107,7 @@ func (h *Host) report(r *running, lived time.Duration) {
 		log.Info("backend", "event", "stopped")
 		return
 	}
-	log.Error("backend", "event", "exited", "lived", lived.Round(time.Millisecond), "output", r.words.all())
+	log.Error("backend", "event", "exited", "lived", lived.Round(time.Millisecond), "output", r.words.last(r.process.how()))
 }
 
 // restart starts the plugin again and again until it runs. It returns nil if
