@@ -39,6 +39,7 @@ func TestSlowClientIsCutOff(t *testing.T) {
 	g := start(t, gatewaytest.AsTested,
 		listener("command", chunking, `limits.command_timeout = "1s"`, withTLS(t, "starttls")),
 		listener("implicit", `limits.command_timeout = "1s"`, withTLS(t, "implicit")),
+		listener("proxied", `proxy = ["127.0.0.1"]`, `limits.command_timeout = "1s"`),
 		listener("message", chunking, `limits.message_timeout = "1s"`),
 		listener("session", chunking, `limits.session_timeout = "1s"`, withTLS(t, "starttls")))
 	begin := "EHLO client.peers.example\r\n" + envelope("slow")
@@ -63,6 +64,11 @@ func TestSlowClientIsCutOff(t *testing.T) {
 		{"silence at the start of TLS", "implicit", "", "", "", false, ""},
 		{"silence over TLS", "command", "", "220", "", true, "421"},
 		{"a slow command over TLS", "command", "", "220", "NOOP ", true, "421"},
+		{"no PROXY header", "proxied", "", "", "", false, ""},
+		{"half a PROXY header", "proxied", "PROXY TCP4 192.0.2.1 ", "", "", false, ""},
+		{"a slow PROXY header", "proxied", "", "", "PROXY UNKNOWN " + strings.Repeat("a", 80), false, ""},
+		{"half a PROXY header of version 2", "proxied", "\r\n\r\n\x00\r\nQUIT\n\x21", "", "", false, ""},
+		{"silence after a PROXY header", "proxied", "PROXY TCP4 192.0.2.1 192.0.2.2 1024 25\r\n", "220", "", false, "421"},
 		{"a slow message", "message", begin + "DATA\r\n", "220 250 250 250 354", "a\r\n", false, "421"},
 		{"a slow chunk", "message", begin + "BDAT 1000000 LAST\r\n", "220 250 250 250", "a\r\n", false, "421"},
 		{"silence between chunks of a slow message", "message", begin + "BDAT 4\r\nhalf", "220 250 250 250 250", "", false, "421"},
