@@ -25,15 +25,15 @@ type transaction struct {
 	prdr       bool      // PRDR
 	charged    int64     // octets of the spool's budget that the envelope takes
 	began      time.Time // at MAIL
+	ends       time.Time // by which all of the message has to be here
 	declared   int64     // octets of the message, by SIZE of MAIL
 
 	rates  *rates
 	shares map[share]bool // in rates, until the transaction is over
 
-	message *message  // as far as it has come
-	ends    time.Time // until when the message may take, once it has begun
-	lines   lineEnds  // of chunks
-	fault   error     // why the message is refused, once that is known
+	message *message // as far as it has come
+	lines   lineEnds // of chunks
+	fault   error    // why the message is refused, once that is known
 }
 
 // envelope is what backends are told that are asked about a command.
@@ -78,6 +78,7 @@ type delivery struct {
 
 	mu       sync.Mutex
 	fates    []fate          // of the transaction's recipients, in order, and of those added
+	answered int             // of the transaction's recipients
 	adders   int             // calls that may still add recipients
 	ended    bool            // all have answers, so that nobody may be added
 	response backends.Status // by SetSMTPResponse
@@ -189,6 +190,13 @@ func (d *delivery) settle(first, end int) {
 			f.answer = failure
 		}
 		d.logAnswer(f)
+		if !f.added {
+			d.answered++
+		}
+	}
+	if d.answered == len(d.recipients) {
+		// The client goes on, and need not wait until all calls have ended.
+		d.rates.leave(d.transaction)
 	}
 	select {
 	case d.progress <- struct{}{}:

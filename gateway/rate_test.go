@@ -241,3 +241,28 @@ func TestClientNetworks(t *testing.T) {
 		t.Errorf("no address: %q", got)
 	}
 }
+
+// A client that has all answers goes on, also while a backend is still at work
+// on the message.
+func TestAtOnceEndsWithTheAnswers(t *testing.T) {
+	ended := make(chan struct{})
+	all := map[string]backends.Backend{"slow": backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		tx.SetAll(backends.Delivered)
+		<-ended
+		return nil
+	})}
+	for _, protocol := range []string{"smtp", "lmtp"} {
+		t.Run(protocol, func(t *testing.T) {
+			s := testServer(t, all, "protocol = '"+protocol+"'\n[[listener.rate]]\nby = 'client'\nat_once = 1\n[listener.routes]\n'*' = ['slow']\n")
+			c := dialServer(t, s)
+			defer func() { ended <- struct{}{} }()
+			c.hear(t)
+			c.ask(t, hello[protocol]+" x", "MAIL FROM:<>", "RCPT TO:<ok@example.org>", "DATA")
+			io.WriteString(c, ".\r\n")
+			c.hear(t)
+			if got := c.ask(t, "MAIL FROM:<>"); got != "250 2.1.0 sender ok" {
+				t.Errorf("after the answers: %q", got)
+			}
+		})
+	}
+}
