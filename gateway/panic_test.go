@@ -4,9 +4,11 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"testing"
 
+	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/internal/smtp"
 )
 
@@ -67,5 +69,31 @@ func TestPanicEndsItsSessionAlone(t *testing.T) {
 				t.Errorf("%d of %d octets are free", now, free)
 			}
 		})
+	}
+}
+
+// A bug that shows when the whole message has come leaves it to the session to
+// give back what the transaction holds.
+func TestPanicAtTheEndOfAMessage(t *testing.T) {
+	s := testServer(t, testBackends, "protocol = 'smtp'\n[[listener.rate]]\nby = 'client'\nat_once = 1\n")
+	free := s.spool.free.Load()
+	d := s.listeners[0].dialog(backends.Peer{Addr: netip.MustParseAddrPort("192.0.2.1:1")}, "test")
+	for _, line := range []string{"EHLO x", "MAIL FROM:<>", "RCPT TO:<ok@example.org>"} {
+		d.command(line)
+	}
+	tx := d.tx
+	var lost []*[chunkSize]byte
+	func() {
+		defer func() { recover() }()
+		s.receive(t.Context(), d, strings.NewReader("Subject: x\r\n"), func() bool {
+			lost, tx.message.chunks = tx.message.chunks, nil // so that nobody can read it
+			return false
+		}, s.log)
+		t.Error("no panic")
+	}()
+	tx.message.chunks = lost
+	d.reset()
+	if now := s.spool.free.Load(); now != free || underway(s) != 0 {
+		t.Errorf("%d of %d octets are free, %d transactions under way", now, free, underway(s))
 	}
 }

@@ -82,14 +82,14 @@ func (s *Server) take(d *dialog, r io.Reader, log *slog.Logger) error {
 // deliver ends the transaction that d is in and starts its delivery, or
 // refuses its message.
 func (s *Server) deliver(ctx context.Context, d *dialog, log *slog.Logger) *delivery {
-	delivery := s.newDelivery(d, log)
-	m := delivery.message
-	if delivery.fault == nil {
-		delivery.fault = checkHeader(m, d.Limits)
+	tx, m := d.tx, d.tx.message
+	if tx.fault == nil {
+		tx.fault = checkHeader(m, d.Limits)
 	}
-	if delivery.fault == nil {
-		delivery.fault = checkMIME(m, d.Limits)
+	if tx.fault == nil {
+		tx.fault = checkMIME(m, d.Limits)
 	}
+	delivery := s.newDelivery(d, log) // which takes from d what d would give back
 	if refusal, ok := refusalOf(delivery.fault); ok {
 		m.Close()
 		delivery.refuse(refusal, delivery.fault)
