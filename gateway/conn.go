@@ -321,8 +321,8 @@ func (c *conn) expect(deadline time.Time, waiting bool) {
 
 func (c *conn) readCommand() (string, error) {
 	deadline := c.soonest(c.Limits.CommandTimeout)
-	if c.tx != nil && c.tx.message != nil && c.tx.ends.Before(deadline) {
-		deadline = c.tx.ends // between two chunks
+	if c.tx != nil && c.tx.ends.Before(deadline) {
+		deadline = c.tx.ends
 	}
 	c.expect(deadline, c.tx == nil)
 	longest := int(c.Limits.CommandLine)
@@ -334,19 +334,15 @@ func (c *conn) readCommand() (string, error) {
 }
 
 // messageReader lets the client take CommandTimeout for each part of the
-// message and MessageTimeout for the whole.
+// message, but no longer than until ends.
 type messageReader struct {
 	io.Reader
 	c    *conn
 	ends time.Time
 }
 
-// patiently reads a part of the transaction's message from r. The time of the
-// whole begins with the first part.
+// patiently reads a part of the transaction's message from r.
 func (c *conn) patiently(r io.Reader) messageReader {
-	if c.tx.ends.IsZero() {
-		c.tx.ends = c.soonest(c.Limits.MessageTimeout)
-	}
 	return messageReader{r, c, c.tx.ends}
 }
 

@@ -21,7 +21,8 @@ func (d *dialog) mail(args string) smtp.Reply {
 	if err != nil {
 		return pathReply("5.1.7", err)
 	}
-	tx := &transaction{id: newID(), params: params, began: time.Now(), rates: d.rates}
+	now := time.Now()
+	tx := &transaction{id: newID(), params: params, began: now, ends: now.Add(d.Limits.MessageTimeout), rates: d.rates}
 	_, tx.utf8 = tx.params.Lookup("SMTPUTF8")
 	if r, ok := d.checkParams(tx, mailParams, params); !ok {
 		return r
