@@ -363,7 +363,7 @@ func (c *conn) readMessage(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.sayAnswers(d)
+	return c.sayAnswers(ctx, d)
 }
 
 // readChunk reads a part of the message, and after the last part goes on as
@@ -374,24 +374,39 @@ func (c *conn) readChunk(ctx context.Context) (action, error) {
 	case err != nil:
 		return hangUp, err
 	case d != nil:
-		return readCommand, c.sayAnswers(d)
+		return readCommand, c.sayAnswers(ctx, d)
 	}
 	next := readCommand
 	if r.Code >= 400 {
 		r, next = c.refuse(r)
 		c.logRefused("BDAT", r)
+		if err := c.pause(ctx); err != nil {
+			return hangUp, err
+		}
 	}
 	c.say(r)
 	return next, nil
 }
 
-func (c *conn) sayAnswers(d *delivery) (err error) {
+// sayAnswers says what became of a message. One that nobody got counts as a
+// refused command.
+func (c *conn) sayAnswers(ctx context.Context, d *delivery) (err error) {
 	flush := func() { err = errors.Join(err, c.flush()) }
+	taken := false
 	for r := range d.replies(c.Protocol, flush) {
 		if r.Code/100 == 2 {
 			c.forgive()
+			taken = true
 		}
 		c.say(r)
 	}
-	return err
+	if err != nil || taken {
+		return err
+	}
+	if r, next := c.refuse(smtp.Reply{}); next == hangUp {
+		c.logRefused("end of the message", r)
+		c.say(r)
+		return errHungUp
+	}
+	return c.pause(ctx)
 }

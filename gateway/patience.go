@@ -26,7 +26,7 @@ func (c *conn) begin(ctx context.Context) error {
 // spokeEarly waits for GreetDelay, and reports whether the client has said
 // anything by then.
 func (c *conn) spokeEarly() (bool, error) {
-	if c.Limits.GreetDelay == 0 || c.trusted {
+	if c.Limits.GreetDelay == 0 || c.isProxy() {
 		return false, nil
 	}
 	c.expect(c.soonest(c.Limits.GreetDelay), true)
@@ -36,6 +36,10 @@ func (c *conn) spokeEarly() (bool, error) {
 	}
 	return err == nil, err
 }
+
+// isProxy reports whether the client speaks for others, who are not to wait
+// for one another.
+func (d *dialog) isProxy() bool { return d.trusted || d.mayXClient }
 
 // tooEarly is the greeting of a client that did not wait for it: RFC 5321,
 // section 4.3.1.
@@ -66,7 +70,7 @@ const (
 // errorDelay returns how long the client waits for the reply to the last
 // refused command: twice as long each time.
 func (d *dialog) errorDelay() time.Duration {
-	if d.trusted || d.refused <= freeErrors {
+	if d.isProxy() || d.refused <= freeErrors {
 		return 0
 	}
 	delay := d.Limits.ErrorDelay

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -64,12 +65,14 @@ func TestGreetDelay(t *testing.T) {
 			t.Errorf("QUIT gets %q", got)
 		}
 	})
-	converseInBubble(t, "xforward = ['192.0.2.1']\n"+config, func(t *testing.T, _ *Server, c client) {
-		began := time.Now()
-		if c.hear(t); time.Since(began) != 0 {
-			t.Errorf("one who may send XFORWARD waits %v", time.Since(began))
-		}
-	})
+	for _, proxy := range []string{"xforward", "xclient"} {
+		converseInBubble(t, proxy+" = ['192.0.2.1']\n"+config, func(t *testing.T, _ *Server, c client) {
+			began := time.Now()
+			if c.hear(t); time.Since(began) != 0 {
+				t.Errorf("one who may send what %s says waits %v", proxy, time.Since(began))
+			}
+		})
+	}
 }
 
 // A client may leave while it is made to wait, and the server may stop.
@@ -98,31 +101,45 @@ func TestNobodyHasToWaitForAnotherWhoWaits(t *testing.T) {
 
 func TestErrorDelayGrows(t *testing.T) {
 	wants := []time.Duration{0, 0, 0, 0, 0, 1, 2, 4, 8, 10, 10}
-	check := func(t *testing.T, c client, line string, wants []time.Duration) {
+	check := func(t *testing.T, c client, wants []time.Duration, lines ...string) {
 		t.Helper()
 		for i, want := range wants {
 			began := time.Now()
-			if c.ask(t, line); time.Since(began) != want*time.Second {
-				t.Errorf("%s %d waits %v, want %v", line, i, time.Since(began), want*time.Second)
+			if c.ask(t, lines...); time.Since(began) != want*time.Second {
+				t.Errorf("%q %d waits %v, want %v", lines, i, time.Since(began), want*time.Second)
 			}
 		}
 	}
 	const config = "[listener.limits]\nbad_commands = 0\nerror_delay = '1s'\n[listener.recipients]\ndeny = ['nobody@example.org']\n"
 	converseInBubble(t, config, func(t *testing.T, _ *Server, c client) {
 		c.hear(t)
-		check(t, c, "FOO", wants)
-		check(t, c, "NOOP", []time.Duration{0})
+		check(t, c, wants, "FOO")
+		check(t, c, []time.Duration{0}, "NOOP")
 		// A message makes up for them.
 		c.ask(t, "EHLO x", "MAIL FROM:<>", "RCPT TO:<ok@example.org>", "DATA", ".", "MAIL FROM:<>")
-		check(t, c, "RCPT TO:<nobody@example.org>", wants)
+		check(t, c, wants, "RCPT TO:<nobody@example.org>")
 	})
-	converseInBubble(t, "xforward = ['192.0.2.1']\n"+config, func(t *testing.T, _ *Server, c client) {
+	// So do messages that nobody gets: the next one waits, and the next chunk.
+	converseInBubble(t, config, func(t *testing.T, _ *Server, c client) {
 		c.hear(t)
-		check(t, c, "FOO", make([]time.Duration, 20))
+		c.ask(t, "EHLO x")
+		check(t, c, slices.Concat([]time.Duration{0}, wants), "MAIL FROM:<>", "RCPT TO:<perm@example.org>", "DATA", ".")
+		check(t, c, []time.Duration{10, 0}, "NOOP")
 	})
+	converseInBubble(t, "chunking = true\n"+strings.Replace(config, "[listener.limits]", "[listener.limits]\nmessage_size = 10", 1), func(t *testing.T, _ *Server, c client) {
+		c.hear(t)
+		c.ask(t, "EHLO x", "MAIL FROM:<>", "RCPT TO:<ok@example.org>")
+		check(t, c, wants, "BDAT 12\r\n0123456789")
+	})
+	for _, proxy := range []string{"xforward", "xclient"} {
+		converseInBubble(t, proxy+" = ['192.0.2.1']\n"+config, func(t *testing.T, _ *Server, c client) {
+			c.hear(t)
+			check(t, c, make([]time.Duration, 20), "FOO")
+		})
+	}
 	converseInBubble(t, "[listener.limits]\nbad_commands = 0\n", func(t *testing.T, _ *Server, c client) {
 		c.hear(t)
-		check(t, c, "FOO", make([]time.Duration, 20))
+		check(t, c, make([]time.Duration, 20), "FOO")
 	})
 	// The session ends when it has to.
 	converseInBubble(t, strings.Replace(config, "[listener.limits]", "[listener.limits]\nsession_timeout = '10s'", 1), func(t *testing.T, _ *Server, c client) {
