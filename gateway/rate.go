@@ -146,7 +146,7 @@ func (r *rate) keyOf(tx *transaction, to string) string {
 	case "client":
 		return r.network(tx.session.ClientAddr())
 	case "user":
-		return tx.session.User
+		return folded(tx.session.User)
 	case "sender":
 		return folded(tx.sender)
 	case "sender_domain":
@@ -161,7 +161,7 @@ func (r *rate) keyOf(tx *transaction, to string) string {
 	panic("gateway: rate by " + r.By)
 }
 
-// folded returns an address in the form that all its spellings share.
+// folded returns an address, or the name of a user, in the form that all its spellings share.
 func folded(address string) string {
 	local, domain := smtp.FoldMailbox(address)
 	if domain == "" {

@@ -71,13 +71,14 @@ func rateDialog(t *testing.T, rate string) *dialog {
 	return d
 }
 
-// A rate by user is for those who are authenticated, each alone.
+// A rate by user is for those who are authenticated, each alone, however
+// the name is spelled.
 func TestRateByUser(t *testing.T) {
 	d := rateDialog(t, "by = 'user'\nmessages = 1\n")
 	for _, step := range []struct {
 		user string
 		want int
-	}{{"", 250}, {"", 250}, {"a", 250}, {"a", 450}, {"b", 250}, {"", 250}} {
+	}{{"", 250}, {"", 250}, {"a", 250}, {"A", 450}, {"b", 250}, {"", 250}} {
 		d.session.User = step.user
 		if r, _ := d.command("MAIL FROM:<>"); r.Code != step.want {
 			t.Errorf("user %q: %v, want %d", step.user, r, step.want)
