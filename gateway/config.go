@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"io/fs"
 	"slices"
 	"time"
@@ -122,6 +123,16 @@ type LimitsConfig struct {
 	AskTimeout         time.Duration `toml:"ask_timeout"`
 	AnswerTimeout      time.Duration `toml:"answer_timeout"`
 	SessionTimeout     time.Duration `toml:"session_timeout"`
+}
+
+// InForce returns the limits that hold, with what stands for those that are
+// not set.
+func (l LimitsConfig) InForce() LimitsConfig {
+	if l.MIMEDepth != 0 || l.MIMEParts != 0 {
+		l.MIMEDepth = cmp.Or(l.MIMEDepth, maxMIMEDepth)
+		l.MIMEParts = cmp.Or(l.MIMEParts, maxMIMEParts)
+	}
+	return l
 }
 
 // A RateConfig says how much mail may come under one key. Zero means no limit.

@@ -103,7 +103,7 @@ func printListener(w io.Writer, l *gateway.ListenerConfig, auth []string) {
 	printAccess(w, "senders", l.Senders)
 	printAccess(w, "recipients", l.Recipients)
 	fmt.Fprintln(w, "  limits")
-	for field, value := range reflect.ValueOf(l.Limits).Fields() {
+	for field, value := range reflect.ValueOf(l.Limits.InForce()).Fields() {
 		fmt.Fprintf(w, "    %-20s  %s\n", field.Tag.Get("toml"), limit(value.Interface()))
 	}
 	for _, r := range l.Rates {
