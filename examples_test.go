@@ -12,7 +12,13 @@ var examples = map[string]struct {
 	address string
 	want    []string
 }{
-	"roster":      {"unix:lmtp.sock", []string{"ann@example.org    250 2.0.0", "carol@example.org  450 4.2.1", "eve@example.org    550 5.1.1"}},
+	"roster": {"unix:lmtp.sock", []string{"ann@example.org    250 2.0.0", "carol@example.org  450 4.2.1", "eve@example.org    550 5.1.1"}},
+	"gatekeeper": {"unix:lmtp.sock", []string{
+		"eve@example.org  550 5.1.1",
+		"\nmail/example.org/ann/new/",
+		"\nmail/example.org/archive/new/",
+		"\nquarantine/example.org/ann/new/",
+	}},
 	"attachments": {"tcp:127.0.0.1:2525", []string{`X-Attachment: "invoice.pdf" ("application/pdf")`}},
 }
 

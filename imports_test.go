@@ -31,6 +31,7 @@ var imports = map[string][]string{
 	"internal/peers":       {},
 	"internal/bench":       {"internal/peers"},
 	"examples/roster":      {"backends", "plugins"},
+	"examples/gatekeeper":  {"backends", "plugins"},
 	"examples/attachments": {"backends", "plugins", "github.com/emersion/go-message/..."},
 }
 
