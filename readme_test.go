@@ -37,7 +37,7 @@ func snippets(t *testing.T, language string) []string {
 // the commands in gateway.toml are those of README.md.
 func TestSnippetsAreTested(t *testing.T) {
 	readme := contents(t, "README.md")
-	tested := []string{"console", "sh", "bash", "ini", "postfix", "master", "toml", "go", ""}
+	tested := []string{"console", "sh", "bash", "ini", "postfix", "master", "shell", "toml", "go", ""}
 	for _, fence := range regexp.MustCompile("(?m)^ *```(.*)$").FindAllStringSubmatch(readme, -1) {
 		if !slices.Contains(tested, fence[1]) {
 			t.Errorf("no test runs snippets of %q", fence[1])
@@ -234,14 +234,21 @@ func TestReadmeProgram(t *testing.T) {
 func TestReadmeConfigurations(t *testing.T) {
 	dir := t.TempDir()
 	build(t, dir, "./cmd/mailgw", "./examples/roster", "./examples/attachments")
+	makeCertificate(t, dir)
 	if err := os.Rename(filepath.Join(dir, "attachments"), filepath.Join(dir, "my-filter")); err != nil {
 		t.Fatal(err)
 	}
 	elsewhere := strings.NewReplacer(
 		"/var/spool/postfix/mailgw", dir,
 		"/var/vmail", dir+"/mail",
+		"/etc/mailgw", dir,
 		"uid:postfix", fmt.Sprintf("uid:%d", os.Getuid()), // TestReadmeService has the user
 	)
+	passwd := (shell{dir}).command("./" + elsewhere.Replace(passwdCommand(t)))
+	passwd.Stdin = strings.NewReader("secret\n")
+	if out, err := passwd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	for _, text := range snippets(t, "toml") {
 		if err := os.WriteFile(filepath.Join(dir, "gateway.toml"), []byte(elsewhere.Replace(text)), 0o644); err != nil {
 			t.Fatal(err)
@@ -249,6 +256,42 @@ func TestReadmeConfigurations(t *testing.T) {
 		if out, err := (shell{dir}).command("./mailgw check").CombinedOutput(); err != nil {
 			t.Errorf("%v\n%s\n%s", err, out, text)
 		}
+	}
+}
+
+// makeCertificate makes the certificate that a configuration of README.md names,
+// and its key.
+func makeCertificate(t *testing.T, dir string) {
+	t.Helper()
+	if _, err := exec.LookPath("openssl"); err != nil {
+		missing(t, fmt.Sprintf("%v: internal/peers/install installs it", err))
+	}
+	out, err := shell{dir}.command("openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=example.org -keyout key.pem -out cert.pem").CombinedOutput()
+	if err != nil {
+		t.Fatalf("openssl: %v\n%s", err, out)
+	}
+}
+
+// passwdCommand is the command of README.md that makes a user.
+func passwdCommand(t *testing.T) string {
+	t.Helper()
+	return inline(t, "`(mailgw passwd .*)` asks for a password")
+}
+
+// HAProxy's line leads to the listener that it speaks to.
+func TestReadmeProxy(t *testing.T) {
+	address := inline(t, "`server mailgw (.*) send-proxy-v2`")
+	listener := "name = \"haproxy\"\naddress = \"tcp:" + address + "\""
+	if !strings.Contains(contents(t, "README.md"), listener) {
+		t.Errorf("README.md has no listener with\n%s", listener)
+	}
+}
+
+// The call of backendtest in README.md is that of the example.
+func TestReadmeContract(t *testing.T) {
+	call := inline(t, "`(err := backendtest.*)`")
+	if !strings.Contains(contents(t, "examples/gatekeeper/main_test.go"), call) {
+		t.Errorf("examples/gatekeeper/main_test.go has no %s", call)
 	}
 }
 

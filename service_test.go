@@ -42,13 +42,20 @@ func TestReadmeService(t *testing.T) {
 	const capability = "AmbientCapabilities"
 	privileged := strings.Replace(text, "\n#"+capability, "\n"+capability, 1)
 	t.Run("verified", func(t *testing.T) { verifyUnit(t, m, text, privileged) })
+	t.Run("enabled", func(t *testing.T) { enableUnit(t, m) })
 	t.Run("delivers", func(t *testing.T) { deliverAndStop(t, m, u) })
 	t.Run("below 1024", func(t *testing.T) { listenBelow1024(t, m, u, parseUnit(privileged)) })
+	t.Run("logs in", func(t *testing.T) { logIn(t, m, parseUnit(privileged)) })
 	t.Run("fails", func(t *testing.T) { failForGood(t, m, u) })
 }
 
-// installPostfix puts a Postfix on the machine that is as Debian's is at first,
-// with what README.md has for main.cf.
+const mainCF = `compatibility_level = 3.6
+maillog_file = /var/log/readme.log
+alias_maps =
+alias_database =
+`
+
+// installPostfix puts a Postfix on the machine that is as Debian's is at first.
 func installPostfix(t *testing.T, m machine) {
 	t.Helper()
 	postfix, err := peers.FindPostfix(".")
@@ -67,11 +74,7 @@ rm -rf /var/spool/postfix
 mkdir /var/spool/postfix
 cp /usr/share/postfix/master.cf.dist /etc/postfix/master.cf
 `)
-	m.write(t, "/etc/postfix/main.cf", `compatibility_level = 3.6
-maillog_file = /var/log/readme.log
-alias_maps =
-alias_database =
-`+snippets(t, "postfix")[0])
+	m.write(t, "/etc/postfix/main.cf", mainCF)
 	m.write(t, "/etc/postfix/mailboxes", inline(t, "has a line `(.*)` for each mailbox")+"\n")
 }
 
@@ -100,6 +103,21 @@ func verifyUnit(t *testing.T, m machine, texts ...string) {
 	}
 }
 
+// enableUnit does what README.md says of systemctl as far as there is something
+// to see without systemd: the link of enable. Of daemon-reload and --now it only
+// sees that they are there.
+func enableUnit(t *testing.T, m machine) {
+	if _, err := exec.LookPath("systemctl"); err != nil {
+		missing(t, fmt.Sprintf("%v: internal/peers/install installs it", err))
+	}
+	const want = "systemctl daemon-reload\nsystemctl enable --now mailgw\n"
+	if got := snippets(t, "shell"); len(got) != 1 || got[0] != want {
+		t.Fatalf("README.md has\n%q\nwant\n%s", got, want)
+	}
+	m.run(t, "systemctl --root=/ enable mailgw")
+	m.run(t, "test -e /etc/systemd/system/multi-user.target.wants/mailgw.service")
+}
+
 // deliverAndStop sees mail flow through Postfix, whose programs are in a
 // chroot, and the service end on SIGTERM, with all its plugins.
 func deliverAndStop(t *testing.T, m machine, u unit) {
@@ -107,6 +125,8 @@ func deliverAndStop(t *testing.T, m machine, u unit) {
 	s := m.start(t, u, "")
 	s.wait(t, "it listens", func() bool { return dial("", "unix:"+m.path(socket)) == nil })
 	m.run(t, "postfix start")
+	m.write(t, "/etc/postfix/main.cf", mainCF+snippets(t, "postfix")[0])
+	m.run(t, inline(t, "`(postfix reload)`"))
 	out, _ := m.command("mailgw send --to ann@example.org --to eve@example.org tcp:127.0.0.1:25").CombinedOutput()
 	if got := string(out); !strings.Contains(got, "ann@example.org  250 2.0.0") || !strings.Contains(got, "eve@example.org  550 5.1.1") {
 		t.Errorf("Postfix answers\n%s", got)
@@ -117,6 +137,12 @@ func deliverAndStop(t *testing.T, m machine, u unit) {
 	}
 	if got := m.run(t, "stat -c %U:%G /var/vmail/example.org/ann/new/*"); got != "mailgw:mailgw\n" {
 		t.Errorf("the message belongs to %q", got)
+	}
+	message := m.run(t, "cat /var/vmail/example.org/ann/new/*")
+	for _, field := range []string{"Return-Path: <", "Delivered-To: ann@example.org\r\n"} {
+		if !strings.Contains(message, field) {
+			t.Errorf("no %q in\n%s", field, message)
+		}
 	}
 	if _, err := m.command("runuser -u nobody -- test -w " + socket).Output(); err == nil {
 		t.Error("everybody may connect to the socket")
@@ -151,6 +177,38 @@ plugin = "discard"
 	s.wait(t, "it answers on port 25", func() bool {
 		return m.command("mailgw send --to ann@example.org tcp:127.0.0.1:25").Run() == nil
 	})
+	m.run(t, "kill -TERM $(cat /run/service.pid)")
+	s.exit(t, privileged.stopTimeout(t))
+}
+
+// logIn sees a user leave mail, whom root has put into the file that the service
+// reads, and nobody else.
+func logIn(t *testing.T, m machine, privileged unit) {
+	if _, err := exec.LookPath("swaks"); err != nil {
+		missing(t, fmt.Sprintf("%v: internal/peers/install installs it", err))
+	}
+	configs := snippets(t, "toml")
+	i := slices.IndexFunc(configs, func(text string) bool { return strings.Contains(text, "[backend.users]") })
+	m.write(t, "/etc/mailgw/gateway.toml", configs[i])
+	makeCertificate(t, m.path("/etc/mailgw"))
+	m.run(t, "chgrp mailgw /etc/mailgw/key.pem; chmod g+r /etc/mailgw/key.pem")
+	m.run(t, passwdCommand(t)+" <<<secret")
+	if got := m.run(t, "stat -c '%a %U:%G' /etc/mailgw/users"); got != "640 root:mailgw\n" {
+		t.Errorf("the file of users is %s", got)
+	}
+	s := m.start(t, privileged, "")
+	s.wait(t, "it listens", func() bool { return m.command(": </dev/tcp/127.0.0.1/465").Run() == nil })
+	const swaks = "swaks --server 127.0.0.1:465 --tls-on-connect --from ann@example.org --to bob@example.org"
+	for args, want := range map[string]string{
+		" --auth PLAIN --auth-user ann@example.org --auth-password secret": "<~  250 2.0.0 ",
+		" --auth PLAIN --auth-user ann@example.org --auth-password guess":  "<~* 535 5.7.8 ",
+		"": "<~* 530 5.7.0 ",
+	} {
+		out, _ := m.command(swaks + args).CombinedOutput()
+		if !strings.Contains(string(out), want) {
+			t.Errorf("swaks%s\ndoes not hear %q:\n%s", args, want, out)
+		}
+	}
 	m.run(t, "kill -TERM $(cat /run/service.pid)")
 	s.exit(t, privileged.stopTimeout(t))
 }
