@@ -57,11 +57,14 @@ func (b *buckets) has(key uint64, n int64, now time.Time) bool {
 	return b.full(key, now).Add(b.fills(n)).Sub(now) <= b.per
 }
 
+// mostOwed is how many fillings a bucket owes at most.
+const mostOwed = 10
+
 // take takes n tokens from the bucket of key, also those that it does not
-// have; but it owes one filling at most.
+// have.
 func (b *buckets) take(key uint64, n int64, now time.Time) {
 	full := b.full(key, now).Add(b.fills(n))
-	if latest := now.Add(2 * b.per); full.After(latest) {
+	if latest := now.Add((1 + mostOwed) * b.per); full.After(latest) {
 		full = latest
 	}
 	for len(b.queue) > 0 && !b.queue[0].full.After(now) {
@@ -78,6 +81,14 @@ func (b *buckets) take(key uint64, n int64, now time.Time) {
 	added := &bucket{key: key, full: full}
 	b.byKey[key] = added
 	heap.Push(&b.queue, added)
+}
+
+// give gives back n tokens that were taken.
+func (b *buckets) give(key uint64, n int64) {
+	if known, ok := b.byKey[key]; ok {
+		known.full = known.full.Add(-b.fills(n))
+		heap.Fix(&b.queue, known.at)
+	}
 }
 
 func (b *buckets) forget(old *bucket) {

@@ -56,18 +56,38 @@ func TestBucketFillsEvenly(t *testing.T) {
 	}
 }
 
-// A bucket that is overdrawn fills first, but owes one filling at most.
-func TestBucketOwesOneFilling(t *testing.T) {
+// A bucket that is overdrawn fills first, but owes ten fillings at most.
+func TestBucketOwesTenFillings(t *testing.T) {
 	now := time.Now()
 	b := newBuckets(100, time.Minute)
 	for range 50 {
 		b.take(1, 90, now)
 	}
-	if b.has(1, 1, now.Add(time.Minute)) {
+	if b.has(1, 1, now.Add(10*time.Minute)) {
 		t.Error("has a token before it has paid what it owes")
 	}
-	if now = now.Add(2 * time.Minute); !b.has(1, 100, now) {
-		t.Error("is not full after two fillings")
+	if now = now.Add(11 * time.Minute); !b.has(1, 100, now) {
+		t.Error("is not full after eleven fillings")
+	}
+}
+
+// What is given back is there again, and no more than a full bucket.
+func TestBucketTakesBack(t *testing.T) {
+	now := time.Now()
+	b := newBuckets(100, time.Minute)
+	b.take(1, 60, now)
+	b.take(2, 50, now)
+	b.give(1, 40)
+	b.give(3, 40) // which is full
+	for key, has := range map[uint64]int64{1: 80, 2: 50, 3: 100} {
+		if !b.has(key, has, now) || has < 100 && b.has(key, has+1, now) {
+			t.Errorf("bucket %d does not have %d tokens", key, has)
+		}
+	}
+	b.give(1, 40)
+	b.take(1, 100, now)
+	if b.has(1, 1, now) {
+		t.Error("has more than a full bucket")
 	}
 }
 

@@ -225,7 +225,7 @@ func (d *dialog) enough() (smtp.Reply, action) {
 func (d *dialog) reset() {
 	if d.tx != nil {
 		d.budget.refund(d.tx.charged)
-		d.rates.spend(d.tx, time.Now())
+		d.rates.settle(d.tx, time.Now())
 		d.rates.leave(d.tx)
 		if d.tx.message != nil {
 			d.tx.message.Close()

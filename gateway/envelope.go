@@ -234,7 +234,7 @@ func (d *dialog) bdat(args string) (r smtp.Reply) {
 // for the next one.
 func (d *dialog) endMessage() *transaction {
 	tx := d.tx
-	d.rates.spend(tx, time.Now())
+	d.rates.settle(tx, time.Now())
 	d.tx = nil // its charge and its shares go with it
 	d.reset()
 	return tx

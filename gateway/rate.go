@@ -15,6 +15,7 @@ import (
 // rates are what the tables [[listener.rate]] of a listener allow, and what
 // of it is in use. A transaction takes part in a rate under a key: at MAIL
 // under those of its client and sender, at RCPT under those of the recipient.
+// It takes a message then, and the octets that the client has announced.
 type rates struct {
 	seed maphash.Seed // secret, so that nobody can choose keys that collide
 
@@ -90,6 +91,9 @@ func (rs *rates) take(tx *transaction, to string, now time.Time) *excess {
 		if u.joins && u.rate.messages != nil {
 			u.rate.messages.take(u.key, 1, now)
 		}
+		if u.joins && u.rate.bytes != nil {
+			u.rate.bytes.take(u.key, u.size, now)
+		}
 		if u.rcpt > 0 && u.rate.recipients != nil {
 			u.rate.recipients.take(u.key, u.rcpt, now)
 		}
@@ -97,16 +101,20 @@ func (rs *rates) take(tx *transaction, to string, now time.Time) *excess {
 	return nil
 }
 
-// spend takes the octets that tx has sent. They may be more than there are:
-// a message that was let in is taken, and those after it wait.
-func (rs *rates) spend(tx *transaction, now time.Time) {
-	if tx.message == nil {
-		return
-	}
+// settle ends what tx takes: the octets that came, instead of those announced,
+// and nothing for a message that never began. The octets may be more than there
+// are: a message that was let in is taken, and those after it wait.
+func (rs *rates) settle(tx *transaction, now time.Time) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	for s := range tx.shares {
+		if tx.message == nil && s.rate.messages != nil {
+			s.rate.messages.give(s.key, 1)
+		}
 		if s.rate.bytes != nil {
+			s.rate.bytes.give(s.key, tx.declared)
+		}
+		if tx.message != nil && s.rate.bytes != nil {
 			s.rate.bytes.take(s.key, tx.message.size, now)
 		}
 	}

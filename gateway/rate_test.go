@@ -57,9 +57,17 @@ func TestRateComesBack(t *testing.T) {
 			if r, _ := d.command("MAIL FROM:<a@example.net>"); r.Code != step.want {
 				t.Errorf("after %v: %v, want %d", step.wait, r, step.want)
 			}
-			d.command("RSET")
+			d.sent()
 		}
 	})
+}
+
+// sent ends the transaction, if there is one, as if its message had come.
+func (d *dialog) sent() {
+	if d.tx != nil {
+		d.tx.message = &message{}
+		d.rates.leave(d.endMessage())
+	}
 }
 
 // rateDialog is a dialog after EHLO, with one rate.
@@ -83,7 +91,7 @@ func TestRateByUser(t *testing.T) {
 		if r, _ := d.command("MAIL FROM:<>"); r.Code != step.want {
 			t.Errorf("user %q: %v, want %d", step.user, r, step.want)
 		}
-		d.command("RSET")
+		d.sent()
 	}
 }
 
@@ -101,12 +109,14 @@ func TestRefusedCommandsCostNothing(t *testing.T) {
 		{"RCPT TO:<perm@example.org>", "550"},
 		{"RCPT TO:<perm@example.org>", "550"},
 		{"RCPT TO:<a@example.org>", "250"},
-		{"RSET", "250"},
+		{"DATA", "354"},
+		{".", "250"},
 		{"MAIL FROM:<a@example.net>", "250"},
 		{"RCPT TO:<a@example.org>", "450"}, // by recipient
 		{"RCPT TO:<b@example.org>", "250"},
 		{"RCPT TO:<perm@example.org>", "450"}, // by client, before anybody is asked
-		{"RSET", "250"},
+		{"DATA", "354"},
+		{".", "250"},
 		{"MAIL FROM:<perm@example.net>", "450"},
 	} {
 		if got := c.ask(t, step.say); !strings.HasPrefix(got, step.want) {
@@ -205,6 +215,46 @@ func underway(s *Server) int {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	return len(rs.list[0].underway)
+}
+
+// What a client announces is taken until it comes, so that messages that come
+// side by side are no more than the rate, and given back if they do not come.
+func TestBytesSideBySide(t *testing.T) {
+	s := testServer(t, testBackends, "protocol = 'smtp'\n[[listener.rate]]\nby = 'client'\nbytes = 100\n")
+	t.Cleanup(s.cancel)
+	var d [2]*dialog
+	for i := range d {
+		d[i] = s.listeners[0].dialog(backends.Peer{Addr: netip.MustParseAddrPort("192.0.2.1:1")}, "test")
+		d[i].command("EHLO x")
+	}
+	for i, step := range []struct {
+		d    *dialog
+		say  string
+		want int
+	}{
+		{d[0], "MAIL FROM:<> SIZE=70", 250},
+		{d[1], "MAIL FROM:<> SIZE=31", 450},
+		{d[1], "MAIL FROM:<> SIZE=30", 250},
+		{d[0], "RSET", 250},
+		{d[0], "MAIL FROM:<> SIZE=71", 450},
+		{d[0], "MAIL FROM:<> SIZE=70", 250},
+		{d[1], "EHLO x", 250},
+		{d[1], "MAIL FROM:<> SIZE=31", 450},
+		{d[1], "MAIL FROM:<> SIZE=30", 250},
+	} {
+		if r, _ := step.d.command(step.say); r.Code != step.want {
+			t.Errorf("step %d: %s gets %v, want %d", i, step.say, r, step.want)
+		}
+	}
+	// What comes is all that counts in the end.
+	d[0].tx.message = &message{size: 50}
+	d[0].rates.leave(d[0].endMessage())
+	for size, want := range map[int]int{21: 450, 20: 250} {
+		if r, _ := d[0].command(fmt.Sprintf("MAIL FROM:<> SIZE=%d", size)); r.Code != want {
+			t.Errorf("SIZE=%d: %v, want %d", size, r, want)
+		}
+		d[0].command("RSET")
+	}
 }
 
 // A message counts with the octets that came, also when it came to no end.
