@@ -51,12 +51,15 @@ func (w *warnings) listener(key string, l *ListenerConfig) {
 	w.peers(key+".xclient", l.XClient, !users, users, certificates)
 	w.peers(key+".proxy", l.Proxy, !onUnix, onUnix, false)
 	for i, r := range l.Rates {
-		key := fmt.Sprintf("%s.rate[%d].by", key, i)
+		key := fmt.Sprintf("%s.rate[%d]", key, i)
+		if most := l.Limits.MessageSize; r.Bytes > 0 && (most == 0 || most > r.Bytes) {
+			w.warn(key+".bytes", "a larger message counts as %v only; want limits.message_size, or more", r.Bytes)
+		}
 		switch {
 		case r.By == "client" && onUnix && len(l.XForward)+len(l.XClient)+len(l.Proxy) == 0:
-			w.warn(key, "no client has an address here: it is a unix socket, and nobody may tell whom a message came from")
+			w.warn(key+".by", "no client has an address here: it is a unix socket, and nobody may tell whom a message came from")
 		case r.By == "user" && len(l.Ask)+len(l.XClient) == 0:
-			w.warn(key, "no client is ever authenticated here: no backend in ask can tell who it is")
+			w.warn(key+".by", "no client is ever authenticated here: no backend in ask can tell who it is")
 		}
 	}
 	if !l.senders.permits("") && !slices.Contains(l.Senders.Deny, "<>") {
