@@ -114,6 +114,12 @@ func (c *conn) follow(ctx context.Context, command string, r smtp.Reply, next ac
 		}
 		r, next = c.answer(ctx)
 	}
+	switch {
+	case command == "": // the greeting, which begin has looked after
+	case next == readChunk, next == skipChunk, next == hangUp: // more has to follow, or does not matter
+	case c.spokeOn():
+		r, next = c.tooHasty()
+	}
 	c.nameClient()
 	if r.Code >= 400 {
 		c.logRefused(command, r)

@@ -123,6 +123,7 @@ func (d *dialog) command(line string) (smtp.Reply, action) {
 	}
 	name, args := smtp.ParseCommand(line)
 	v, ok := verbs[name]
+	d.verb = v
 	switch {
 	case d.rejected && name != "QUIT":
 		return d.bad(reply(503, "5.7.0", "no service for you, good bye"))
@@ -141,7 +142,7 @@ func (d *dialog) command(line string) (smtp.Reply, action) {
 	case d.Auth.Required && d.session.User == "" && v.guarded:
 		return d.bad(d.authenticateFirst())
 	}
-	d.verb, d.afterAuth = v, name == "AUTH"
+	d.afterAuth = name == "AUTH"
 	return d.handled(v.handle(d, args))
 }
 
@@ -182,7 +183,7 @@ var hello = map[string]string{"smtp": "EHLO", "lmtp": "LHLO"}
 
 // badLine answers a line that could not be read as a command.
 func (d *dialog) badLine(err error) (smtp.Reply, action) {
-	d.opinionOf, d.overRate = "", ""
+	d.verb, d.opinionOf, d.overRate = verb{}, "", ""
 	if d.exchange != nil {
 		d.exchange = nil
 		return d.bad(reply(500, "5.5.6", err.Error())) // RFC 4954, section 4

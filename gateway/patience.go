@@ -49,11 +49,27 @@ func (d *dialog) tooEarly() (smtp.Reply, action) {
 }
 
 // outOfTurn reports whether the client has sent more than a command where it
-// had to wait for the reply: it may send a group of commands at once after
-// EHLO or LHLO has told it so, and some commands only at the end of a group (RFC
-// 2920, section 3.1).
-func (d *dialog) outOfTurn(v verb) bool {
-	return d.hasty && d.UnauthorizedPipelining == "refuse" && (v.last || !d.extended)
+// had to wait for the reply.
+func (d *dialog) outOfTurn(v verb) bool { return d.hasty && d.mustWait(v) }
+
+// mustWait reports whether the client has to wait for the reply to a command:
+// it may send a group of commands at once after EHLO or LHLO has told it so,
+// and some commands only at the end of a group (RFC 2920, section 3.1).
+func (d *dialog) mustWait(v verb) bool {
+	return d.UnauthorizedPipelining == "refuse" && (v.last || !d.extended)
+}
+
+// spokeOn reports whether the client has sent more without waiting for the
+// reply that is about to go out. It may have come while backends were asked, and
+// over TLS it may be in a record that nobody has looked at.
+func (c *conn) spokeOn() bool {
+	if !c.mustWait(c.verb) {
+		return false
+	}
+	// With a deadline in the past nothing would be read.
+	c.expect(time.Now().Add(time.Millisecond), false)
+	_, err := c.r.Peek(1)
+	return err == nil
 }
 
 // tooHasty ends the session, as Postfix does: what was sent may be a message

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bufio"
+	"context"
 	"io"
 	"net"
 	"net/netip"
@@ -178,4 +179,78 @@ func TestGreetDelayAfterTheHandshake(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Who does not wait is found out, also if what it has sent has not been looked
+// at when the command comes: it is in a TLS record of its own, or comes while a
+// backend is asked.
+func TestUnauthorizedPipeliningIsSeenLate(t *testing.T) {
+	const hasty = "554 5.5.0 mx.example.org you did not wait for the reply, good bye"
+	ca := newIssuer(t)
+	certificate := "mode = 'implicit'\ncertificates = ['" + ca.file(t, t.TempDir(), "mx.example") + "']\n"
+	for _, test := range []struct{ first, then, want string }{
+		{"DATA\r\n", "From: x\r\n.\r\n", hasty},
+		{"NOOP\r\n", "NOOP\r\n", hasty},
+		{"RCPT TO:<ok@example.org>\r\n", "DATA\r\n", "250 2.1.5 recipient ok"},
+		{"DATA\r\n", "", "354 end the message with CRLF.CRLF"},
+	} {
+		s := tlsServer(t, "protocol = 'smtp'\nunauthorized_pipelining = 'refuse'", certificate)
+		plain := dialServer(t, s)
+		held := &heldConn{Conn: plain.Conn}
+		c, err := client{held, nil}.secure(t, ca.client("mx.example"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.hear(t)
+		c.ask(t, "EHLO x", "MAIL FROM:<>", "RCPT TO:<ok@example.org>")
+		held.holds = true
+		io.WriteString(c, test.first)
+		io.WriteString(c, test.then)
+		plain.Write(held.octets)
+		if got := c.hear(t); got != test.want {
+			t.Errorf("%q and %q in two records: %q, want %q", test.first, test.then, got, test.want)
+		}
+	}
+
+	asked, answer := make(chan struct{}), make(chan struct{})
+	all := map[string]backends.Backend{"slow": heloWaiter{backends.Func(byLocalPart), func() {
+		asked <- struct{}{}
+		<-answer
+	}}}
+	s := testServer(t, all, "protocol = 'smtp'\nunauthorized_pipelining = 'refuse'\nask = ['slow']\n[listener.routes]\n'*' = ['slow']\n")
+	c := dialServer(t, s)
+	c.hear(t)
+	io.WriteString(c, "EHLO x\r\n")
+	<-asked
+	io.WriteString(c, "MAIL FROM:<>\r\n")
+	answer <- struct{}{}
+	if got := c.hear(t); got != hasty {
+		t.Errorf("while a backend is asked: %q", got)
+	}
+}
+
+// A heloWaiter is a backend that takes its time when it is asked about HELO.
+type heloWaiter struct {
+	backends.Func
+	wait func()
+}
+
+func (w heloWaiter) CheckHELO(context.Context, *backends.Session) (backends.Status, error) {
+	w.wait()
+	return backends.Status{}, nil
+}
+
+// A heldConn keeps back what is written, so that it can go out at once.
+type heldConn struct {
+	net.Conn
+	holds  bool
+	octets []byte
+}
+
+func (c *heldConn) Write(p []byte) (int, error) {
+	if !c.holds {
+		return c.Conn.Write(p)
+	}
+	c.octets = append(c.octets, p...)
+	return len(p), nil
 }
