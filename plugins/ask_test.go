@@ -270,8 +270,9 @@ func TestDeadlineOfQuestion(t *testing.T) {
 	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	_, err := h.Ask(ctx, about(backends.AboutSender, "hangs"))
-	if backends.StatusOf(err) != backends.TimedOut || !strings.HasPrefix(err.Error(), "no answer within ") {
-		t.Errorf("got the error %v, want the one of the deadline", err)
+	// The plugin's own word on its deadline may come first.
+	if backends.StatusOf(err) != backends.TimedOut {
+		t.Errorf("got the error %v, want one of the deadline", err)
 	}
 }
 

@@ -172,7 +172,7 @@ func (k *killer) event(e gatewaytest.Event) {
 			k.pid, k.seen = e.PID, 0
 		}
 		for _, pid := range k.killed {
-			if e.Event == "failure" && strings.Contains(e.Error, fmt.Sprintf("pid %d:", pid)) {
+			if e.Event == "failure" && strings.Contains(e.Error, fmt.Sprintf("pid %d has ended", pid)) {
 				k.hit[pid] = true
 			}
 		}
