@@ -339,28 +339,6 @@ func (c *conn) readCommand() (string, error) {
 	return string(line), err
 }
 
-// messageReader lets the client take CommandTimeout for each part of the
-// message, but no longer than until ends.
-type messageReader struct {
-	io.Reader
-	c    *conn
-	ends time.Time
-}
-
-// patiently reads a part of the transaction's message from r.
-func (c *conn) patiently(r io.Reader) messageReader {
-	return messageReader{r, c, c.tx.ends}
-}
-
-func (r messageReader) Read(p []byte) (int, error) {
-	deadline := r.c.soonest(r.c.Limits.CommandTimeout)
-	if r.ends.Before(deadline) {
-		deadline = r.ends
-	}
-	r.c.expect(deadline, false)
-	return r.Reader.Read(p)
-}
-
 // readMessage reads the message of the transaction, has it delivered, and
 // says what became of it. An error means that the client is gone.
 func (c *conn) readMessage(ctx context.Context) error {

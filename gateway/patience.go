@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"time"
 
@@ -114,4 +115,26 @@ func (c *conn) pause(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	return nil
+}
+
+// messageReader lets the client take CommandTimeout for each part of the
+// message, but no longer than until ends.
+type messageReader struct {
+	io.Reader
+	c    *conn
+	ends time.Time
+}
+
+// patiently reads a part of the transaction's message from r.
+func (c *conn) patiently(r io.Reader) messageReader {
+	return messageReader{r, c, c.tx.ends}
+}
+
+func (r messageReader) Read(p []byte) (int, error) {
+	deadline := r.c.soonest(r.c.Limits.CommandTimeout)
+	if r.ends.Before(deadline) {
+		deadline = r.ends
+	}
+	r.c.expect(deadline, false)
+	return r.Reader.Read(p)
 }

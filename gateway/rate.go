@@ -169,7 +169,8 @@ func (r *rate) keyOf(tx *transaction, to string) string {
 	panic("gateway: rate by " + r.By)
 }
 
-// folded returns an address, or the name of a user, in the form that all its spellings share.
+// folded returns an address, or the name of a user, in the form that all its
+// spellings share.
 func folded(address string) string {
 	local, domain := smtp.FoldMailbox(address)
 	if domain == "" {
