@@ -155,8 +155,7 @@ func (c *conn) do(ctx context.Context, next action) error {
 	case readMessage:
 		return c.readMessage(ctx)
 	case skipChunk:
-		r := messageReader{smtp.NewChunkReader(c.r, c.chunk.size), c, c.soonest(c.Limits.MessageTimeout)}
-		_, err := io.Copy(io.Discard, r)
+		_, err := io.Copy(io.Discard, c.patiently(smtp.NewChunkReader(c.r, c.chunk.size)))
 		return err
 	case startTLS:
 		if c.startTLS(ctx, c.socket) != nil {

@@ -42,6 +42,7 @@ func TestTimeOfSlowClients(t *testing.T) {
 		{"message that makes progress", message, "0123456789\r\n.\r\nQUIT\r\n", 9 * time.Second, "221 2.0.0 mx.example.org good bye\r\n", 189 * time.Second},
 		{"message that stops", message, "0", 0, timeout, time.Minute},
 		{"message that takes too long", message, strings.Repeat("0", 100), 50 * time.Second, timeout, 20 * time.Minute},
+		{"transaction with refused chunks", "EHLO x\r\nMAIL FROM:<>\r\n", strings.Repeat("NOOP\r\n", 36) + "BDAT 999\r\n" + strings.Repeat("0", 999), 5 * time.Second, timeout, 20 * time.Minute},
 		{"transaction that never comes to its message", "EHLO x\r\nMAIL FROM:<>\r\n", strings.Repeat("NOOP\r\n", 100), 9 * time.Second, timeout, 20 * time.Minute},
 	} {
 		t.Run(test.name, func(t *testing.T) {

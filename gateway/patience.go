@@ -125,8 +125,12 @@ type messageReader struct {
 	ends time.Time
 }
 
-// patiently reads a part of the transaction's message from r.
+// patiently reads a part of the transaction's message from r, or a chunk that
+// belongs to no transaction.
 func (c *conn) patiently(r io.Reader) messageReader {
+	if c.tx == nil {
+		return messageReader{r, c, c.soonest(c.Limits.MessageTimeout)}
+	}
 	return messageReader{r, c, c.tx.ends}
 }
 
