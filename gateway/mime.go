@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"io"
 	"math"
 	"strings"
+	"time"
 
 	gomessage "github.com/emersion/go-message"
 	"github.com/emersion/go-message/textproto"
@@ -25,16 +27,19 @@ const (
 	maxMIMEDepth  = 100 // each level has buffers, and all that lies in it passes through them
 	maxMIMEParts  = 10000
 	maxMIMEHeader = 16 << 10 // octets of the header of a part, and of the MIME fields of a message
+	maxMIMETime   = time.Minute
 )
 
 // checkMIME returns an error if the MIME structure of m is beyond the limits.
 // It reads m once, in constant memory. Where it finds no MIME, it looks no
 // further: what is wrong there is for the backends to judge.
-func checkMIME(m backends.Message, l LimitsConfig) error {
+func checkMIME(ctx context.Context, m backends.Message, l LimitsConfig) error {
 	if l.MIMEDepth == 0 && l.MIMEParts == 0 {
 		return nil
 	}
-	source := &source{r: io.NewSectionReader(m, 0, m.Size())}
+	ctx, cancel := context.WithTimeoutCause(ctx, maxMIMETime, errors.New("the MIME structure takes too long to read"))
+	defer cancel()
+	source := &source{ctx: ctx, r: io.NewSectionReader(m, 0, m.Size())}
 	w := mimeWalk{most: cmp.Or(l.MIMEDepth, maxMIMEDepth), parts: cmp.Or(l.MIMEParts, maxMIMEParts)}
 	err := w.message(source, 0)
 	if source.err != nil {
@@ -43,14 +48,19 @@ func checkMIME(m backends.Message, l LimitsConfig) error {
 	return err
 }
 
-// A source remembers the error of r, which parsers would take for a fault of
-// the message.
+// A source reads r until ctx is done. It remembers why it ended early, which
+// is no fault of the message.
 type source struct {
+	ctx context.Context
 	r   io.Reader
 	err error
 }
 
 func (s *source) Read(p []byte) (int, error) {
+	if s.ctx.Err() != nil {
+		s.err = context.Cause(s.ctx)
+		return 0, s.err
+	}
 	n, err := s.r.Read(p)
 	if err != io.EOF {
 		s.err = err

@@ -107,7 +107,7 @@ func TestMIMELimits(t *testing.T) {
 			if limits.MIMEDepth < 0 || limits.MIMEParts < 0 || limits.want != nil && limits.MIMEDepth == 0 && limits.MIMEParts == 0 {
 				continue // 0 is no limit
 			}
-			if got := checkMIME(&onceMessage{t: t, text: test.text}, limits.LimitsConfig); got != limits.want {
+			if got := checkMIME(t.Context(), &onceMessage{t: t, text: test.text}, limits.LimitsConfig); got != limits.want {
 				t.Errorf("%s: mime_depth %d, mime_parts %d: got %v, want %v", test.name, limits.MIMEDepth, limits.MIMEParts, got, limits.want)
 			}
 		}
@@ -142,7 +142,7 @@ func TestHostileMIMEIsBounded(t *testing.T) {
 	} {
 		m := &onceMessage{t: t, text: test.text, weigh: true}
 		before := heapInUse()
-		if got := checkMIME(m, test.limits); got != test.want {
+		if got := checkMIME(t.Context(), m, test.limits); got != test.want {
 			t.Errorf("%s: got %v, want %v", test.name, got, test.want)
 		}
 		if most := int64(1 << 20); m.heap-before > most {
@@ -164,7 +164,7 @@ func TestMIMEOfAMessageThatCannotBeRead(t *testing.T) {
 	broken := errors.New("input/output error")
 	for _, good := range []int{0, 10, 100, 5000} {
 		m := brokenMessage{nested(3) + strings.Repeat("x\r\n", 3000), good, broken}
-		err := checkMIME(m, LimitsConfig{MIMEDepth: 5})
+		err := checkMIME(t.Context(), m, LimitsConfig{MIMEDepth: 5})
 		if refusal, ok := refusalOf(err); !ok || refusal.Code != 451 {
 			t.Errorf("after %d octets: %v, %v", good, err, refusal)
 		}
@@ -197,7 +197,7 @@ func FuzzMIME(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte, depth, parts int) {
 		depth, parts = 1+depth&7, 1+parts&15
 		check := func(l LimitsConfig) error {
-			return checkMIME(&onceMessage{t: t, text: string(text)}, l)
+			return checkMIME(t.Context(), &onceMessage{t: t, text: string(text)}, l)
 		}
 		for _, less := range []LimitsConfig{{MIMEDepth: depth, MIMEParts: parts}, {MIMEDepth: depth}, {MIMEParts: parts}} {
 			more := less

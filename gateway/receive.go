@@ -87,7 +87,7 @@ func (s *Server) deliver(ctx context.Context, d *dialog, log *slog.Logger) *deli
 		tx.fault = checkHeader(m, d.Limits)
 	}
 	if tx.fault == nil {
-		tx.fault = checkMIME(m, d.Limits)
+		tx.fault = checkMIME(ctx, m, d.Limits)
 	}
 	delivery := s.newDelivery(d, log) // which takes from d what d would give back
 	if refusal, ok := refusalOf(delivery.fault); ok {
