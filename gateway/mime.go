@@ -7,32 +7,35 @@ import (
 	"context"
 	"errors"
 	"io"
-	"math"
-	"strings"
+	"slices"
 	"time"
 
 	gomessage "github.com/emersion/go-message"
-	"github.com/emersion/go-message/textproto"
 
 	"github.com/mailgw/mailgw/backends"
 )
 
 var (
-	errMIME        = errors.New("more MIME parts than limits.mime_parts, or deeper than limits.mime_depth")
-	mimeTooComplex = backends.NewStatus(554, "5.6.0", "message refused: too many MIME parts, or too deep") // RFC 3463, section 3.7
+	errMIME        = errors.New("more MIME parts than limits.mime_parts, deeper than limits.mime_depth, or a structure that can be read in two ways")
+	mimeTooComplex = backends.NewStatus(554, "5.6.0", "message refused: too many MIME parts, too deep, or malformed") // RFC 3463, section 3.7
 )
 
 // What holds where no limit is set, to bound memory and time.
 const (
-	maxMIMEDepth  = 100 // each level has buffers, and all that lies in it passes through them
+	maxMIMEDepth  = 100
 	maxMIMEParts  = 10000
-	maxMIMEHeader = 16 << 10 // octets of the header of a part, and of the MIME fields of a message
+	maxMIMEHeader = 16 << 10 // octets of the MIME fields of a message or a part
+	maxBoundary   = 256      // RFC 2046, section 5.1.1, allows 70
 	maxMIMETime   = time.Minute
 )
 
 // checkMIME returns an error if the MIME structure of m is beyond the limits.
-// It reads m once, in constant memory. Where it finds no MIME, it looks no
-// further: what is wrong there is for the backends to judge.
+// It reads m once, in constant memory.
+//
+// The limits are there for backends that take messages apart, and these read
+// what is malformed each in its own way. So lines are read here as the most
+// lenient of them do: too many parts may be counted, but never too few. A
+// structure of which parsers have two readings is refused.
 func checkMIME(ctx context.Context, m backends.Message, l LimitsConfig) error {
 	if l.MIMEDepth == 0 && l.MIMEParts == 0 {
 		return nil
@@ -40,8 +43,8 @@ func checkMIME(ctx context.Context, m backends.Message, l LimitsConfig) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, maxMIMETime, errors.New("the MIME structure takes too long to read"))
 	defer cancel()
 	source := &source{ctx: ctx, r: io.NewSectionReader(m, 0, m.Size())}
-	w := mimeWalk{most: cmp.Or(l.MIMEDepth, maxMIMEDepth), parts: cmp.Or(l.MIMEParts, maxMIMEParts)}
-	err := w.message(source, 0)
+	parts := cmp.Or(l.MIMEParts, maxMIMEParts)
+	err := newMIMEScan(source, cmp.Or(l.MIMEDepth, maxMIMEDepth), &parts).run()
 	if source.err != nil {
 		return spoolError{source.err}
 	}
@@ -68,110 +71,225 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// A mimeWalk goes through a message, part by part.
-type mimeWalk struct {
-	most  int // levels of multiparts and attached messages in one another
-	parts int // that may still come
+// A mimeScan goes through a message, line by line.
+type mimeScan struct {
+	lines  *bufio.Scanner
+	line   []byte // or a piece of a long one, with what ends it
+	begins bool   // the line begins here
+	bare   bool   // it begins after a CR that stands alone
+	held   bool   // next gives the line once more
+
+	open  []mimeLevel // that the line lies in, the outermost first
+	depth int         // how many of them may be open
+	parts *int        // that may still come
+	inner bool        // the message was decoded out of another one
 }
 
-// message looks into a message that lies at a depth.
-func (w *mimeWalk) message(r io.Reader, depth int) error {
-	h := &headerReader{r: bufio.NewReader(r)}
-	var fields bytes.Buffer
-	taken := false
-	for h.next() {
-		if h.starts {
-			name, _, _ := bytes.Cut(h.line, []byte(":"))
-			name = bytes.TrimRight(name, " \t")
-			taken = bytes.EqualFold(name, []byte("Content-Type")) || bytes.EqualFold(name, []byte("Content-Transfer-Encoding"))
-		}
-		if !taken {
-			continue
-		}
-		if fields.Write(h.line); fields.Len() > maxMIMEHeader {
-			return errMIME
-		}
-	}
-	fields.WriteString("\r\n")
-	header, err := textproto.ReadHeader(bufio.NewReader(&fields))
-	if err != nil {
-		return nil
-	}
-	return w.entity(header, h.r, "text/plain", depth)
+// A mimeLevel is a multipart, or an attached message, which has no delimiter.
+type mimeLevel struct {
+	delimiter string // two hyphens and the boundary
+	kind      string // of parts that do not say what they are
 }
 
-// entity looks into a message or a part that lies at a depth. kind is what it
-// is if it does not say so.
-func (w *mimeWalk) entity(header textproto.Header, body io.Reader, kind string, depth int) error {
-	// The error is about a charset or an encoding that is not known, and the
-	// body is as it came.
-	e, _ := gomessage.New(gomessage.Header{Header: header}, body)
-	var params map[string]string
-	if e.Header.Has("Content-Type") {
-		var err error
-		if kind, params, err = e.Header.ContentType(); err != nil {
-			return nil
-		}
+func newMIMEScan(r io.Reader, depth int, parts *int) *mimeScan {
+	s := &mimeScan{lines: bufio.NewScanner(r), depth: depth, parts: parts}
+	s.lines.Split(splitMIMELines)
+	return s
+}
+
+func (s *mimeScan) run() error {
+	err := s.entity("text/plain")
+	for err == nil && len(s.open) > 0 && s.next() {
+		err = s.bodyLine()
 	}
-	switch {
-	case strings.HasPrefix(kind, "multipart/"):
-		return w.multipart(e.Body, kind, params["boundary"], depth+1)
-	case kind == "message/rfc822", kind == "message/global":
-		if depth++; depth > w.most {
-			return errMIME
-		}
-		return w.message(e.Body, depth)
+	if err == nil && s.lines.Err() != nil {
+		return errMIME // it cannot be decoded, or the source knows better
+	}
+	return err
+}
+
+// bodyLine looks at a line of a body, with which a part may begin or end. What
+// follows the end of a multipart is read as a part, too, since some parsers go
+// on with it.
+func (s *mimeScan) bodyLine() error {
+	i, last, err := s.delimited()
+	if err != nil || i < 0 {
+		return err
+	}
+	s.open = s.open[:i+1]
+	if last {
+		return s.entity("text/plain")
+	}
+	if err := s.countPart(); err != nil {
+		return err
+	}
+	return s.entity(s.open[i].kind)
+}
+
+func (s *mimeScan) countPart() error {
+	if *s.parts--; *s.parts < 0 {
+		return errMIME
 	}
 	return nil
 }
 
-func (w *mimeWalk) multipart(body io.Reader, kind, boundary string, depth int) error {
-	if depth > w.most {
-		return errMIME
-	}
-	partKind := "text/plain"
-	if kind == "multipart/digest" {
-		partKind = "message/rfc822" // RFC 2046, section 5.1.5
-	}
-	// The reader keeps the header of a part in memory, and reads it with what
-	// stands before it.
-	fuse := &fuse{r: body}
-	parts := textproto.NewMultipartReader(fuse, boundary)
+// entity reads the header of a message or a part, and opens the levels that
+// begin there. kind is what it is if it does not say so.
+func (s *mimeScan) entity(kind string) error {
 	for {
-		fuse.left = maxMIMEHeader
-		part, err := parts.NextPart()
-		switch {
-		case fuse.blown:
-			return errMIME
-		case err != nil: // the end, or no MIME
-			return nil
-		}
-		if w.parts--; w.parts < 0 {
-			return errMIME
-		}
-		fuse.left = math.MaxInt64
-		if err := w.entity(part.Header, part, partKind, depth); err != nil {
+		h, err := s.header()
+		if err != nil {
 			return err
 		}
-		if _, err := io.Copy(io.Discard, part); err != nil {
+		if kind, err = h.kind(kind); err != nil {
+			return err
+		}
+		if !isComposite(kind) {
 			return nil
 		}
+		if len(s.open) == s.depth {
+			return errMIME
+		}
+		level, err := h.level(kind)
+		if err != nil {
+			return err
+		}
+		s.open = append(s.open, level)
+		switch encoding := h.encoding(); {
+		case level.delimiter != "":
+			return nil // nobody decodes multiparts: RFC 2045, section 6.4
+		case encoding == "base64" && kind != "message/delivery-status":
+			return s.decode(h)
+		case encoding != "":
+			return errMIME
+		case kind == "message/delivery-status":
+			return s.reports()
+		}
+		kind = level.kind // of the attached message, whose header comes now
 	}
 }
 
-// A fuse blows if more is read than is left.
-type fuse struct {
-	r     io.Reader
-	left  int64
-	blown bool
+// reports reads groups of fields, which some parsers take for parts: RFC 3464,
+// section 2.1.
+func (s *mimeScan) reports() error {
+	for more := true; more; {
+		h, err := s.header()
+		if err != nil {
+			return err
+		}
+		if kind, err := h.kind("text/plain"); err != nil || h.doubtful || isComposite(kind) {
+			return errMIME
+		}
+		if err := s.countPart(); err != nil {
+			return err
+		}
+		more = h.whole
+	}
+	return nil
 }
 
-func (f *fuse) Read(p []byte) (int, error) {
-	if f.left <= 0 {
-		f.blown = true
-		return 0, errMIME
+// decode looks into an attached message in base64. RFC 2046, section 5.2.1,
+// forbids that, but it is seen, and who does not decode it sees no parts. One
+// in another one is refused, since each octet passes through all decoders.
+func (s *mimeScan) decode(h mimeHeader) error {
+	if s.inner {
+		return errMIME
 	}
-	n, err := f.r.Read(p)
-	f.left -= int64(n)
-	return n, err
+	e, err := gomessage.New(h.Header, &mimeBody{s: s})
+	if err != nil {
+		return errMIME
+	}
+	attached := newMIMEScan(e.Body, s.depth-len(s.open), s.parts)
+	attached.inner = true
+	return attached.run()
+}
+
+// A mimeBody reads lines up to the next delimiter.
+type mimeBody struct {
+	s    *mimeScan
+	rest []byte
+}
+
+func (b *mimeBody) Read(p []byte) (int, error) {
+	if len(b.rest) == 0 {
+		if !b.s.next() {
+			return 0, cmp.Or(b.s.lines.Err(), io.EOF)
+		}
+		switch i, _, err := b.s.delimited(); {
+		case err != nil:
+			return 0, err
+		case i >= 0:
+			b.s.held = true
+			return 0, io.EOF
+		}
+		b.rest = b.s.line
+	}
+	n := copy(p, b.rest)
+	b.rest = b.rest[n:]
+	return n, nil
+}
+
+// delimited returns the level whose delimiter the line is, or -1, and whether
+// it is the last one of its multipart. The innermost level goes first, as the
+// depth can only be overrated then.
+func (s *mimeScan) delimited() (i int, last bool, err error) {
+	if !s.begins || !bytes.HasPrefix(s.line, []byte("--")) {
+		return -1, false, nil
+	}
+	line := bytes.TrimRight(s.line, " \t\r\n")
+	similar := false
+	for i, level := range slices.Backward(s.open) {
+		rest, ok := bytes.CutPrefix(line, []byte(level.delimiter))
+		if !ok || level.delimiter == "" {
+			continue
+		}
+		if len(rest) == 0 || string(rest) == "--" {
+			if s.bare || s.endsBare() {
+				return -1, false, errMIME // a line to some only
+			}
+			return i, len(rest) > 0, nil
+		}
+		similar = true
+	}
+	if similar {
+		return -1, false, errMIME // a delimiter to parsers that RFC 2046, section 5.1.1, allows
+	}
+	return -1, false, nil
+}
+
+// next reads a line, or a piece of one. It reports false at the end.
+func (s *mimeScan) next() bool {
+	if s.held {
+		s.held = false
+		return true
+	}
+	s.bare = s.endsBare()
+	s.begins = len(s.line) == 0 || s.bare || bytes.HasSuffix(s.line, []byte("\n"))
+	if !s.lines.Scan() {
+		return false
+	}
+	s.line = s.lines.Bytes()
+	return true
+}
+
+func (s *mimeScan) endsBare() bool { return bytes.HasSuffix(s.line, []byte("\r")) }
+
+// splitMIMELines splits after CR, LF and CRLF, and splits long lines. No piece
+// of a line but its last one is too short for a delimiter.
+func splitMIMELines(data []byte, atEOF bool) (int, []byte, error) {
+	const long = 2048
+	n := bytes.IndexAny(data, "\r\n") + 1
+	switch {
+	case n == 0 && (atEOF || len(data) >= long):
+		n = len(data)
+	case n == 0, data[n-1] == '\n':
+	case n == len(data) && !atEOF:
+		n = 0 // LF may follow
+	case n < len(data) && data[n] == '\n':
+		n++
+	}
+	if n == 0 {
+		return 0, nil, nil
+	}
+	return n, data[:n], nil
 }
