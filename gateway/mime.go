@@ -43,8 +43,8 @@ func checkMIME(ctx context.Context, m backends.Message, l LimitsConfig) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, maxMIMETime, errors.New("the MIME structure takes too long to read"))
 	defer cancel()
 	source := &source{ctx: ctx, r: io.NewSectionReader(m, 0, m.Size())}
-	parts := cmp.Or(l.MIMEParts, maxMIMEParts)
-	err := newMIMEScan(source, cmp.Or(l.MIMEDepth, maxMIMEDepth), &parts).run()
+	l = l.InForce()
+	err := newMIMEScan(source, l.MIMEDepth, &l.MIMEParts).run()
 	if source.err != nil {
 		return spoolError{source.err}
 	}
