@@ -288,6 +288,30 @@ func (c countingChecker) CheckRecipient(context.Context, *backends.Session, *bac
 	return backends.Opinion{Status: backends.NoSuchUser, For: time.Hour, Key: "@example.org"}, nil
 }
 
+// AUTH that is refused before it begins is followed by passwords, too.
+func TestPasswordsAfterRefusedAuth(t *testing.T) {
+	for _, keys := range []string{"ask = ['closed', 'login']\n", "ask = ['login']\nrequire_tls = true\n[listener.tls]\nmode = 'starttls'\ncertificates = ['CERT']\n"} {
+		cert := newIssuer(t).file(t, t.TempDir(), "mx.example.org")
+		s := testServer(t, testBackends, "protocol = 'smtp'\n"+strings.ReplaceAll(keys, "CERT", cert)+"[listener.routes]\n'*' = ['login']\n")
+		d := s.listeners[0].dialog(backends.Peer{}, "test")
+		if _, next := d.greeting(); next == askBackends {
+			d.answer(t.Context())
+		}
+		d.command("EHLO client")
+		d.command("AUTH LOGIN")
+		for _, secret := range []string{"dXNlcg==", "aGlkZGVu"} {
+			if got := d.loggable(secret); got != "(after AUTH)" {
+				t.Errorf("%q: the log has %q", keys, got)
+			}
+			d.command(secret)
+		}
+		d.command("NOOP")
+		if got := d.loggable("HELLO"); got != "HELLO" {
+			t.Errorf("%q: the log has %q of another command", keys, got)
+		}
+	}
+}
+
 // SCRAM-SHA-256 with a client that checks the server, too.
 func TestSCRAM(t *testing.T) {
 	for _, test := range []struct {
@@ -332,6 +356,9 @@ func TestSCRAM(t *testing.T) {
 		}
 		if r.String() != test.want {
 			t.Errorf("%+v: got %q, want %q", test, r, test.want)
+		}
+		if r.Code == 535 && d.claims != test.user {
+			t.Errorf("%+v: the log tells of %q", test, d.claims)
 		}
 		if succeeded := d.session.User == strings.ToLower(test.user); succeeded != (r.Code == 235) {
 			t.Errorf("%+v: the user is %q after %q", test, d.session.User, r)

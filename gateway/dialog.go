@@ -114,7 +114,7 @@ func statusReply(s backends.Status) smtp.Reply {
 
 // command answers one command line.
 func (d *dialog) command(line string) (smtp.Reply, action) {
-	d.opinionOf, d.overRate, d.claims = "", "", ""
+	d.opinionOf, d.overRate = "", ""
 	if d.exchange != nil {
 		if d.verb = verbs["AUTH"]; d.outOfTurn(d.verb) {
 			return d.tooHasty()
@@ -123,7 +123,8 @@ func (d *dialog) command(line string) (smtp.Reply, action) {
 	}
 	name, args := smtp.ParseCommand(line)
 	v, ok := verbs[name]
-	d.verb = v
+	d.verb, d.claims = v, ""
+	d.afterAuth = name == "AUTH" || !ok && d.afterAuth
 	switch {
 	case d.rejected && name != "QUIT":
 		return d.bad(reply(503, "5.7.0", "no service for you, good bye"))
@@ -142,7 +143,6 @@ func (d *dialog) command(line string) (smtp.Reply, action) {
 	case d.Auth.Required && d.session.User == "" && v.guarded:
 		return d.bad(d.authenticateFirst())
 	}
-	d.afterAuth = name == "AUTH"
 	return d.handled(v.handle(d, args))
 }
 
@@ -183,7 +183,7 @@ var hello = map[string]string{"smtp": "EHLO", "lmtp": "LHLO"}
 
 // badLine answers a line that could not be read as a command.
 func (d *dialog) badLine(err error) (smtp.Reply, action) {
-	d.verb, d.opinionOf, d.overRate = verb{}, "", ""
+	d.verb, d.opinionOf, d.overRate, d.claims = verb{}, "", "", ""
 	if d.exchange != nil {
 		d.exchange = nil
 		return d.bad(reply(500, "5.5.6", err.Error())) // RFC 4954, section 4

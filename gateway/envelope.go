@@ -65,15 +65,16 @@ func (d *dialog) mail(args string) smtp.Reply {
 	})
 }
 
-// distrustAuth replaces what a client that is not authenticated itself says of
-// who has submitted the message: RFC 4954, section 5. Where AUTH is not offered,
-// it is a parameter like others.
+// distrustAuth replaces what a client says of who has submitted the message, if
+// it is not authenticated itself or names nobody: RFC 4954, section 5. Where
+// AUTH is not offered, it is a parameter like others.
 func (d *dialog) distrustAuth(tx *transaction) {
-	if d.session.User != "" || len(d.mechanisms()) == 0 {
+	if d.session.User == "" && len(d.mechanisms()) == 0 {
 		return
 	}
 	for i, p := range tx.params {
-		if keyword, _, _ := strings.Cut(p, "="); strings.EqualFold(keyword, "AUTH") {
+		keyword, value, _ := strings.Cut(p, "=")
+		if strings.EqualFold(keyword, "AUTH") && (d.session.User == "" || !smtp.IsAuthMailbox(value)) {
 			tx.params[i] = "AUTH=<>"
 		}
 	}

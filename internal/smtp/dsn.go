@@ -114,15 +114,16 @@ func isEmbedded(s string) bool {
 
 // CheckAuth checks the value of AUTH at MAIL: RFC 4954, section 5.
 func CheckAuth(v string) error {
-	if v == "<>" {
-		return nil
+	if v == "" || !isXtext(v) {
+		return errors.New("AUTH is <> or the xtext of a mailbox")
 	}
-	if isXtext(v) {
-		if _, err := CheckMailbox(decodeXtext(v), false); err == nil {
-			return nil
-		}
-	}
-	return errors.New("AUTH is <> or the xtext of a mailbox")
+	return nil
+}
+
+// IsAuthMailbox reports whether a checked value of AUTH names somebody.
+func IsAuthMailbox(v string) bool {
+	_, err := CheckMailbox(decodeXtext(v), false)
+	return err == nil
 }
 
 // decodeXtext decodes what isXtext.
