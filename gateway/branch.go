@@ -144,7 +144,9 @@ func (d *delivery) call(backend *namedBackend, b *branch) {
 	tx := d.dataContext(b, body)
 	if err := ctx.Err(); err != nil {
 		// Nobody waits for the answer, so nothing is to be delivered.
-		d.fail(backend, b, everybody(len(b.to)), err)
+		for _, to := range b.to {
+			to.decide(backend.name, backends.StatusOf(err))
+		}
 		return
 	}
 	started := make([]bool, len(b.to))

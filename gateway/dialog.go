@@ -168,7 +168,7 @@ func (d *dialog) conclude(r smtp.Reply) (smtp.Reply, action) {
 	switch {
 	case r.Code == 421:
 		next = hangUp
-	case r.Code >= 500 && r.Code <= 503, r.Code == backends.BadCredentials.Code:
+	case (r.Code >= 500 && r.Code <= 503 || r.Code == backends.BadCredentials.Code) && !d.forNobody():
 		r, next = d.bad(r)
 	case r.Code >= 400:
 		r, next = d.refuse(r)
@@ -177,6 +177,14 @@ func (d *dialog) conclude(r smtp.Reply) (smtp.Reply, action) {
 		next = d.verb.refused
 	}
 	return r, next
+}
+
+// forNobody reports whether the command under way is to begin a message none
+// of whose recipients was accepted. Clients that do not wait for the answers to
+// RCPT say that all the time: it is refused, but no fault of theirs.
+func (d *dialog) forNobody() bool {
+	begins := d.verb.then == readMessage || d.verb.then == readChunk
+	return begins && d.tx != nil && len(d.tx.recipients) == 0
 }
 
 var hello = map[string]string{"smtp": "EHLO", "lmtp": "LHLO"}

@@ -109,6 +109,9 @@ func (c *conn) pause(ctx context.Context) error {
 	if err := c.flush(); err != nil {
 		return err
 	}
+	if c.tx != nil {
+		c.tx.ends = c.tx.ends.Add(delay) // it is not the client that takes this time
+	}
 	select {
 	case <-time.After(delay):
 	case <-c.closed:
