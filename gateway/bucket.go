@@ -83,10 +83,11 @@ func (b *buckets) take(key uint64, n int64, now time.Time) {
 	heap.Push(&b.queue, added)
 }
 
-// give gives back n tokens that were taken.
-func (b *buckets) give(key uint64, n int64) {
+// give gives back n tokens that were taken a while ago, as far as they have
+// not come back since: those would be somebody else's.
+func (b *buckets) give(key uint64, n int64, ago time.Duration) {
 	if known, ok := b.byKey[key]; ok {
-		known.full = known.full.Add(-b.fills(n))
+		known.full = known.full.Add(-max(0, b.fills(n)-ago))
 		heap.Fix(&b.queue, known.at)
 	}
 }

@@ -77,14 +77,14 @@ func TestBucketTakesBack(t *testing.T) {
 	b := newBuckets(100, time.Minute)
 	b.take(1, 60, now)
 	b.take(2, 50, now)
-	b.give(1, 40)
-	b.give(3, 40) // which is full
+	b.give(1, 40, 0)
+	b.give(3, 40, 0) // which is full
 	for key, has := range map[uint64]int64{1: 80, 2: 50, 3: 100} {
 		if !b.has(key, has, now) || has < 100 && b.has(key, has+1, now) {
 			t.Errorf("bucket %d does not have %d tokens", key, has)
 		}
 	}
-	b.give(1, 40)
+	b.give(1, 40, 0)
 	b.take(1, 100, now)
 	if b.has(1, 1, now) {
 		t.Error("has more than a full bucket")
@@ -145,5 +145,27 @@ func BenchmarkBucketOfNewKey(b *testing.B) {
 	for b.Loop() {
 		key++
 		all.take(key*0x9e3779b97f4a7c15, 1, now)
+	}
+}
+
+// What has come back by itself is not given back once more: whoever holds many
+// tokens for a long time does not get more of them than there are.
+func TestGivingBackLate(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	b := newBuckets(10, time.Minute)
+	for range 10 {
+		b.take(1, 1, now)
+	}
+	now = now.Add(time.Minute)
+	given := 0
+	for range 10 {
+		if b.has(1, 1, now) {
+			b.take(1, 1, now)
+			given++
+		}
+		b.give(1, 1, time.Minute)
+	}
+	if given != 10 || b.has(1, 1, now) {
+		t.Errorf("%d tokens were to be had, and one more: %t, want 10 and no more", given, b.has(1, 1, now))
 	}
 }

@@ -29,7 +29,7 @@ type transaction struct {
 	declared   int64     // octets of the message, by SIZE of MAIL
 
 	rates  *rates
-	shares map[share]bool // in rates, until the transaction is over
+	shares map[share]time.Time // in rates, until the transaction is over
 
 	message *message // as far as it has come
 	lines   lineEnds // of chunks

@@ -83,9 +83,9 @@ func (rs *rates) take(tx *transaction, to string, now time.Time) *excess {
 	for _, u := range uses {
 		if u.joins {
 			if tx.shares == nil {
-				tx.shares = map[share]bool{}
+				tx.shares = map[share]time.Time{}
 			}
-			tx.shares[u.share] = true
+			tx.shares[u.share] = now
 			u.rate.underway[u.key]++
 		}
 		if u.joins && u.rate.messages != nil {
@@ -107,15 +107,21 @@ func (rs *rates) take(tx *transaction, to string, now time.Time) *excess {
 func (rs *rates) settle(tx *transaction, now time.Time) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	for s := range tx.shares {
+	for s, taken := range tx.shares {
 		if tx.message == nil && s.rate.messages != nil {
-			s.rate.messages.give(s.key, 1)
+			s.rate.messages.give(s.key, 1, now.Sub(taken))
 		}
-		if s.rate.bytes != nil {
-			s.rate.bytes.give(s.key, tx.declared)
+		if s.rate.bytes == nil {
+			continue
 		}
-		if tx.message != nil && s.rate.bytes != nil {
-			s.rate.bytes.take(s.key, tx.message.size, now)
+		came := int64(0)
+		if tx.message != nil {
+			came = tx.message.size
+		}
+		if came > tx.declared {
+			s.rate.bytes.take(s.key, came-tx.declared, now)
+		} else {
+			s.rate.bytes.give(s.key, tx.declared-came, now.Sub(taken))
 		}
 	}
 }
@@ -139,7 +145,8 @@ func (rs *rates) uses(tx *transaction, to string) (uses []use) {
 			continue
 		}
 		u := use{share: share{r, maphash.String(rs.seed, name)}, name: name, size: tx.declared}
-		u.joins = !tx.shares[u.share]
+		_, taken := tx.shares[u.share]
+		u.joins = !taken
 		if to != "" {
 			u.rcpt = 1
 		}
