@@ -12,9 +12,11 @@
 package backends
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"runtime/debug"
+	"strings"
 )
 
 // A Backend decides the fate of the recipients of mail transactions. It is
@@ -50,6 +52,9 @@ type Hooks struct {
 	// SMTPResponse is called by SetSMTPResponse.
 	SMTPResponse func(s Status)
 
+	// Wrote is called by DataContext.Wrote.
+	Wrote func(d Digest)
+
 	// Ignored is called for a status or a started delivery that does not
 	// count, with the reason.
 	Ignored func(i int, s Status, why string)
@@ -82,8 +87,17 @@ type PanicError struct {
 
 func (e *PanicError) Error() string { return fmt.Sprintf("panic: %v\n%s", e.Value, e.Stack) }
 
-// Capabilities are what a backend can do beyond storing a message.
+// Capabilities are what a backend can do with a message. A listener that
+// mirrors them announces what the last backends of its routes can do.
 type Capabilities struct {
+	// Size is the largest message that it takes, in octets. Zero: none is
+	// known to be too large.
+	Size int64
+
+	EightBitMIME bool // RFC 6152
+	SMTPUTF8     bool // RFC 6531
+	BinaryMIME   bool // RFC 3030
+
 	// DSN: it passes delivery status notification parameters (RFC 3461) on,
 	// or issues the notifications itself.
 	DSN bool
@@ -91,11 +105,74 @@ type Capabilities struct {
 	// RequireTLS: a message that came with REQUIRETLS (RFC 8689) leaves it as
 	// that demands, or not at all. A backend that stores it has it.
 	RequireTLS bool
+
+	// Digest: it calls DataContext.Wrote.
+	Digest bool
 }
 
-// A Capable backend tells what it can do. Others can do nothing of it.
+// Storing are the capabilities of a backend that tells of none: it can take
+// every message.
+var Storing = Capabilities{EightBitMIME: true, SMTPUTF8: true, BinaryMIME: true}
+
+// A Capable backend tells what it can do. It is asked again and again, from
+// several goroutines at once.
 type Capable interface {
 	Capabilities() Capabilities
+}
+
+// A Changing backend's capabilities change while it runs: those of a relay are
+// its target's.
+type Changing interface {
+	Capable
+
+	// Changed returns a channel that is closed when Capabilities returns
+	// something new.
+	Changed() <-chan struct{}
+}
+
+// CapabilitiesOf returns what b can do.
+func CapabilitiesOf(b Backend) Capabilities {
+	if capable, ok := b.(Capable); ok {
+		return capable.Capabilities()
+	}
+	return Storing
+}
+
+// An Editor tells which edits it may make. A backend that is none may make
+// them all. An edit beyond is an error of the delivery.
+type Editor interface {
+	// MayEdit returns the same each time.
+	MayEdit() EditKinds
+}
+
+// EditKinds are kinds of edits. Zero is none.
+type EditKinds uint8
+
+const (
+	EditHeader   EditKinds = 1 << iota // AddField, ReplaceField, RemoveField
+	EditMessage                        // ReplaceMessage
+	EditEnvelope                       // SetSender, Redirect, AddRecipient, Divert
+
+	EditAll = EditHeader | EditMessage | EditEnvelope
+)
+
+// String returns "none", or "header, envelope".
+func (k EditKinds) String() string {
+	var names []string
+	for i, name := range []string{"header", "message", "envelope"} {
+		if k&(1<<i) != 0 {
+			names = append(names, name)
+		}
+	}
+	return cmp.Or(strings.Join(names, ", "), "none")
+}
+
+// EditsOf returns which edits b may make.
+func EditsOf(b Backend) EditKinds {
+	if editor, ok := b.(Editor); ok {
+		return editor.MayEdit()
+	}
+	return EditAll
 }
 
 // A SettingError says what is wrong with one setting of a backend. A function

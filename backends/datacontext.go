@@ -232,6 +232,18 @@ func (tx *DataContext) SetSMTPResponse(s Status) {
 	}
 }
 
+// Wrote tells the digest of the message as a backend has passed it on, so that
+// the log can tell what was edited. It is to be called before the statuses
+// that come of it.
+func (tx *DataContext) Wrote(d Digest) {
+	tx.mu.Lock()
+	hooks := tx.hooks
+	tx.mu.Unlock()
+	if hooks.Wrote != nil {
+		hooks.Wrote(d)
+	}
+}
+
 // fate returns recipient i, or why there is none. Callers hold tx.mu.
 func (tx *DataContext) fate(i int) (*fate, string) {
 	tx.makeFates()

@@ -39,6 +39,20 @@ func (e *Edits) IsZero() bool {
 	return e.Fields == nil && e.Message == nil && e.Sender == nil && e.Redirects == nil && e.Added == nil && e.Diversions == nil
 }
 
+// Kinds returns the kinds of edits that there are.
+func (e *Edits) Kinds() (k EditKinds) {
+	if e.Fields != nil {
+		k |= EditHeader
+	}
+	if e.Message != nil {
+		k |= EditMessage
+	}
+	if e.Sender != nil || e.Redirects != nil || e.Added != nil || e.Diversions != nil {
+		k |= EditEnvelope
+	}
+	return k
+}
+
 // A FieldEdit changes the header at one raw position. Positions count the
 // fields of the message at hand from 0, as they came: an edit does not shift
 // the positions of the edits after it.

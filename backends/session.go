@@ -32,6 +32,11 @@ type Session struct {
 	// none did. Nothing of the client is to be taken from Peer then.
 	Client *Client
 
+	// Gateway is a random name of the gateway's process. The gateway announces
+	// it to trusted peers, as "X-MAILGW NAME" in the answer to EHLO: a target
+	// that announces the same is the gateway itself.
+	Gateway string
+
 	// Local is the address that the peer connected to: "192.0.2.1:25", or a
 	// socket's path.
 	Local string

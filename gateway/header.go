@@ -42,10 +42,8 @@ func checkHeader(m backends.Message, l LimitsConfig) error {
 	return nil
 }
 
-// A headerReader reads the header of a message, line by line. A field begins
-// with each line that does not begin with white space; the header ends before
-// the first empty line, or before the first line that is no field, or with
-// the message.
+// A headerReader reads the header of a message, line by line, as
+// backends.ReadHeader does without keeping it.
 type headerReader struct {
 	r      *bufio.Reader
 	line   []byte // a line or a part of one, until the next call of next
@@ -70,7 +68,7 @@ func (h *headerReader) next() bool {
 	}
 	h.starts = false
 	if !h.part {
-		if !isHeaderLine(line, h.begun) {
+		if !backends.IsHeaderLine(line, h.begun) {
 			return false
 		}
 		h.starts = line[0] != ' ' && line[0] != '\t'
@@ -80,15 +78,4 @@ func (h *headerReader) next() bool {
 	h.at += int64(len(line))
 	h.part = err == bufio.ErrBufferFull
 	return len(line) > 0
-}
-
-// isHeaderLine reports whether a line that begins with part belongs to the
-// header: it continues a field or has a name and a colon.
-func isHeaderLine(part []byte, continues bool) bool {
-	if len(part) > 0 && (part[0] == ' ' || part[0] == '\t') {
-		return continues
-	}
-	name, _, ok := bytes.Cut(part, []byte(":"))
-	name = bytes.TrimRight(name, " \t")
-	return ok && len(name) > 0 && !bytes.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' })
 }

@@ -22,7 +22,9 @@ type backend struct{}
 // Capabilities has REQUIRETLS because a message that is thrown away goes
 // nowhere.
 func (backend) Capabilities() backends.Capabilities {
-	return backends.Capabilities{RequireTLS: true}
+	can := backends.Storing
+	can.RequireTLS = true
+	return can
 }
 
 func (backend) Deliver(ctx context.Context, tx *backends.DataContext) error {

@@ -159,7 +159,9 @@ type backend struct {
 
 // Capabilities has REQUIRETLS because a message that is stored goes nowhere.
 func (b *backend) Capabilities() backends.Capabilities {
-	return backends.Capabilities{RequireTLS: true}
+	can := backends.Storing
+	can.RequireTLS = true
+	return can
 }
 
 // Deliver stores the message in the mailbox of one recipient after the other.

@@ -77,7 +77,9 @@ type backend []rule
 
 // Capabilities has REQUIRETLS because no message goes anywhere.
 func (b backend) Capabilities() backends.Capabilities {
-	return backends.Capabilities{RequireTLS: true}
+	can := backends.Storing
+	can.RequireTLS = true
+	return can
 }
 
 func (b backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
