@@ -18,7 +18,7 @@ import (
 // plugins alone.
 var imports = map[string][]string{
 	"backends":             {"xforward"},
-	"backends/...":         {"backends", "internal/smtp"},
+	"backends/...":         {"backends", "internal/settings", "internal/smtp"},
 	"backends/users":       {"backends", "internal/smtp", "github.com/xdg-go/...", "golang.org/x/crypto/bcrypt"},
 	"xforward":             {},
 	"internal/smtp":        {},

@@ -38,9 +38,9 @@ type LogConfig struct {
 
 // SpoolConfig says where messages are kept while they are under way.
 type SpoolConfig struct {
-	Directory string `toml:"directory"` // of the temporary files
-	Memory    Size   `toml:"memory"`    // of all messages together
-	Threshold Size   `toml:"threshold"` // of one message, from which on it is in a file
+	Directory string        `toml:"directory"` // of the temporary files
+	Memory    settings.Size `toml:"memory"`    // of all messages together
+	Threshold settings.Size `toml:"threshold"` // of one message, from which on it is in a file
 }
 
 // A ListenerConfig is one listening socket and what holds for its sessions.
@@ -105,8 +105,8 @@ type AuthConfig struct {
 // LimitsConfig are the limits of one listener. For sizes and counts zero means
 // no limit, but for CommandLine.
 type LimitsConfig struct {
-	MessageSize        Size          `toml:"message_size"`
-	HeaderSize         Size          `toml:"header_size"`
+	MessageSize        settings.Size `toml:"message_size"`
+	HeaderSize         settings.Size `toml:"header_size"`
 	HeaderFields       int           `toml:"header_fields"`
 	Hops               int           `toml:"hops"`
 	MIMEDepth          int           `toml:"mime_depth"`
@@ -114,7 +114,7 @@ type LimitsConfig struct {
 	Recipients         int           `toml:"recipients"`
 	Connections        int           `toml:"connections"`
 	ConnectionsPerPeer int           `toml:"connections_per_peer"`
-	CommandLine        Size          `toml:"command_line"`
+	CommandLine        settings.Size `toml:"command_line"`
 	BadCommands        int           `toml:"bad_commands"`
 	ErrorDelay         time.Duration `toml:"error_delay"`
 	GreetDelay         time.Duration `toml:"greet_delay"`
@@ -140,7 +140,7 @@ type RateConfig struct {
 	By         string        `toml:"by"` // client, user, sender, sender_domain, recipient, recipient_domain
 	Messages   int           `toml:"messages"`
 	Recipients int           `toml:"recipients"`
-	Bytes      Size          `toml:"bytes"`
+	Bytes      settings.Size `toml:"bytes"`
 	Per        time.Duration `toml:"per"`
 	AtOnce     int           `toml:"at_once"`     // transactions
 	IPv4Prefix int           `toml:"ipv4_prefix"` // of a client

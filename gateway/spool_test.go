@@ -13,6 +13,7 @@ import (
 	"testing/iotest"
 
 	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/internal/settings"
 )
 
 func randomBytes(size int) []byte {
@@ -25,7 +26,7 @@ func randomBytes(size int) []byte {
 // Every size around the borders of chunks and threshold comes back as it
 // went in, read whole and in odd pieces.
 func TestSpoolKeepsEveryByte(t *testing.T) {
-	for _, threshold := range []Size{0, chunkSize, 3 * chunkSize} {
+	for _, threshold := range []settings.Size{0, chunkSize, 3 * chunkSize} {
 		for _, size := range []int{0, 1, chunkSize - 1, chunkSize, chunkSize + 1, 3*chunkSize - 1, 3 * chunkSize, 3*chunkSize + 1, 200_001} {
 			want := randomBytes(size)
 			s := newSpool(SpoolConfig{Directory: t.TempDir(), Memory: 1 << 20, Threshold: threshold})
@@ -33,7 +34,7 @@ func TestSpoolKeepsEveryByte(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if inFile := m.file != nil; inFile != (Size(size) >= threshold) {
+			if inFile := m.file != nil; inFile != (settings.Size(size) >= threshold) {
 				t.Errorf("threshold %d, size %d: in a file: %v", threshold, size, inFile)
 			}
 			if err := iotest.TestReader(io.NewSectionReader(m, 0, m.Size()), want); err != nil {
@@ -62,7 +63,7 @@ func TestSpoolFileHasNoName(t *testing.T) {
 }
 
 func TestSpoolLimitIsExact(t *testing.T) {
-	for _, threshold := range []Size{0, 1 << 20} {
+	for _, threshold := range []settings.Size{0, 1 << 20} {
 		s := newSpool(SpoolConfig{Directory: t.TempDir(), Memory: 1 << 20, Threshold: threshold})
 		for size, want := range map[int]error{99_999: nil, 100_000: nil, 100_001: errTooLarge, 300_000: errTooLarge} {
 			m, err := s.store(bytes.NewReader(randomBytes(size)), 100_000)

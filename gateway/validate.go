@@ -46,7 +46,7 @@ func (v *validation) config() {
 	v.oneOf("log.level", v.Log.Level, "debug", "info", "warn", "error")
 	v.oneOf("log.format", v.Log.Format, "text", "json")
 	v.Spool.Directory = v.directory("spool.directory", v.Spool.Directory)
-	if least := Size(1 << 20); v.Spool.Memory < least {
+	if least := settings.Size(1 << 20); v.Spool.Memory < least {
 		v.fault("spool.memory", "%v is less than %v; envelopes take some of it", v.Spool.Memory, least)
 	}
 	for _, name := range slices.Sorted(maps.Keys(v.Backends)) {
