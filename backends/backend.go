@@ -108,6 +108,13 @@ type Capabilities struct {
 
 	// Digest: it calls DataContext.Wrote.
 	Digest bool
+
+	// Relays: the above is what a next hop can do, as far as is known. It
+	// changes, and messages that the next hop cannot take are refused.
+	Relays bool
+
+	// Unknown: the next hop was not reached yet.
+	Unknown bool
 }
 
 // Storing are the capabilities of a backend that tells of none: it can take
@@ -120,8 +127,8 @@ type Capable interface {
 	Capabilities() Capabilities
 }
 
-// A Changing backend's capabilities change while it runs: those of a relay are
-// its target's.
+// A Changing backend's capabilities change while it runs, as those of a relay
+// do.
 type Changing interface {
 	Capable
 

@@ -1,10 +1,12 @@
 package plugins
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"strings"
 
 	protobuf "google.golang.org/protobuf/proto"
@@ -75,6 +77,7 @@ func sessionToWire(s backends.Session) *pb.Session {
 		Client:    clientToWire(s.Client),
 		User:      []byte(s.User),
 		Mechanism: s.Mechanism,
+		Gateway:   s.Gateway,
 	}
 	if t := s.TLS; t != nil {
 		session.Tls = &pb.TLS{
@@ -103,6 +106,7 @@ func sessionFromWire(s *pb.Session) backends.Session {
 		Client:    clientFromWire(s.GetClient()),
 		User:      string(s.GetUser()),
 		Mechanism: s.GetMechanism(),
+		Gateway:   s.GetGateway(),
 	}
 	if t := s.GetTls(); t != nil {
 		session.TLS = &backends.TLS{
@@ -277,6 +281,25 @@ func editFieldFromWire(f *pb.FieldEdit, tx *backends.DataContext) error {
 		return tx.RemoveField(at)
 	}
 	return fmt.Errorf("protocol: unknown edit %d", f.GetOp())
+}
+
+func digestToWire(d backends.Digest) *pb.Digest {
+	wire := &pb.Digest{Body: d.Body[:]}
+	for _, field := range d.Fields {
+		wire.Fields = binary.BigEndian.AppendUint64(wire.Fields, field)
+	}
+	return wire
+}
+
+func digestFromWire(wire *pb.Digest) (d backends.Digest, err error) {
+	if len(wire.GetBody()) != len(d.Body) || len(wire.GetFields())%8 != 0 {
+		return d, errors.New("protocol: a digest of the wrong length")
+	}
+	copy(d.Body[:], wire.Body)
+	for field := range slices.Chunk(wire.Fields, 8) {
+		d.Fields = append(d.Fields, binary.BigEndian.Uint64(field))
+	}
+	return d, nil
 }
 
 // toUTF8 makes text of bounded length that protobuf takes for a string.

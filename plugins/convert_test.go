@@ -16,7 +16,7 @@ func wholeTransaction() *backends.DataContext {
 	return &backends.DataContext{
 		ID: "TX",
 		Session: backends.Session{
-			ID: "S", Listener: "in", Protocol: "ESMTP", Local: "[::1]:25", HELO: "h\xe9lo", User: "u\xff", Mechanism: "PLAIN",
+			ID: "S", Listener: "in", Protocol: "ESMTP", Local: "[::1]:25", Gateway: "G", HELO: "h\xe9lo", User: "u\xff", Mechanism: "PLAIN",
 			Peer: backends.Peer{Addr: netip.MustParseAddrPort("192.0.2.1:25"), UID: 1, GID: 2, PID: 3},
 			Client: &backends.Client{
 				Source: "PROXY", Addr: netip.MustParseAddrPort("192.0.2.2:0"), Local: netip.MustParseAddrPort("[2001:db8::1]:25"),

@@ -249,6 +249,13 @@ func (c *call) recipients(m *pb.ToGateway) error {
 			return err
 		}
 	}
+	if m.Digest != nil {
+		d, err := digestFromWire(m.Digest)
+		if err != nil {
+			return err
+		}
+		c.tx.Wrote(d)
+	}
 	for _, s := range m.Statuses {
 		if err := c.decide(int(s.GetRecipient()), s.GetStatus()); err != nil {
 			return err

@@ -60,8 +60,9 @@ type Host struct {
 	command      Command
 	request      *pb.ConfigureRequest
 	sockets      *socketDirectory
-	capabilities backends.Capabilities
+	capabilities capabilities
 	answers      map[backends.Topic]bool
+	mayEdit      backends.EditKinds
 	times        times
 
 	ctx    context.Context // of the supervisor
@@ -168,9 +169,6 @@ func version() string {
 	}
 	return ""
 }
-
-// Capabilities are those that the plugin announced when it started first.
-func (h *Host) Capabilities() backends.Capabilities { return h.capabilities }
 
 // Close stops the plugin for good. It waits for the transactions and questions
 // under way until ctx ends; those left then fail, and Close returns an error. It returns

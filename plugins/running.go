@@ -46,6 +46,8 @@ type running struct {
 	chunk        int // size of the chunks that it gets
 	capabilities backends.Capabilities
 	answers      map[backends.Topic]bool // what it can be asked about
+	mayEdit      backends.EditKinds
+	changing     bool // the capabilities
 
 	outputs []*lines
 	words   *words
@@ -73,9 +75,9 @@ func launch(ctx context.Context, c Command, t times, sockets string, request *pb
 		r.stop()
 		return nil, err
 	}
-	can := answer.GetCapabilities()
-	r.capabilities = backends.Capabilities{DSN: can.GetDsn(), RequireTLS: can.GetRequireTls()}
+	r.capabilities = capabilitiesFromWire(answer.GetCapabilities())
 	r.answers = announcementFromWire(answer.GetAnswers())
+	r.mayEdit, r.changing = mayEditFromWire(answer.GetMayEdit()), answer.GetWatch()
 	r.chunk = smallChunk
 	if announced := answer.GetMaxChunk(); announced > 0 {
 		r.chunk = int(min(announced, maxChunk))

@@ -263,10 +263,9 @@ func (s *server) configure(text string) *pb.ConfigureResponse {
 	}
 	s.backend = backend
 	answer.Answers = announcement(backend)
-	if capable, ok := backend.(backends.Capable); ok {
-		can := capable.Capabilities()
-		answer.Capabilities = &pb.Capabilities{Dsn: can.DSN, RequireTls: can.RequireTLS}
-	}
+	answer.Capabilities = capabilitiesToWire(backends.CapabilitiesOf(backend))
+	answer.MayEdit = mayEditToWire(backends.EditsOf(backend))
+	_, answer.Watch = backend.(backends.Changing)
 	return answer
 }
 

@@ -51,14 +51,17 @@ func (h *Host) supervise(ctx context.Context, started chan<- error) {
 		started <- err
 		return
 	}
-	h.capabilities, h.answers = r.capabilities, r.answers
+	h.answers, h.mayEdit = r.answers, r.mayEdit
+	h.capabilities.learn(r.capabilities)
 	h.began(r)
 	started <- nil
 	for again := (&backoff{stableAfter: h.times.stable}); r != nil; {
+		followed := h.follow(r)
 		h.watch(r)
 		lived := time.Since(r.began)
 		h.set(nil)
 		r.stop()
+		<-followed
 		h.report(r, lived)
 		r = h.restart(again, lived)
 	}

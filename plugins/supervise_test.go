@@ -27,6 +27,7 @@ import (
 
 // testPrograms are programs that are no good plugins.
 var testPrograms = map[string]func(){
+	"changing": func() { Serve(struct{}{}, func(struct{}) (backends.Backend, error) { return nextHop, nil }) },
 	"exits": func() {
 		fmt.Fprintln(os.Stderr, "no licence\x1b")
 		os.Exit(7)

@@ -43,6 +43,7 @@ func (s *server) Deliver(stream grpc.BidiStreamingServer[pb.ToPlugin, pb.ToGatew
 		Status:       a.status,
 		Started:      a.start,
 		SMTPResponse: a.respond,
+		Wrote:        a.wrote,
 		Replace:      a.replace,
 		Ignored: func(i int, s backends.Status, why string) {
 			slog.WarnContext(ctx, "ignored", "recipient", i, "status", s.Error(), "reason", why)
@@ -143,6 +144,18 @@ func (a *answers) respond(s backends.Status) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.send(&frame{message: &pb.ToGateway{SmtpResponse: statusToWire(s)}})
+}
+
+// wrote leaves out a digest that the gateway would not take: without it, all
+// is told to have changed.
+func (a *answers) wrote(d backends.Digest) {
+	const most = maxMessage / 2 / 8
+	if len(d.Fields) > most {
+		d.Fields = nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.send(&frame{message: &pb.ToGateway{Digest: digestToWire(d)}})
 }
 
 // replace sends a message that replaces the one at hand. The gateway keeps

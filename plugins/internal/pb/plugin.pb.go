@@ -109,7 +109,7 @@ func (x FieldEdit_Op) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FieldEdit_Op.Descriptor instead.
 func (FieldEdit_Op) EnumDescriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{18, 0}
+	return file_plugin_proto_rawDescGZIP(), []int{21, 0}
 }
 
 type Question_Topic int32
@@ -176,7 +176,7 @@ func (x Question_Topic) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Question_Topic.Descriptor instead.
 func (Question_Topic) EnumDescriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{21, 0}
+	return file_plugin_proto_rawDescGZIP(), []int{24, 0}
 }
 
 type ConfigureRequest struct {
@@ -248,6 +248,8 @@ type ConfigureResponse struct {
 	Features      []string               `protobuf:"bytes,4,rep,name=features,proto3" json:"features,omitempty"`                                            // parts of the protocol beyond this file; none are defined yet
 	MaxChunk      uint32                 `protobuf:"varint,5,opt,name=max_chunk,json=maxChunk,proto3" json:"max_chunk,omitempty"`                           // octets of the largest chunk that it likes; 0 is somewhat below 32 KiB
 	Answers       []Question_Topic       `protobuf:"varint,6,rep,packed,name=answers,proto3,enum=mailgw.plugin.v1.Question_Topic" json:"answers,omitempty"` // what it can be asked about; it counts at the first start
+	MayEdit       *MayEdit               `protobuf:"bytes,7,opt,name=may_edit,json=mayEdit,proto3" json:"may_edit,omitempty"`                               // absent: anything; it counts at the first start
+	Watch         bool                   `protobuf:"varint,8,opt,name=watch,proto3" json:"watch,omitempty"`                                                 // capabilities change: it has the method Watch
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -324,6 +326,118 @@ func (x *ConfigureResponse) GetAnswers() []Question_Topic {
 	return nil
 }
 
+func (x *ConfigureResponse) GetMayEdit() *MayEdit {
+	if x != nil {
+		return x.MayEdit
+	}
+	return nil
+}
+
+func (x *ConfigureResponse) GetWatch() bool {
+	if x != nil {
+		return x.Watch
+	}
+	return false
+}
+
+// MayEdit says which edits the plugin may make. With one beyond, the
+// recipients that it has not decided get 451.
+type MayEdit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        bool                   `protobuf:"varint,1,opt,name=header,proto3" json:"header,omitempty"`
+	Message       bool                   `protobuf:"varint,2,opt,name=message,proto3" json:"message,omitempty"`
+	Envelope      bool                   `protobuf:"varint,3,opt,name=envelope,proto3" json:"envelope,omitempty"` // sender, redirects, added, diversions
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MayEdit) Reset() {
+	*x = MayEdit{}
+	mi := &file_plugin_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MayEdit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MayEdit) ProtoMessage() {}
+
+func (x *MayEdit) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MayEdit.ProtoReflect.Descriptor instead.
+func (*MayEdit) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *MayEdit) GetHeader() bool {
+	if x != nil {
+		return x.Header
+	}
+	return false
+}
+
+func (x *MayEdit) GetMessage() bool {
+	if x != nil {
+		return x.Message
+	}
+	return false
+}
+
+func (x *MayEdit) GetEnvelope() bool {
+	if x != nil {
+		return x.Envelope
+	}
+	return false
+}
+
+type WatchRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRequest) Reset() {
+	*x = WatchRequest{}
+	mi := &file_plugin_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRequest) ProtoMessage() {}
+
+func (x *WatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
+func (*WatchRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{3}
+}
+
 type Fault struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"` // the path of the key in the settings: rules[0].to
@@ -334,7 +448,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_plugin_proto_msgTypes[2]
+	mi := &file_plugin_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -346,7 +460,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[2]
+	mi := &file_plugin_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -359,7 +473,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{2}
+	return file_plugin_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Fault) GetKey() string {
@@ -376,17 +490,26 @@ func (x *Fault) GetText() string {
 	return ""
 }
 
+// Capabilities are what the plugin can do with a message. If they are absent,
+// it can take every message, but has neither DSN nor REQUIRETLS.
 type Capabilities struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Dsn           bool                   `protobuf:"varint,1,opt,name=dsn,proto3" json:"dsn,omitempty"`                                 // passes DSN parameters (RFC 3461) on, or issues DSNs
-	RequireTls    bool                   `protobuf:"varint,2,opt,name=require_tls,json=requireTls,proto3" json:"require_tls,omitempty"` // passes a message with REQUIRETLS (RFC 8689) on as that demands, or not at all
+	Dsn           bool                   `protobuf:"varint,1,opt,name=dsn,proto3" json:"dsn,omitempty"`                                         // passes DSN parameters (RFC 3461) on, or issues DSNs
+	RequireTls    bool                   `protobuf:"varint,2,opt,name=require_tls,json=requireTls,proto3" json:"require_tls,omitempty"`         // passes a message with REQUIRETLS (RFC 8689) on as that demands, or not at all
+	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`                                       // octets of the largest message; 0 if none is known to be too large
+	EightBitMime  bool                   `protobuf:"varint,4,opt,name=eight_bit_mime,json=eightBitMime,proto3" json:"eight_bit_mime,omitempty"` // RFC 6152
+	Smtputf8      bool                   `protobuf:"varint,5,opt,name=smtputf8,proto3" json:"smtputf8,omitempty"`                               // RFC 6531
+	BinaryMime    bool                   `protobuf:"varint,6,opt,name=binary_mime,json=binaryMime,proto3" json:"binary_mime,omitempty"`         // RFC 3030
+	Digest        bool                   `protobuf:"varint,7,opt,name=digest,proto3" json:"digest,omitempty"`                                   // sends the digest of what it has written
+	Relays        bool                   `protobuf:"varint,8,opt,name=relays,proto3" json:"relays,omitempty"`                                   // all this is what a next hop can do, as far as is known
+	Unknown       bool                   `protobuf:"varint,9,opt,name=unknown,proto3" json:"unknown,omitempty"`                                 // the next hop was not reached yet: what was known last holds
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Capabilities) Reset() {
 	*x = Capabilities{}
-	mi := &file_plugin_proto_msgTypes[3]
+	mi := &file_plugin_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -398,7 +521,7 @@ func (x *Capabilities) String() string {
 func (*Capabilities) ProtoMessage() {}
 
 func (x *Capabilities) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[3]
+	mi := &file_plugin_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -411,7 +534,7 @@ func (x *Capabilities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capabilities.ProtoReflect.Descriptor instead.
 func (*Capabilities) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{3}
+	return file_plugin_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Capabilities) GetDsn() bool {
@@ -424,6 +547,55 @@ func (x *Capabilities) GetDsn() bool {
 func (x *Capabilities) GetRequireTls() bool {
 	if x != nil {
 		return x.RequireTls
+	}
+	return false
+}
+
+func (x *Capabilities) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Capabilities) GetEightBitMime() bool {
+	if x != nil {
+		return x.EightBitMime
+	}
+	return false
+}
+
+func (x *Capabilities) GetSmtputf8() bool {
+	if x != nil {
+		return x.Smtputf8
+	}
+	return false
+}
+
+func (x *Capabilities) GetBinaryMime() bool {
+	if x != nil {
+		return x.BinaryMime
+	}
+	return false
+}
+
+func (x *Capabilities) GetDigest() bool {
+	if x != nil {
+		return x.Digest
+	}
+	return false
+}
+
+func (x *Capabilities) GetRelays() bool {
+	if x != nil {
+		return x.Relays
+	}
+	return false
+}
+
+func (x *Capabilities) GetUnknown() bool {
+	if x != nil {
+		return x.Unknown
 	}
 	return false
 }
@@ -442,7 +614,7 @@ type ToPlugin struct {
 
 func (x *ToPlugin) Reset() {
 	*x = ToPlugin{}
-	mi := &file_plugin_proto_msgTypes[4]
+	mi := &file_plugin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -454,7 +626,7 @@ func (x *ToPlugin) String() string {
 func (*ToPlugin) ProtoMessage() {}
 
 func (x *ToPlugin) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[4]
+	mi := &file_plugin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -467,7 +639,7 @@ func (x *ToPlugin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToPlugin.ProtoReflect.Descriptor instead.
 func (*ToPlugin) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{4}
+	return file_plugin_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ToPlugin) GetTransaction() *Transaction {
@@ -505,7 +677,7 @@ type Transaction struct {
 
 func (x *Transaction) Reset() {
 	*x = Transaction{}
-	mi := &file_plugin_proto_msgTypes[5]
+	mi := &file_plugin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -517,7 +689,7 @@ func (x *Transaction) String() string {
 func (*Transaction) ProtoMessage() {}
 
 func (x *Transaction) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[5]
+	mi := &file_plugin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -530,7 +702,7 @@ func (x *Transaction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Transaction.ProtoReflect.Descriptor instead.
 func (*Transaction) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{5}
+	return file_plugin_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Transaction) GetId() string {
@@ -585,7 +757,7 @@ type Recipient struct {
 
 func (x *Recipient) Reset() {
 	*x = Recipient{}
-	mi := &file_plugin_proto_msgTypes[6]
+	mi := &file_plugin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -597,7 +769,7 @@ func (x *Recipient) String() string {
 func (*Recipient) ProtoMessage() {}
 
 func (x *Recipient) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[6]
+	mi := &file_plugin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -610,7 +782,7 @@ func (x *Recipient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recipient.ProtoReflect.Descriptor instead.
 func (*Recipient) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{6}
+	return file_plugin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Recipient) GetAddress() []byte {
@@ -643,13 +815,14 @@ type Session struct {
 	Client        *Client   `protobuf:"bytes,9,opt,name=client,proto3" json:"client,omitempty"`        // absent if no proxy told of the client for the whole session
 	User          []byte    `protobuf:"bytes,10,opt,name=user,proto3" json:"user,omitempty"`           // that the client has proved to be by AUTH; empty if it has not
 	Mechanism     string    `protobuf:"bytes,11,opt,name=mechanism,proto3" json:"mechanism,omitempty"` // how: SCRAM-SHA-256, or XCLIENT if a proxy says so
+	Gateway       string    `protobuf:"bytes,12,opt,name=gateway,proto3" json:"gateway,omitempty"`     // name of the gateway's process, which EHLO tells trusted peers: X-MAILGW NAME
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_plugin_proto_msgTypes[7]
+	mi := &file_plugin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -661,7 +834,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[7]
+	mi := &file_plugin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -674,7 +847,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{7}
+	return file_plugin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Session) GetId() string {
@@ -754,6 +927,13 @@ func (x *Session) GetMechanism() string {
 	return ""
 }
 
+func (x *Session) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
 // A Client is what a trusted proxy told of the client. Nothing of the client
 // is in peer then. Fields are empty where the proxy does not know.
 type Client struct {
@@ -772,7 +952,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_plugin_proto_msgTypes[8]
+	mi := &file_plugin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -784,7 +964,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[8]
+	mi := &file_plugin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -797,7 +977,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{8}
+	return file_plugin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Client) GetSource() string {
@@ -867,7 +1047,7 @@ type TLV struct {
 
 func (x *TLV) Reset() {
 	*x = TLV{}
-	mi := &file_plugin_proto_msgTypes[9]
+	mi := &file_plugin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +1059,7 @@ func (x *TLV) String() string {
 func (*TLV) ProtoMessage() {}
 
 func (x *TLV) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[9]
+	mi := &file_plugin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +1072,7 @@ func (x *TLV) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TLV.ProtoReflect.Descriptor instead.
 func (*TLV) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{9}
+	return file_plugin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TLV) GetType() uint32 {
@@ -922,7 +1102,7 @@ type TLS struct {
 
 func (x *TLS) Reset() {
 	*x = TLS{}
-	mi := &file_plugin_proto_msgTypes[10]
+	mi := &file_plugin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -934,7 +1114,7 @@ func (x *TLS) String() string {
 func (*TLS) ProtoMessage() {}
 
 func (x *TLS) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[10]
+	mi := &file_plugin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -947,7 +1127,7 @@ func (x *TLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TLS.ProtoReflect.Descriptor instead.
 func (*TLS) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{10}
+	return file_plugin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TLS) GetVersion() string {
@@ -997,7 +1177,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_plugin_proto_msgTypes[11]
+	mi := &file_plugin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1009,7 +1189,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[11]
+	mi := &file_plugin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1022,7 +1202,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{11}
+	return file_plugin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Peer) GetAddr() string {
@@ -1069,7 +1249,7 @@ type XForward struct {
 
 func (x *XForward) Reset() {
 	*x = XForward{}
-	mi := &file_plugin_proto_msgTypes[12]
+	mi := &file_plugin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1261,7 @@ func (x *XForward) String() string {
 func (*XForward) ProtoMessage() {}
 
 func (x *XForward) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[12]
+	mi := &file_plugin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1274,7 @@ func (x *XForward) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XForward.ProtoReflect.Descriptor instead.
 func (*XForward) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{12}
+	return file_plugin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *XForward) GetName() []byte {
@@ -1164,16 +1344,17 @@ type ToGateway struct {
 	// A message that replaces the one at hand is a row of chunks, the first
 	// and the last of them marked. If first comes again, before last or after
 	// it, all that came before is forgotten.
-	First         bool   `protobuf:"varint,5,opt,name=first,proto3" json:"first,omitempty"`
-	Last          bool   `protobuf:"varint,6,opt,name=last,proto3" json:"last,omitempty"`
-	Chunk         []byte `protobuf:"bytes,15,opt,name=chunk,proto3" json:"chunk,omitempty"` // encoded last
+	First         bool    `protobuf:"varint,5,opt,name=first,proto3" json:"first,omitempty"`
+	Last          bool    `protobuf:"varint,6,opt,name=last,proto3" json:"last,omitempty"`
+	Digest        *Digest `protobuf:"bytes,7,opt,name=digest,proto3" json:"digest,omitempty"` // counts before the statuses
+	Chunk         []byte  `protobuf:"bytes,15,opt,name=chunk,proto3" json:"chunk,omitempty"`  // encoded last
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ToGateway) Reset() {
 	*x = ToGateway{}
-	mi := &file_plugin_proto_msgTypes[13]
+	mi := &file_plugin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1366,7 @@ func (x *ToGateway) String() string {
 func (*ToGateway) ProtoMessage() {}
 
 func (x *ToGateway) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[13]
+	mi := &file_plugin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1379,7 @@ func (x *ToGateway) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToGateway.ProtoReflect.Descriptor instead.
 func (*ToGateway) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{13}
+	return file_plugin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ToGateway) GetStarted() []uint32 {
@@ -1243,9 +1424,69 @@ func (x *ToGateway) GetLast() bool {
 	return false
 }
 
+func (x *ToGateway) GetDigest() *Digest {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
 func (x *ToGateway) GetChunk() []byte {
 	if x != nil {
 		return x.Chunk
+	}
+	return nil
+}
+
+// A Digest tells the message as the plugin has passed it on.
+type Digest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Fields        []byte                 `protobuf:"bytes,1,opt,name=fields,proto3" json:"fields,omitempty"` // for each field of the header the first 8 octets of its SHA-256, CRLFs and all
+	Body          []byte                 `protobuf:"bytes,2,opt,name=body,proto3" json:"body,omitempty"`     // SHA-256 of what follows the header, 32 octets, zeros if nothing does
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Digest) Reset() {
+	*x = Digest{}
+	mi := &file_plugin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Digest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Digest) ProtoMessage() {}
+
+func (x *Digest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Digest.ProtoReflect.Descriptor instead.
+func (*Digest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Digest) GetFields() []byte {
+	if x != nil {
+		return x.Fields
+	}
+	return nil
+}
+
+func (x *Digest) GetBody() []byte {
+	if x != nil {
+		return x.Body
 	}
 	return nil
 }
@@ -1261,7 +1502,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_plugin_proto_msgTypes[14]
+	mi := &file_plugin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1514,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[14]
+	mi := &file_plugin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1527,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{14}
+	return file_plugin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Status) GetCode() uint32 {
@@ -1320,7 +1561,7 @@ type RecipientStatus struct {
 
 func (x *RecipientStatus) Reset() {
 	*x = RecipientStatus{}
-	mi := &file_plugin_proto_msgTypes[15]
+	mi := &file_plugin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +1573,7 @@ func (x *RecipientStatus) String() string {
 func (*RecipientStatus) ProtoMessage() {}
 
 func (x *RecipientStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[15]
+	mi := &file_plugin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +1586,7 @@ func (x *RecipientStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecipientStatus.ProtoReflect.Descriptor instead.
 func (*RecipientStatus) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{15}
+	return file_plugin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RecipientStatus) GetRecipient() uint32 {
@@ -1378,7 +1619,7 @@ type Returned struct {
 
 func (x *Returned) Reset() {
 	*x = Returned{}
-	mi := &file_plugin_proto_msgTypes[16]
+	mi := &file_plugin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1390,7 +1631,7 @@ func (x *Returned) String() string {
 func (*Returned) ProtoMessage() {}
 
 func (x *Returned) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[16]
+	mi := &file_plugin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1403,7 +1644,7 @@ func (x *Returned) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Returned.ProtoReflect.Descriptor instead.
 func (*Returned) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{16}
+	return file_plugin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Returned) GetResult() isReturned_Result {
@@ -1480,7 +1721,7 @@ type Edits struct {
 
 func (x *Edits) Reset() {
 	*x = Edits{}
-	mi := &file_plugin_proto_msgTypes[17]
+	mi := &file_plugin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1733,7 @@ func (x *Edits) String() string {
 func (*Edits) ProtoMessage() {}
 
 func (x *Edits) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[17]
+	mi := &file_plugin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +1746,7 @@ func (x *Edits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Edits.ProtoReflect.Descriptor instead.
 func (*Edits) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{17}
+	return file_plugin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Edits) GetFields() []*FieldEdit {
@@ -1561,7 +1802,7 @@ type FieldEdit struct {
 
 func (x *FieldEdit) Reset() {
 	*x = FieldEdit{}
-	mi := &file_plugin_proto_msgTypes[18]
+	mi := &file_plugin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1573,7 +1814,7 @@ func (x *FieldEdit) String() string {
 func (*FieldEdit) ProtoMessage() {}
 
 func (x *FieldEdit) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[18]
+	mi := &file_plugin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1586,7 +1827,7 @@ func (x *FieldEdit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldEdit.ProtoReflect.Descriptor instead.
 func (*FieldEdit) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{18}
+	return file_plugin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *FieldEdit) GetOp() FieldEdit_Op {
@@ -1620,7 +1861,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_plugin_proto_msgTypes[19]
+	mi := &file_plugin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1632,7 +1873,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[19]
+	mi := &file_plugin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1645,7 +1886,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{19}
+	return file_plugin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Redirect) GetRecipient() uint32 {
@@ -1673,7 +1914,7 @@ type Diversion struct {
 
 func (x *Diversion) Reset() {
 	*x = Diversion{}
-	mi := &file_plugin_proto_msgTypes[20]
+	mi := &file_plugin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +1926,7 @@ func (x *Diversion) String() string {
 func (*Diversion) ProtoMessage() {}
 
 func (x *Diversion) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[20]
+	mi := &file_plugin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +1939,7 @@ func (x *Diversion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Diversion.ProtoReflect.Descriptor instead.
 func (*Diversion) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{20}
+	return file_plugin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Diversion) GetRecipient() uint32 {
@@ -1729,7 +1970,7 @@ type Question struct {
 
 func (x *Question) Reset() {
 	*x = Question{}
-	mi := &file_plugin_proto_msgTypes[21]
+	mi := &file_plugin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1741,7 +1982,7 @@ func (x *Question) String() string {
 func (*Question) ProtoMessage() {}
 
 func (x *Question) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[21]
+	mi := &file_plugin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1754,7 +1995,7 @@ func (x *Question) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Question.ProtoReflect.Descriptor instead.
 func (*Question) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{21}
+	return file_plugin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Question) GetTopic() Question_Topic {
@@ -1811,7 +2052,7 @@ type Envelope struct {
 
 func (x *Envelope) Reset() {
 	*x = Envelope{}
-	mi := &file_plugin_proto_msgTypes[22]
+	mi := &file_plugin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1823,7 +2064,7 @@ func (x *Envelope) String() string {
 func (*Envelope) ProtoMessage() {}
 
 func (x *Envelope) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[22]
+	mi := &file_plugin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1836,7 +2077,7 @@ func (x *Envelope) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Envelope.ProtoReflect.Descriptor instead.
 func (*Envelope) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{22}
+	return file_plugin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Envelope) GetSender() []byte {
@@ -1865,7 +2106,7 @@ type Credentials struct {
 
 func (x *Credentials) Reset() {
 	*x = Credentials{}
-	mi := &file_plugin_proto_msgTypes[23]
+	mi := &file_plugin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1877,7 +2118,7 @@ func (x *Credentials) String() string {
 func (*Credentials) ProtoMessage() {}
 
 func (x *Credentials) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[23]
+	mi := &file_plugin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1890,7 +2131,7 @@ func (x *Credentials) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credentials.ProtoReflect.Descriptor instead.
 func (*Credentials) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{23}
+	return file_plugin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Credentials) GetMechanism() string {
@@ -1939,7 +2180,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_plugin_proto_msgTypes[24]
+	mi := &file_plugin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1951,7 +2192,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[24]
+	mi := &file_plugin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1964,7 +2205,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{24}
+	return file_plugin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Answer) GetResult() isAnswer_Result {
@@ -2086,7 +2327,7 @@ type Opinion struct {
 
 func (x *Opinion) Reset() {
 	*x = Opinion{}
-	mi := &file_plugin_proto_msgTypes[25]
+	mi := &file_plugin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2098,7 +2339,7 @@ func (x *Opinion) String() string {
 func (*Opinion) ProtoMessage() {}
 
 func (x *Opinion) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[25]
+	mi := &file_plugin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2111,7 +2352,7 @@ func (x *Opinion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Opinion.ProtoReflect.Descriptor instead.
 func (*Opinion) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{25}
+	return file_plugin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Opinion) GetStatus() *Status {
@@ -2151,7 +2392,7 @@ type SCRAMVerifier struct {
 
 func (x *SCRAMVerifier) Reset() {
 	*x = SCRAMVerifier{}
-	mi := &file_plugin_proto_msgTypes[26]
+	mi := &file_plugin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2163,7 +2404,7 @@ func (x *SCRAMVerifier) String() string {
 func (*SCRAMVerifier) ProtoMessage() {}
 
 func (x *SCRAMVerifier) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[26]
+	mi := &file_plugin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2176,7 +2417,7 @@ func (x *SCRAMVerifier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SCRAMVerifier.ProtoReflect.Descriptor instead.
 func (*SCRAMVerifier) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{26}
+	return file_plugin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SCRAMVerifier) GetSalt() []byte {
@@ -2223,7 +2464,7 @@ type Members struct {
 
 func (x *Members) Reset() {
 	*x = Members{}
-	mi := &file_plugin_proto_msgTypes[27]
+	mi := &file_plugin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2235,7 +2476,7 @@ func (x *Members) String() string {
 func (*Members) ProtoMessage() {}
 
 func (x *Members) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[27]
+	mi := &file_plugin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2248,7 +2489,7 @@ func (x *Members) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Members.ProtoReflect.Descriptor instead.
 func (*Members) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{27}
+	return file_plugin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Members) GetMembers() [][]byte {
@@ -2266,21 +2507,36 @@ const file_plugin_proto_rawDesc = "" +
 	"\x10ConfigureRequest\x12#\n" +
 	"\rsettings_json\x18\x01 \x01(\tR\fsettingsJson\x12'\n" +
 	"\x0fgateway_version\x18\x02 \x01(\tR\x0egatewayVersion\x12\x1b\n" +
-	"\tlog_level\x18\x03 \x01(\tR\blogLevel\"\x93\x02\n" +
+	"\tlog_level\x18\x03 \x01(\tR\blogLevel\"\xdf\x02\n" +
 	"\x11ConfigureResponse\x12/\n" +
 	"\x06faults\x18\x01 \x03(\v2\x17.mailgw.plugin.v1.FaultR\x06faults\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12B\n" +
 	"\fcapabilities\x18\x03 \x01(\v2\x1e.mailgw.plugin.v1.CapabilitiesR\fcapabilities\x12\x1a\n" +
 	"\bfeatures\x18\x04 \x03(\tR\bfeatures\x12\x1b\n" +
 	"\tmax_chunk\x18\x05 \x01(\rR\bmaxChunk\x12:\n" +
-	"\aanswers\x18\x06 \x03(\x0e2 .mailgw.plugin.v1.Question.TopicR\aanswers\"-\n" +
+	"\aanswers\x18\x06 \x03(\x0e2 .mailgw.plugin.v1.Question.TopicR\aanswers\x124\n" +
+	"\bmay_edit\x18\a \x01(\v2\x19.mailgw.plugin.v1.MayEditR\amayEdit\x12\x14\n" +
+	"\x05watch\x18\b \x01(\bR\x05watch\"W\n" +
+	"\aMayEdit\x12\x16\n" +
+	"\x06header\x18\x01 \x01(\bR\x06header\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\bR\amessage\x12\x1a\n" +
+	"\benvelope\x18\x03 \x01(\bR\benvelope\"\x0e\n" +
+	"\fWatchRequest\"-\n" +
 	"\x05Fault\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
-	"\x04text\x18\x02 \x01(\tR\x04text\"A\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\"\x82\x02\n" +
 	"\fCapabilities\x12\x10\n" +
 	"\x03dsn\x18\x01 \x01(\bR\x03dsn\x12\x1f\n" +
 	"\vrequire_tls\x18\x02 \x01(\bR\n" +
-	"requireTls\"u\n" +
+	"requireTls\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\x12$\n" +
+	"\x0eeight_bit_mime\x18\x04 \x01(\bR\feightBitMime\x12\x1a\n" +
+	"\bsmtputf8\x18\x05 \x01(\bR\bsmtputf8\x12\x1f\n" +
+	"\vbinary_mime\x18\x06 \x01(\bR\n" +
+	"binaryMime\x12\x16\n" +
+	"\x06digest\x18\a \x01(\bR\x06digest\x12\x16\n" +
+	"\x06relays\x18\b \x01(\bR\x06relays\x12\x18\n" +
+	"\aunknown\x18\t \x01(\bR\aunknown\"u\n" +
 	"\bToPlugin\x12?\n" +
 	"\vtransaction\x18\x01 \x01(\v2\x1d.mailgw.plugin.v1.TransactionR\vtransaction\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\bR\x04last\x12\x14\n" +
@@ -2296,7 +2552,7 @@ const file_plugin_proto_rawDesc = "" +
 	"\x04size\x18\x06 \x01(\x03R\x04size\"=\n" +
 	"\tRecipient\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x16\n" +
-	"\x06params\x18\x02 \x03(\fR\x06params\"\xec\x02\n" +
+	"\x06params\x18\x02 \x03(\fR\x06params\"\x86\x03\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\blistener\x18\x02 \x01(\tR\blistener\x12\x1a\n" +
@@ -2309,7 +2565,8 @@ const file_plugin_proto_rawDesc = "" +
 	"\x06client\x18\t \x01(\v2\x18.mailgw.plugin.v1.ClientR\x06client\x12\x12\n" +
 	"\x04user\x18\n" +
 	" \x01(\fR\x04user\x12\x1c\n" +
-	"\tmechanism\x18\v \x01(\tR\tmechanism\"\xdc\x01\n" +
+	"\tmechanism\x18\v \x01(\tR\tmechanism\x12\x18\n" +
+	"\agateway\x18\f \x01(\tR\agateway\"\xdc\x01\n" +
 	"\x06Client\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x14\n" +
@@ -2343,15 +2600,19 @@ const file_plugin_proto_rawDesc = "" +
 	"\x04helo\x18\x05 \x01(\fR\x04helo\x12\x14\n" +
 	"\x05ident\x18\x06 \x01(\fR\x05ident\x12\x16\n" +
 	"\x06source\x18\a \x01(\fR\x06source\x12\x1c\n" +
-	"\tforwarded\x18\b \x01(\bR\tforwarded\"\x9b\x02\n" +
+	"\tforwarded\x18\b \x01(\bR\tforwarded\"\xcd\x02\n" +
 	"\tToGateway\x12\x18\n" +
 	"\astarted\x18\x01 \x03(\rR\astarted\x12=\n" +
 	"\bstatuses\x18\x02 \x03(\v2!.mailgw.plugin.v1.RecipientStatusR\bstatuses\x12=\n" +
 	"\rsmtp_response\x18\x03 \x01(\v2\x18.mailgw.plugin.v1.StatusR\fsmtpResponse\x126\n" +
 	"\breturned\x18\x04 \x01(\v2\x1a.mailgw.plugin.v1.ReturnedR\breturned\x12\x14\n" +
 	"\x05first\x18\x05 \x01(\bR\x05first\x12\x12\n" +
-	"\x04last\x18\x06 \x01(\bR\x04last\x12\x14\n" +
-	"\x05chunk\x18\x0f \x01(\fR\x05chunk\"L\n" +
+	"\x04last\x18\x06 \x01(\bR\x04last\x120\n" +
+	"\x06digest\x18\a \x01(\v2\x18.mailgw.plugin.v1.DigestR\x06digest\x12\x14\n" +
+	"\x05chunk\x18\x0f \x01(\fR\x05chunk\"4\n" +
+	"\x06Digest\x12\x16\n" +
+	"\x06fields\x18\x01 \x01(\fR\x06fields\x12\x12\n" +
+	"\x04body\x18\x02 \x01(\fR\x04body\"L\n" +
 	"\x06Status\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12\x1a\n" +
 	"\benhanced\x18\x02 \x01(\tR\benhanced\x12\x12\n" +
@@ -2439,9 +2700,10 @@ const file_plugin_proto_rawDesc = "" +
 	"server_key\x18\x04 \x01(\fR\tserverKey\x12\x12\n" +
 	"\x04user\x18\x05 \x01(\fR\x04user\"#\n" +
 	"\aMembers\x12\x18\n" +
-	"\amembers\x18\x01 \x03(\fR\amembers2\xe3\x01\n" +
+	"\amembers\x18\x01 \x03(\fR\amembers2\xae\x02\n" +
 	"\x06Plugin\x12T\n" +
-	"\tConfigure\x12\".mailgw.plugin.v1.ConfigureRequest\x1a#.mailgw.plugin.v1.ConfigureResponse\x12F\n" +
+	"\tConfigure\x12\".mailgw.plugin.v1.ConfigureRequest\x1a#.mailgw.plugin.v1.ConfigureResponse\x12I\n" +
+	"\x05Watch\x12\x1e.mailgw.plugin.v1.WatchRequest\x1a\x1e.mailgw.plugin.v1.Capabilities0\x01\x12F\n" +
 	"\aDeliver\x12\x1a.mailgw.plugin.v1.ToPlugin\x1a\x1b.mailgw.plugin.v1.ToGateway(\x010\x01\x12;\n" +
 	"\x03Ask\x12\x1a.mailgw.plugin.v1.Question\x1a\x18.mailgw.plugin.v1.AnswerB.Z,github.com/mailgw/mailgw/plugins/internal/pbb\x06proto3"
 
@@ -2458,83 +2720,90 @@ func file_plugin_proto_rawDescGZIP() []byte {
 }
 
 var file_plugin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_plugin_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_plugin_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_plugin_proto_goTypes = []any{
 	(FieldEdit_Op)(0),         // 0: mailgw.plugin.v1.FieldEdit.Op
 	(Question_Topic)(0),       // 1: mailgw.plugin.v1.Question.Topic
 	(*ConfigureRequest)(nil),  // 2: mailgw.plugin.v1.ConfigureRequest
 	(*ConfigureResponse)(nil), // 3: mailgw.plugin.v1.ConfigureResponse
-	(*Fault)(nil),             // 4: mailgw.plugin.v1.Fault
-	(*Capabilities)(nil),      // 5: mailgw.plugin.v1.Capabilities
-	(*ToPlugin)(nil),          // 6: mailgw.plugin.v1.ToPlugin
-	(*Transaction)(nil),       // 7: mailgw.plugin.v1.Transaction
-	(*Recipient)(nil),         // 8: mailgw.plugin.v1.Recipient
-	(*Session)(nil),           // 9: mailgw.plugin.v1.Session
-	(*Client)(nil),            // 10: mailgw.plugin.v1.Client
-	(*TLV)(nil),               // 11: mailgw.plugin.v1.TLV
-	(*TLS)(nil),               // 12: mailgw.plugin.v1.TLS
-	(*Peer)(nil),              // 13: mailgw.plugin.v1.Peer
-	(*XForward)(nil),          // 14: mailgw.plugin.v1.XForward
-	(*ToGateway)(nil),         // 15: mailgw.plugin.v1.ToGateway
-	(*Status)(nil),            // 16: mailgw.plugin.v1.Status
-	(*RecipientStatus)(nil),   // 17: mailgw.plugin.v1.RecipientStatus
-	(*Returned)(nil),          // 18: mailgw.plugin.v1.Returned
-	(*Edits)(nil),             // 19: mailgw.plugin.v1.Edits
-	(*FieldEdit)(nil),         // 20: mailgw.plugin.v1.FieldEdit
-	(*Redirect)(nil),          // 21: mailgw.plugin.v1.Redirect
-	(*Diversion)(nil),         // 22: mailgw.plugin.v1.Diversion
-	(*Question)(nil),          // 23: mailgw.plugin.v1.Question
-	(*Envelope)(nil),          // 24: mailgw.plugin.v1.Envelope
-	(*Credentials)(nil),       // 25: mailgw.plugin.v1.Credentials
-	(*Answer)(nil),            // 26: mailgw.plugin.v1.Answer
-	(*Opinion)(nil),           // 27: mailgw.plugin.v1.Opinion
-	(*SCRAMVerifier)(nil),     // 28: mailgw.plugin.v1.SCRAMVerifier
-	(*Members)(nil),           // 29: mailgw.plugin.v1.Members
+	(*MayEdit)(nil),           // 4: mailgw.plugin.v1.MayEdit
+	(*WatchRequest)(nil),      // 5: mailgw.plugin.v1.WatchRequest
+	(*Fault)(nil),             // 6: mailgw.plugin.v1.Fault
+	(*Capabilities)(nil),      // 7: mailgw.plugin.v1.Capabilities
+	(*ToPlugin)(nil),          // 8: mailgw.plugin.v1.ToPlugin
+	(*Transaction)(nil),       // 9: mailgw.plugin.v1.Transaction
+	(*Recipient)(nil),         // 10: mailgw.plugin.v1.Recipient
+	(*Session)(nil),           // 11: mailgw.plugin.v1.Session
+	(*Client)(nil),            // 12: mailgw.plugin.v1.Client
+	(*TLV)(nil),               // 13: mailgw.plugin.v1.TLV
+	(*TLS)(nil),               // 14: mailgw.plugin.v1.TLS
+	(*Peer)(nil),              // 15: mailgw.plugin.v1.Peer
+	(*XForward)(nil),          // 16: mailgw.plugin.v1.XForward
+	(*ToGateway)(nil),         // 17: mailgw.plugin.v1.ToGateway
+	(*Digest)(nil),            // 18: mailgw.plugin.v1.Digest
+	(*Status)(nil),            // 19: mailgw.plugin.v1.Status
+	(*RecipientStatus)(nil),   // 20: mailgw.plugin.v1.RecipientStatus
+	(*Returned)(nil),          // 21: mailgw.plugin.v1.Returned
+	(*Edits)(nil),             // 22: mailgw.plugin.v1.Edits
+	(*FieldEdit)(nil),         // 23: mailgw.plugin.v1.FieldEdit
+	(*Redirect)(nil),          // 24: mailgw.plugin.v1.Redirect
+	(*Diversion)(nil),         // 25: mailgw.plugin.v1.Diversion
+	(*Question)(nil),          // 26: mailgw.plugin.v1.Question
+	(*Envelope)(nil),          // 27: mailgw.plugin.v1.Envelope
+	(*Credentials)(nil),       // 28: mailgw.plugin.v1.Credentials
+	(*Answer)(nil),            // 29: mailgw.plugin.v1.Answer
+	(*Opinion)(nil),           // 30: mailgw.plugin.v1.Opinion
+	(*SCRAMVerifier)(nil),     // 31: mailgw.plugin.v1.SCRAMVerifier
+	(*Members)(nil),           // 32: mailgw.plugin.v1.Members
 }
 var file_plugin_proto_depIdxs = []int32{
-	4,  // 0: mailgw.plugin.v1.ConfigureResponse.faults:type_name -> mailgw.plugin.v1.Fault
-	5,  // 1: mailgw.plugin.v1.ConfigureResponse.capabilities:type_name -> mailgw.plugin.v1.Capabilities
+	6,  // 0: mailgw.plugin.v1.ConfigureResponse.faults:type_name -> mailgw.plugin.v1.Fault
+	7,  // 1: mailgw.plugin.v1.ConfigureResponse.capabilities:type_name -> mailgw.plugin.v1.Capabilities
 	1,  // 2: mailgw.plugin.v1.ConfigureResponse.answers:type_name -> mailgw.plugin.v1.Question.Topic
-	7,  // 3: mailgw.plugin.v1.ToPlugin.transaction:type_name -> mailgw.plugin.v1.Transaction
-	9,  // 4: mailgw.plugin.v1.Transaction.session:type_name -> mailgw.plugin.v1.Session
-	8,  // 5: mailgw.plugin.v1.Transaction.recipients:type_name -> mailgw.plugin.v1.Recipient
-	13, // 6: mailgw.plugin.v1.Session.peer:type_name -> mailgw.plugin.v1.Peer
-	14, // 7: mailgw.plugin.v1.Session.xforward:type_name -> mailgw.plugin.v1.XForward
-	12, // 8: mailgw.plugin.v1.Session.tls:type_name -> mailgw.plugin.v1.TLS
-	10, // 9: mailgw.plugin.v1.Session.client:type_name -> mailgw.plugin.v1.Client
-	11, // 10: mailgw.plugin.v1.Client.tlvs:type_name -> mailgw.plugin.v1.TLV
-	17, // 11: mailgw.plugin.v1.ToGateway.statuses:type_name -> mailgw.plugin.v1.RecipientStatus
-	16, // 12: mailgw.plugin.v1.ToGateway.smtp_response:type_name -> mailgw.plugin.v1.Status
-	18, // 13: mailgw.plugin.v1.ToGateway.returned:type_name -> mailgw.plugin.v1.Returned
-	16, // 14: mailgw.plugin.v1.RecipientStatus.status:type_name -> mailgw.plugin.v1.Status
-	16, // 15: mailgw.plugin.v1.Returned.status:type_name -> mailgw.plugin.v1.Status
-	19, // 16: mailgw.plugin.v1.Returned.edits:type_name -> mailgw.plugin.v1.Edits
-	20, // 17: mailgw.plugin.v1.Edits.fields:type_name -> mailgw.plugin.v1.FieldEdit
-	21, // 18: mailgw.plugin.v1.Edits.redirects:type_name -> mailgw.plugin.v1.Redirect
-	8,  // 19: mailgw.plugin.v1.Edits.added:type_name -> mailgw.plugin.v1.Recipient
-	22, // 20: mailgw.plugin.v1.Edits.diversions:type_name -> mailgw.plugin.v1.Diversion
-	0,  // 21: mailgw.plugin.v1.FieldEdit.op:type_name -> mailgw.plugin.v1.FieldEdit.Op
-	1,  // 22: mailgw.plugin.v1.Question.topic:type_name -> mailgw.plugin.v1.Question.Topic
-	9,  // 23: mailgw.plugin.v1.Question.session:type_name -> mailgw.plugin.v1.Session
-	24, // 24: mailgw.plugin.v1.Question.envelope:type_name -> mailgw.plugin.v1.Envelope
-	8,  // 25: mailgw.plugin.v1.Question.recipient:type_name -> mailgw.plugin.v1.Recipient
-	25, // 26: mailgw.plugin.v1.Question.credentials:type_name -> mailgw.plugin.v1.Credentials
-	16, // 27: mailgw.plugin.v1.Answer.status:type_name -> mailgw.plugin.v1.Status
-	27, // 28: mailgw.plugin.v1.Answer.opinion:type_name -> mailgw.plugin.v1.Opinion
-	28, // 29: mailgw.plugin.v1.Answer.scram:type_name -> mailgw.plugin.v1.SCRAMVerifier
-	29, // 30: mailgw.plugin.v1.Answer.members:type_name -> mailgw.plugin.v1.Members
-	16, // 31: mailgw.plugin.v1.Opinion.status:type_name -> mailgw.plugin.v1.Status
-	2,  // 32: mailgw.plugin.v1.Plugin.Configure:input_type -> mailgw.plugin.v1.ConfigureRequest
-	6,  // 33: mailgw.plugin.v1.Plugin.Deliver:input_type -> mailgw.plugin.v1.ToPlugin
-	23, // 34: mailgw.plugin.v1.Plugin.Ask:input_type -> mailgw.plugin.v1.Question
-	3,  // 35: mailgw.plugin.v1.Plugin.Configure:output_type -> mailgw.plugin.v1.ConfigureResponse
-	15, // 36: mailgw.plugin.v1.Plugin.Deliver:output_type -> mailgw.plugin.v1.ToGateway
-	26, // 37: mailgw.plugin.v1.Plugin.Ask:output_type -> mailgw.plugin.v1.Answer
-	35, // [35:38] is the sub-list for method output_type
-	32, // [32:35] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	4,  // 3: mailgw.plugin.v1.ConfigureResponse.may_edit:type_name -> mailgw.plugin.v1.MayEdit
+	9,  // 4: mailgw.plugin.v1.ToPlugin.transaction:type_name -> mailgw.plugin.v1.Transaction
+	11, // 5: mailgw.plugin.v1.Transaction.session:type_name -> mailgw.plugin.v1.Session
+	10, // 6: mailgw.plugin.v1.Transaction.recipients:type_name -> mailgw.plugin.v1.Recipient
+	15, // 7: mailgw.plugin.v1.Session.peer:type_name -> mailgw.plugin.v1.Peer
+	16, // 8: mailgw.plugin.v1.Session.xforward:type_name -> mailgw.plugin.v1.XForward
+	14, // 9: mailgw.plugin.v1.Session.tls:type_name -> mailgw.plugin.v1.TLS
+	12, // 10: mailgw.plugin.v1.Session.client:type_name -> mailgw.plugin.v1.Client
+	13, // 11: mailgw.plugin.v1.Client.tlvs:type_name -> mailgw.plugin.v1.TLV
+	20, // 12: mailgw.plugin.v1.ToGateway.statuses:type_name -> mailgw.plugin.v1.RecipientStatus
+	19, // 13: mailgw.plugin.v1.ToGateway.smtp_response:type_name -> mailgw.plugin.v1.Status
+	21, // 14: mailgw.plugin.v1.ToGateway.returned:type_name -> mailgw.plugin.v1.Returned
+	18, // 15: mailgw.plugin.v1.ToGateway.digest:type_name -> mailgw.plugin.v1.Digest
+	19, // 16: mailgw.plugin.v1.RecipientStatus.status:type_name -> mailgw.plugin.v1.Status
+	19, // 17: mailgw.plugin.v1.Returned.status:type_name -> mailgw.plugin.v1.Status
+	22, // 18: mailgw.plugin.v1.Returned.edits:type_name -> mailgw.plugin.v1.Edits
+	23, // 19: mailgw.plugin.v1.Edits.fields:type_name -> mailgw.plugin.v1.FieldEdit
+	24, // 20: mailgw.plugin.v1.Edits.redirects:type_name -> mailgw.plugin.v1.Redirect
+	10, // 21: mailgw.plugin.v1.Edits.added:type_name -> mailgw.plugin.v1.Recipient
+	25, // 22: mailgw.plugin.v1.Edits.diversions:type_name -> mailgw.plugin.v1.Diversion
+	0,  // 23: mailgw.plugin.v1.FieldEdit.op:type_name -> mailgw.plugin.v1.FieldEdit.Op
+	1,  // 24: mailgw.plugin.v1.Question.topic:type_name -> mailgw.plugin.v1.Question.Topic
+	11, // 25: mailgw.plugin.v1.Question.session:type_name -> mailgw.plugin.v1.Session
+	27, // 26: mailgw.plugin.v1.Question.envelope:type_name -> mailgw.plugin.v1.Envelope
+	10, // 27: mailgw.plugin.v1.Question.recipient:type_name -> mailgw.plugin.v1.Recipient
+	28, // 28: mailgw.plugin.v1.Question.credentials:type_name -> mailgw.plugin.v1.Credentials
+	19, // 29: mailgw.plugin.v1.Answer.status:type_name -> mailgw.plugin.v1.Status
+	30, // 30: mailgw.plugin.v1.Answer.opinion:type_name -> mailgw.plugin.v1.Opinion
+	31, // 31: mailgw.plugin.v1.Answer.scram:type_name -> mailgw.plugin.v1.SCRAMVerifier
+	32, // 32: mailgw.plugin.v1.Answer.members:type_name -> mailgw.plugin.v1.Members
+	19, // 33: mailgw.plugin.v1.Opinion.status:type_name -> mailgw.plugin.v1.Status
+	2,  // 34: mailgw.plugin.v1.Plugin.Configure:input_type -> mailgw.plugin.v1.ConfigureRequest
+	5,  // 35: mailgw.plugin.v1.Plugin.Watch:input_type -> mailgw.plugin.v1.WatchRequest
+	8,  // 36: mailgw.plugin.v1.Plugin.Deliver:input_type -> mailgw.plugin.v1.ToPlugin
+	26, // 37: mailgw.plugin.v1.Plugin.Ask:input_type -> mailgw.plugin.v1.Question
+	3,  // 38: mailgw.plugin.v1.Plugin.Configure:output_type -> mailgw.plugin.v1.ConfigureResponse
+	7,  // 39: mailgw.plugin.v1.Plugin.Watch:output_type -> mailgw.plugin.v1.Capabilities
+	17, // 40: mailgw.plugin.v1.Plugin.Deliver:output_type -> mailgw.plugin.v1.ToGateway
+	29, // 41: mailgw.plugin.v1.Plugin.Ask:output_type -> mailgw.plugin.v1.Answer
+	38, // [38:42] is the sub-list for method output_type
+	34, // [34:38] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_plugin_proto_init() }
@@ -2542,13 +2811,13 @@ func file_plugin_proto_init() {
 	if File_plugin_proto != nil {
 		return
 	}
-	file_plugin_proto_msgTypes[16].OneofWrappers = []any{
+	file_plugin_proto_msgTypes[19].OneofWrappers = []any{
 		(*Returned_Failure)(nil),
 		(*Returned_Status)(nil),
 		(*Returned_Edits)(nil),
 	}
-	file_plugin_proto_msgTypes[17].OneofWrappers = []any{}
-	file_plugin_proto_msgTypes[24].OneofWrappers = []any{
+	file_plugin_proto_msgTypes[20].OneofWrappers = []any{}
+	file_plugin_proto_msgTypes[27].OneofWrappers = []any{
 		(*Answer_Failure)(nil),
 		(*Answer_Status)(nil),
 		(*Answer_Opinion)(nil),
@@ -2562,7 +2831,7 @@ func file_plugin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plugin_proto_rawDesc), len(file_plugin_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   28,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

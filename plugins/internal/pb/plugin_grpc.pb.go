@@ -62,6 +62,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Plugin_Configure_FullMethodName = "/mailgw.plugin.v1.Plugin/Configure"
+	Plugin_Watch_FullMethodName     = "/mailgw.plugin.v1.Plugin/Watch"
 	Plugin_Deliver_FullMethodName   = "/mailgw.plugin.v1.Plugin/Deliver"
 	Plugin_Ask_FullMethodName       = "/mailgw.plugin.v1.Plugin/Ask"
 )
@@ -72,6 +73,11 @@ const (
 type PluginClient interface {
 	// Configure is the first call, and comes once.
 	Configure(ctx context.Context, in *ConfigureRequest, opts ...grpc.CallOption) (*ConfigureResponse, error)
+	// Watch tells what the plugin can do, at once and whenever that changes. Only
+	// a plugin that says so in its answer to Configure is asked; others need not
+	// have this method. The call lasts until the plugin ends. The gateway takes
+	// ten answers a second.
+	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Capabilities], error)
 	// Deliver handles one mail transaction. The deadline of the call is the
 	// deadline of the transaction. Calls run at the same time.
 	//
@@ -128,9 +134,28 @@ func (c *pluginClient) Configure(ctx context.Context, in *ConfigureRequest, opts
 	return out, nil
 }
 
+func (c *pluginClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Capabilities], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Plugin_ServiceDesc.Streams[0], Plugin_Watch_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchRequest, Capabilities]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Plugin_WatchClient = grpc.ServerStreamingClient[Capabilities]
+
 func (c *pluginClient) Deliver(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ToPlugin, ToGateway], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Plugin_ServiceDesc.Streams[0], Plugin_Deliver_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Plugin_ServiceDesc.Streams[1], Plugin_Deliver_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -157,6 +182,11 @@ func (c *pluginClient) Ask(ctx context.Context, in *Question, opts ...grpc.CallO
 type PluginServer interface {
 	// Configure is the first call, and comes once.
 	Configure(context.Context, *ConfigureRequest) (*ConfigureResponse, error)
+	// Watch tells what the plugin can do, at once and whenever that changes. Only
+	// a plugin that says so in its answer to Configure is asked; others need not
+	// have this method. The call lasts until the plugin ends. The gateway takes
+	// ten answers a second.
+	Watch(*WatchRequest, grpc.ServerStreamingServer[Capabilities]) error
 	// Deliver handles one mail transaction. The deadline of the call is the
 	// deadline of the transaction. Calls run at the same time.
 	//
@@ -206,6 +236,9 @@ type UnimplementedPluginServer struct{}
 func (UnimplementedPluginServer) Configure(context.Context, *ConfigureRequest) (*ConfigureResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Configure not implemented")
 }
+func (UnimplementedPluginServer) Watch(*WatchRequest, grpc.ServerStreamingServer[Capabilities]) error {
+	return status.Error(codes.Unimplemented, "method Watch not implemented")
+}
 func (UnimplementedPluginServer) Deliver(grpc.BidiStreamingServer[ToPlugin, ToGateway]) error {
 	return status.Error(codes.Unimplemented, "method Deliver not implemented")
 }
@@ -251,6 +284,17 @@ func _Plugin_Configure_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Plugin_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(PluginServer).Watch(m, &grpc.GenericServerStream[WatchRequest, Capabilities]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Plugin_WatchServer = grpc.ServerStreamingServer[Capabilities]
+
 func _Plugin_Deliver_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(PluginServer).Deliver(&grpc.GenericServerStream[ToPlugin, ToGateway]{ServerStream: stream})
 }
@@ -293,6 +337,11 @@ var Plugin_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Watch",
+			Handler:       _Plugin_Watch_Handler,
+			ServerStreams: true,
+		},
 		{
 			StreamName:    "Deliver",
 			Handler:       _Plugin_Deliver_Handler,
