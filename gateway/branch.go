@@ -162,6 +162,7 @@ func (d *delivery) call(backend *namedBackend, b *branch) {
 			holders.Add(1)
 		},
 		SMTPResponse: d.respond,
+		Wrote:        func(left backends.Digest) { d.compare(left, b.to) },
 		Ignored: func(i int, s backends.Status, why string) {
 			to := ""
 			if i >= 0 && i < len(b.to) {
@@ -182,7 +183,7 @@ func (d *delivery) call(backend *namedBackend, b *branch) {
 func (d *delivery) proceed(backend *namedBackend, b *branch, tx *backends.DataContext, undecided []int, err error) {
 	var branches []*branch
 	if err == nil {
-		if branches, err = d.next(b, tx, undecided); err != nil {
+		if branches, err = d.next(backend, b, tx, undecided); err != nil {
 			for _, to := range tx.Edits().Added {
 				d.addFailed(backend.name, to.Address)
 			}
@@ -243,6 +244,24 @@ func (d *delivery) dataContext(b *branch, body io.Reader) *backends.DataContext 
 	return tx
 }
 
+// compare notes how the message that has left for some recipients differs from
+// the one that came.
+func (d *delivery) compare(left backends.Digest, to []destination) {
+	if d.digester == nil {
+		return
+	}
+	added, removed, body := left.Since(d.digest)
+	e := &edits{body: "unchanged", header: fmt.Sprintf("+%d-%d", added, removed)}
+	if body {
+		e.body = "changed"
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, to := range to {
+		d.fates[to.origin].edited = e
+	}
+}
+
 // respond keeps the first response that a backend gives.
 func (d *delivery) respond(s backends.Status) {
 	d.mu.Lock()
@@ -296,10 +315,13 @@ func (r replacement) Close() error {
 // next makes the branches of those that a backend left undecided and of those
 // that it has added, with its edits: first that of the route, then those of
 // other routes.
-func (d *delivery) next(b *branch, tx *backends.DataContext, undecided []int) ([]*branch, error) {
+func (d *delivery) next(backend *namedBackend, b *branch, tx *backends.DataContext, undecided []int) ([]*branch, error) {
 	edits := tx.Edits()
 	if len(undecided) == 0 && edits.Added == nil {
 		return nil, nil
+	}
+	if may := backends.EditsOf(backend.Backend); edits.Kinds()&^may != 0 {
+		return nil, fmt.Errorf("edit: %v, but the backend has announced %v", edits.Kinds()&^may, may)
 	}
 	on := branch{route: b.route, stage: b.stage + 1, diverted: b.diverted, sender: b.sender, message: b.message}
 	if err := d.edit(&on, edits); err != nil {

@@ -63,6 +63,7 @@ type ListenerConfig struct {
 	XClient           []string   `toml:"xclient"` // trusted peers
 	Proxy             []string   `toml:"proxy"`   // trusted peers
 	DSN               bool       `toml:"dsn"`
+	Mirror            bool       `toml:"mirror"`
 	Chunking          bool       `toml:"chunking"`
 	OneRoute          bool       `toml:"one_route"`
 	StrictEnvelopes   bool       `toml:"strict_envelopes"`

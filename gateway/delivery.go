@@ -34,6 +34,8 @@ type transaction struct {
 	message *message // as far as it has come
 	lines   lineEnds // of chunks
 	fault   error    // why the message is refused, once that is known
+
+	digester *backends.Digester // nil if no backend tells digests
 }
 
 // envelope is what backends are told that are asked about a command.
@@ -70,7 +72,8 @@ type delivery struct {
 	routes   map[string]*route // for those who are diverted
 	log      *slog.Logger
 	spool    *spool
-	maxSize  int64 // of a replaced message; zero is no limit
+	maxSize  int64           // of a replaced message; zero is no limit
+	digest   backends.Digest // of the message as it came, if there is a digester
 	received time.Time
 
 	ctx    context.Context
@@ -93,9 +96,13 @@ type fate struct {
 	address string
 	added   bool            // by a backend, so that the client does not know of it
 	holder  string          // the backend that has it, or has decided it
+	edited  *edits          // between the message that came and the one that left, if that is known
 	decided backends.Status // by a backend
 	answer  backends.Status // what the client is told
 }
+
+// edits tell how a message differs from the one that came.
+type edits struct{ body, header string }
 
 // begin starts the delivery of m, which it closes at the end. The caller
 // asks wait or fold for the answers.
@@ -231,6 +238,9 @@ func (d *delivery) logAnswer(f *fate) {
 		"text", f.answer.Text,
 		"delay", time.Since(d.began).Round(time.Microsecond),
 		"wait", time.Since(d.received).Round(time.Microsecond),
+	}
+	if f.edited != nil {
+		attrs = append(attrs, "body", f.edited.body, "header", f.edited.header)
 	}
 	if f.added {
 		attrs = append(attrs, "added", true)

@@ -24,6 +24,7 @@ type dialog struct {
 
 	greeted   bool // by HELO, EHLO or LHLO
 	extended  bool // by EHLO or LHLO
+	offer     offer
 	xforward  *xforward.Attrs
 	tx        *transaction // from MAIL to the end of the message
 	errors    int          // bad commands since the last message

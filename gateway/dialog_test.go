@@ -27,7 +27,8 @@ import (
 //
 //	C: a line that the client sends, without its CRLF
 //	C~ "octets that the client sends, as a Go string\n"
-//	S: a line that the server sends; (ID) stands for an ID
+//	S: a line that the server sends; (ID) stands for an ID, and (NAME) for
+//	   that of the gateway's process
 //	S. the server hangs up
 //
 // Everything up to the next S is sent at once.
@@ -88,7 +89,11 @@ func readScript(t testing.TB, path string) *script {
 
 var transactionID = regexp.MustCompile(`\([0-9a-z]{16}\)`)
 
-func masked(line string) string { return transactionID.ReplaceAllString(line, "(ID)") }
+var gatewayName = regexp.MustCompile(`X-MAILGW [A-Z2-7]{26}$`)
+
+func masked(line string) string {
+	return gatewayName.ReplaceAllString(transactionID.ReplaceAllString(line, "(ID)"), "X-MAILGW (NAME)")
+}
 
 // testConfig is a whole configuration around the keys of one listener.
 func testConfig(t testing.TB, all map[string]backends.Backend, listener string) *Config {
@@ -124,7 +129,10 @@ var testBackends = map[string]backends.Backend{
 	"redirect":  backends.Func(redirect),
 	"add":       backends.Func(addRecipients),
 	"divert":    backends.Func(divert),
-	"dsn":       dsnBackend{backends.Func(tellEnvelope)},
+	"dsn":       capable{backends.Func(tellEnvelope), backends.Capabilities{DSN: true}},
+	"poor":      capable{backends.Func(tellEnvelope), backends.Capabilities{Relays: true, Unknown: true}},
+	"narrow":    capable{backends.Func(tellEnvelope), backends.Capabilities{Relays: true, Size: 1000, EightBitMIME: true, DSN: true}},
+	"idle":      editor{backends.Func(redirect), backends.EditHeader | backends.EditMessage},
 	"early":     earlyBackend{Func: byLocalPart},
 	"second":    earlyBackend{Func: byLocalPart, name: "the second "},
 	"closed":    gatekeeper{backends.Func(byLocalPart), backends.NewStatus(550, "5.7.1", "you are not welcome")},
@@ -138,9 +146,21 @@ var testBackends = map[string]backends.Backend{
 	"relay":     relayChecker{userChecker{backends.Func(tellUser)}},
 }
 
-type dsnBackend struct{ backends.Func }
+// capable is a backend that tells what it can do.
+type capable struct {
+	backends.Func
+	can backends.Capabilities
+}
 
-func (dsnBackend) Capabilities() backends.Capabilities { return backends.Capabilities{DSN: true} }
+func (b capable) Capabilities() backends.Capabilities { return b.can }
+
+// editor is a backend that tells which edits it may make.
+type editor struct {
+	backends.Func
+	may backends.EditKinds
+}
+
+func (b editor) MayEdit() backends.EditKinds { return b.may }
 
 // byLocalPart decides by the local part.
 func byLocalPart(_ context.Context, tx *backends.DataContext) error {

@@ -46,35 +46,45 @@ func (d *dialog) ehlo(args string) smtp.Reply {
 // keywords are what EHLO and LHLO tell: the name of this host, and what is on
 // offer at this point of the session.
 func (d *dialog) keywords() []string {
-	keywords := []string{d.hostname, "PIPELINING", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES"}
+	keywords := []string{d.hostname, "PIPELINING"}
+	if d.offer.eightBit {
+		keywords = append(keywords, "8BITMIME")
+	}
+	if d.offer.utf8 {
+		keywords = append(keywords, "SMTPUTF8")
+	}
+	keywords = append(keywords, "ENHANCEDSTATUSCODES")
 	if d.Protocol == "smtp" {
 		keywords = append(keywords, "PRDR")
 	}
 	if most := d.Limits.Recipients; most > 0 {
 		keywords = append(keywords, "LIMITS RCPTMAX="+strconv.Itoa(most)) // RFC 9422
 	}
-	if size := d.Limits.MessageSize; size > 0 {
-		keywords = append(keywords, "SIZE "+strconv.FormatInt(int64(size), 10))
+	if size := d.offer.size; size > 0 {
+		keywords = append(keywords, "SIZE "+strconv.FormatInt(size, 10))
 	} else {
 		keywords = append(keywords, "SIZE")
 	}
 	if d.Chunking {
-		keywords = append(keywords, "CHUNKING", "BINARYMIME")
+		keywords = append(keywords, "CHUNKING")
 	}
-	if d.DSN {
+	if d.offer.binary {
+		keywords = append(keywords, "BINARYMIME")
+	}
+	if d.offer.dsn {
 		keywords = append(keywords, "DSN")
 	}
 	if d.TLS.Mode == "starttls" && d.session.TLS == nil {
 		keywords = append(keywords, "STARTTLS")
 	}
-	if d.OfferRequireTLS && d.session.TLS != nil {
+	if d.offer.requireTLS && d.session.TLS != nil {
 		keywords = append(keywords, "REQUIRETLS") // RFC 8689, section 2
 	}
 	if mechanisms := d.mechanisms(); len(mechanisms) > 0 && d.session.User == "" {
 		keywords = append(keywords, "AUTH "+strings.Join(mechanisms, " "))
 	}
 	if d.trusted {
-		keywords = append(keywords, xforward.Keyword)
+		keywords = append(keywords, xforward.Keyword, "X-MAILGW "+d.gateway)
 	}
 	if d.mayXClient {
 		keywords = append(keywords, xforward.ClientKeyword)
@@ -100,6 +110,7 @@ func (d *dialog) greet(args string, extended bool, welcome func() smtp.Reply) sm
 		}
 		d.reset() // RFC 5321, section 4.1.1.1: what is refused changes nothing
 		d.greeted, d.extended, d.session.HELO = true, extended, name
+		d.offer = d.listener.offer()
 		return welcome()
 	})
 }

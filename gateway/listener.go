@@ -25,6 +25,9 @@ type listener struct {
 	place    Problem // of its address, but for the text
 	log      *slog.Logger
 	backends map[string]*namedBackend
+	last     []string // backends in which routes end
+	digests  bool     // a backend tells digests
+	gateway  string   // name of the process
 	tls      *tlsFiles
 	budget   *spool // that envelopes are charged to
 	rates    *rates
@@ -44,6 +47,9 @@ func newListener(s *Server, c *Config, l *ListenerConfig) *listener {
 		hostname:       c.Hostname,
 		log:            log,
 		backends:       s.backends,
+		last:           c.lastOf(l),
+		digests:        s.digests,
+		gateway:        s.name,
 		tls:            newTLSFiles(l.TLS, log),
 		budget:         s.spool,
 		rates:          newRates(l.Rates),
@@ -258,7 +264,7 @@ func (l *listener) leave(key string) {
 // dialog begins the dialog of a session between a peer and a local address.
 func (l *listener) dialog(p backends.Peer, local string) *dialog {
 	d := &dialog{listener: l}
-	d.session = backends.Session{ID: newID(), Listener: l.Name, Peer: p, Local: local}
+	d.session = backends.Session{ID: newID(), Listener: l.Name, Peer: p, Local: local, Gateway: l.gateway}
 	d.judge()
 	return d
 }

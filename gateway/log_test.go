@@ -2,8 +2,11 @@ package gateway
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"io"
 	"log/slog"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -89,5 +92,45 @@ func TestLogOfNonsense(t *testing.T) {
 	deliver(t, s, "to:greeting@x.example")
 	if text := log.String(); !strings.Contains(text, `event=ignored to=greeting@x.example status="354  go ahead" reason="it is no answer to a message, so that it becomes 451`) {
 		t.Errorf("got\n%s", text)
+	}
+}
+
+// The log tells of each recipient how the message that has left differs from
+// the one that came.
+func TestLogTellsEdits(t *testing.T) {
+	relay := capable{backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		d := backends.NewDigester()
+		if _, err := io.Copy(d, tx.Body); err != nil {
+			return err
+		}
+		tx.Wrote(d.Digest())
+		tx.SetAll(backends.Delivered)
+		return nil
+	}), backends.Capabilities{Digest: true}}
+	edit := backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		return errors.Join(tx.RemoveField(0), tx.AddField(0, "X: 1"), tx.AddField(9, "X: 2"))
+	})
+	replace := backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		return tx.ReplaceMessage(strings.NewReader("A: 1\r\n\r\nanother body\r\n"))
+	})
+	for _, test := range []struct {
+		chain []backends.Backend
+		want  string
+	}{
+		{[]backends.Backend{relay}, "body=unchanged header=+0-0"},
+		{[]backends.Backend{edit, relay}, "body=unchanged header=+2-1"},
+		{[]backends.Backend{replace, edit, relay}, "body=changed header=+2-1"},
+		{[]backends.Backend{replace, relay}, "body=changed header=+0-0"},
+	} {
+		var log lockedBuffer
+		s := chainServer(t, test.chain...)
+		s.log = slog.New(slog.NewTextHandler(&log, nil))
+		d := begin(t, s, "to:a@example.org", "to:b@example.org")
+		d.all()
+		for _, to := range []string{"a", "b"} {
+			if want := "to=" + to + "@example.org .* code=250 .* " + regexp.QuoteMeta(test.want); !regexp.MustCompile(want).MatchString(log.String()) {
+				t.Errorf("%s is not in\n%s", want, log.String())
+			}
+		}
 	}
 }

@@ -58,7 +58,7 @@ func (d *dialog) unknownParam(*transaction, string) (smtp.Reply, bool) {
 // dsnParam checks a parameter of RFC 3461 where the listener takes them.
 func dsnParam(check func(value string, utf8 bool) error) paramCheck {
 	return func(d *dialog, tx *transaction, value string) (smtp.Reply, bool) {
-		if !d.DSN {
+		if !d.offer.dsn {
 			return d.unknownParam(tx, value)
 		}
 		if err := check(value, tx.utf8); err != nil {
@@ -74,7 +74,7 @@ func (d *dialog) sizeParam(tx *transaction, value string) (smtp.Reply, bool) {
 		return reply(501, "5.5.4", "SIZE is a number of octets"), false
 	}
 	size, err := strconv.ParseInt(value, 10, 64)
-	if limit := int64(d.Limits.MessageSize); limit > 0 && (err != nil || size > limit) {
+	if limit := d.offer.size; limit > 0 && (err != nil || size > limit) {
 		return statusReply(tooLarge), false
 	}
 	tx.declared = size
@@ -84,15 +84,21 @@ func (d *dialog) sizeParam(tx *transaction, value string) (smtp.Reply, bool) {
 var tooLarge = backends.NewStatus(552, "5.3.4", "message too large")
 
 func (d *dialog) bodyParam(tx *transaction, value string) (smtp.Reply, bool) {
-	tx.binary = strings.EqualFold(value, "BINARYMIME")
-	if strings.EqualFold(value, "7BIT") || strings.EqualFold(value, "8BITMIME") || tx.binary && d.Chunking {
+	tx.binary = d.offer.binary && strings.EqualFold(value, "BINARYMIME")
+	switch {
+	case !d.offer.eightBit:
+		return d.unknownParam(tx, value)
+	case strings.EqualFold(value, "7BIT"), strings.EqualFold(value, "8BITMIME"), tx.binary:
 		return smtp.Reply{}, true
 	}
 	return reply(501, "5.5.4", "BODY is 7BIT or 8BITMIME"), false
 }
 
-func (d *dialog) utf8Param(_ *transaction, value string) (smtp.Reply, bool) {
-	if value != "" {
+func (d *dialog) utf8Param(tx *transaction, value string) (smtp.Reply, bool) {
+	switch {
+	case !d.offer.utf8:
+		return d.unknownParam(tx, value)
+	case value != "":
 		return reply(501, "5.5.4", "SMTPUTF8 has no value"), false
 	}
 	return smtp.Reply{}, true
@@ -126,7 +132,7 @@ func (d *dialog) authParam(tx *transaction, value string) (smtp.Reply, bool) {
 // section 2.
 func (d *dialog) requireTLSParam(tx *transaction, value string) (smtp.Reply, bool) {
 	switch {
-	case !d.OfferRequireTLS:
+	case !d.offer.requireTLS:
 		return d.unknownParam(tx, value)
 	case value != "":
 		return reply(501, "5.5.4", "REQUIRETLS has no value"), false

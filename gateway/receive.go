@@ -60,6 +60,12 @@ func (s *Server) take(d *dialog, r io.Reader, log *slog.Logger) error {
 	tx := d.tx
 	if tx.message == nil {
 		tx.message = &message{spool: s.spool}
+		if s.digests {
+			tx.digester = backends.NewDigester()
+		}
+	}
+	if tx.digester != nil {
+		r = io.TeeReader(r, tx.digester)
 	}
 	var err error
 	if tx.fault == nil {
@@ -94,6 +100,9 @@ func (s *Server) deliver(ctx context.Context, d *dialog, log *slog.Logger) *deli
 		m.Close()
 		delivery.refuse(refusal, delivery.fault)
 		return delivery
+	}
+	if delivery.digester != nil {
+		delivery.digest = delivery.digester.Digest()
 	}
 	delivery.logReceived(m)
 	delivery.begin(ctx, m, d.Limits.AnswerTimeout)

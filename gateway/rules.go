@@ -166,6 +166,18 @@ func (c *Config) Routed() []string {
 	return slices.Compact(names)
 }
 
+// lastOf returns the names of the backends in which routes of l end, and those
+// by which somebody may be diverted.
+func (c *Config) lastOf(l *ListenerConfig) (names []string) {
+	for _, routes := range []map[string][]string{l.Routes, c.NamedRoutes} {
+		for _, route := range routes {
+			names = append(names, route[len(route)-1])
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
 // inOrder returns the keys of a table in the order of the file.
 func (v *validation) inOrder(key string, table map[string][]string) []string {
 	return slices.SortedFunc(maps.Keys(table), func(a, b string) int {

@@ -12,6 +12,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -27,8 +28,10 @@ import (
 // A Server is a gateway with all its listeners.
 type Server struct {
 	log       *slog.Logger
+	name      string // of the process, random
 	spool     *spool
 	backends  map[string]*namedBackend
+	digests   bool              // a backend tells the digest of what it has written
 	routes    map[string]*route // by name
 	listeners []*listener
 
@@ -45,9 +48,10 @@ type Server struct {
 // that c gives them; all has those that stand in a route. It opens no socket.
 // An error lists all Problems.
 func New(c *Config, all map[string]backends.Backend, log *slog.Logger) (*Server, error) {
-	s := &Server{log: log, spool: newSpool(c.Spool), conns: map[*conn]bool{}, ended: make(chan struct{}), backends: map[string]*namedBackend{}}
+	s := &Server{log: log, name: rand.Text(), spool: newSpool(c.Spool), conns: map[*conn]bool{}, ended: make(chan struct{}), backends: map[string]*namedBackend{}}
 	for name, b := range all {
 		s.backends[name] = &namedBackend{Backend: b, name: name, BackendConfig: c.Backends[name]}
+		s.digests = s.digests || backends.CapabilitiesOf(b).Digest
 	}
 	if problems := c.checkCapabilities(all); len(problems) > 0 {
 		return nil, problems
@@ -72,11 +76,11 @@ func (c *Config) checkCapabilities(all map[string]backends.Backend) (problems Pr
 	for i, l := range c.Listeners {
 		key := fmt.Sprintf("listener[%d].", i)
 		if l.DSN {
-			problems = append(problems, c.cannot(all, l, key+"dsn", func(can backends.Capabilities) bool { return can.DSN },
+			problems = append(problems, c.cannot(all, l, key+"dsn", func(can backends.Capabilities) bool { return can.DSN || can.Relays },
 				"neither passes delivery status notifications on nor issues them, and the client leaves them to us")...)
 		}
 		if l.OfferRequireTLS {
-			problems = append(problems, c.cannot(all, l, key+"offer_requiretls", func(can backends.Capabilities) bool { return can.RequireTLS },
+			problems = append(problems, c.cannot(all, l, key+"offer_requiretls", func(can backends.Capabilities) bool { return can.RequireTLS || can.Relays },
 				"does not heed REQUIRETLS, and the client relies on us")...)
 		}
 		problems = append(problems, c.checkAsked(all, l, key)...)
@@ -104,8 +108,7 @@ func (c *Config) cannot(all map[string]backends.Backend, l ListenerConfig, key s
 	for _, routes := range []map[string][]string{l.Routes, c.NamedRoutes} {
 		for name, route := range routes {
 			last := route[len(route)-1]
-			b, there := all[last]
-			if capable, ok := b.(backends.Capable); !there || ok && can(capable.Capabilities()) {
+			if b, ok := all[last]; !ok || can(backends.CapabilitiesOf(b)) {
 				continue
 			}
 			problems = append(problems, c.Problem(key, fmt.Sprintf("the route of %q ends in backend %q, which %s", name, last, lacks)))

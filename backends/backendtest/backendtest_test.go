@@ -312,6 +312,21 @@ func oneAtATime() backends.Func {
 	}
 }
 
+// editor announces that it edits the header.
+type editor struct{ backends.Func }
+
+func (editor) MayEdit() backends.EditKinds { return backends.EditHeader }
+
+func TestEditsBeyondThoseAnnounced(t *testing.T) {
+	edits := editor{func(_ context.Context, tx *backends.DataContext) error {
+		return errors.Join(tx.AddField(0, "X: 1"), tx.SetSender(""))
+	}}
+	err := Test(edits, Options{})
+	if want := "one recipient: edit: envelope, but MayEdit announces header"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want %q", err, want)
+	}
+}
+
 // All faults come at once, each of them once.
 func TestFaultsAreGathered(t *testing.T) {
 	err := Test(backends.Func(func(_ context.Context, tx *backends.DataContext) error {

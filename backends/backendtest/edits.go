@@ -13,6 +13,10 @@ import (
 // checkEdits finds edits that cannot be applied for the next backend. The
 // gateway refuses them and the recipients would get 451.
 func (c *call) checkEdits(e backends.Edits) {
+	may := backends.EditsOf(c.backend)
+	if beyond := e.Kinds() &^ may; beyond != 0 {
+		c.faultf("edit: %v, but MayEdit announces %v", beyond, may)
+	}
 	for _, f := range e.Fields {
 		if f.Op != backends.AddField && f.At >= c.message.fields {
 			c.faultf("edit: there is no header field %d, only %d", f.At, c.message.fields)

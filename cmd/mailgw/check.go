@@ -94,8 +94,8 @@ func printListener(w io.Writer, l *gateway.ListenerConfig, auth []string) {
 	fmt.Fprintf(w, "  xforward from %s\n", cmp.Or(strings.Join(l.XForward, ", "), "nobody"))
 	printList(w, "xclient from", l.XClient)
 	printList(w, "proxy from", l.Proxy)
-	fmt.Fprintf(w, "  dsn %t, offer_requiretls %t, chunking %t, one_route %t, strict_envelopes %t, unknown_parameters %s, bare_newlines %s, unauthorized_pipelining %s\n",
-		l.DSN, l.OfferRequireTLS, l.Chunking, l.OneRoute, l.StrictEnvelopes, l.UnknownParameters, l.BareNewlines, l.UnauthorizedPipelining)
+	fmt.Fprintf(w, "  mirror %t, dsn %t, offer_requiretls %t, chunking %t, one_route %t, strict_envelopes %t, unknown_parameters %s, bare_newlines %s, unauthorized_pipelining %s\n",
+		l.Mirror, l.DSN, l.OfferRequireTLS, l.Chunking, l.OneRoute, l.StrictEnvelopes, l.UnknownParameters, l.BareNewlines, l.UnauthorizedPipelining)
 	printList(w, "ask", l.Ask)
 	fmt.Fprintf(w, "  auth %s, in_clear %t, required %t\n", cmp.Or(strings.Join(auth, " "), "not offered"), l.Auth.InClear, l.Auth.Required)
 	printList(w, "tls_senders", l.TLSSenders)
@@ -149,9 +149,8 @@ func printAccess(w io.Writer, who string, a gateway.AccessConfig) {
 
 func printBackend(w io.Writer, name string, b gateway.BackendConfig, h *plugins.Host) {
 	fmt.Fprintf(w, "backend %s: %s\n", name, describe(b))
-	can := h.Capabilities()
-	fmt.Fprintf(w, "  starts, settings accepted, dsn %t, requiretls %t, timeout %v, recipients_per_transaction %s\n",
-		can.DSN, can.RequireTLS, b.Timeout, limit(b.RecipientsPerTransaction))
+	fmt.Fprintf(w, "  starts, settings accepted, timeout %v, recipients_per_transaction %s\n", b.Timeout, limit(b.RecipientsPerTransaction))
+	fmt.Fprintf(w, "  can do %s; may edit %v\n", capabilities(h.Capabilities()), h.MayEdit())
 	var answers []string
 	for _, t := range backends.Topics() {
 		if h.Answers(t) {
@@ -161,6 +160,29 @@ func printBackend(w io.Writer, name string, b gateway.BackendConfig, h *plugins.
 	if answers != nil {
 		fmt.Fprintf(w, "  answers questions about %s\n", strings.Join(answers, ", "))
 	}
+}
+
+// capabilities prints what a backend can do.
+func capabilities(can backends.Capabilities) string {
+	if can.Relays {
+		return "what its targets can"
+	}
+	var names []string
+	for _, c := range []struct {
+		name string
+		can  bool
+	}{
+		{"8BITMIME", can.EightBitMIME},
+		{"SMTPUTF8", can.SMTPUTF8},
+		{"BINARYMIME", can.BinaryMIME},
+		{"DSN", can.DSN},
+		{"REQUIRETLS", can.RequireTLS},
+	} {
+		if c.can {
+			names = append(names, c.name)
+		}
+	}
+	return cmp.Or(strings.Join(names, ", "), "nothing")
 }
 
 // limit prints a limit. Zero means that there is none.

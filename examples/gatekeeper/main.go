@@ -32,6 +32,9 @@ func (g gatekeeper) CheckRecipient(_ context.Context, _ *backends.Session, _ *ba
 	return backends.Opinion{Status: backends.NoSuchUser, For: g.Hold}, nil
 }
 
+// MayEdit tells the gateway to let nothing but the envelope be edited.
+func (gatekeeper) MayEdit() backends.EditKinds { return backends.EditEnvelope }
+
 // Deliver decides nobody: all go on, by their own route or by quarantine.
 func (g gatekeeper) Deliver(_ context.Context, tx *backends.DataContext) error {
 	spam, err := g.isSpam(tx.Body)
