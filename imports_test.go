@@ -22,6 +22,7 @@ var imports = map[string][]string{
 	"backends/users":       {"backends", "internal/smtp", "github.com/xdg-go/...", "golang.org/x/crypto/bcrypt"},
 	"xforward":             {},
 	"internal/smtp":        {},
+	"internal/smtpclient":  {"internal/smtp", "github.com/emersion/go-sasl", "github.com/xdg-go/scram"},
 	"internal/settings":    {},
 	"gateway":              {"backends", "internal/...", "xforward", "github.com/BurntSushi/toml", "github.com/emersion/go-message/...", "github.com/emersion/go-sasl", "github.com/pires/go-proxyproto", "github.com/xdg-go/scram", "golang.org/x/sys/unix"},
 	"plugins":              {"backends", "plugins/internal/pb", "internal/settings", "xforward", "github.com/hashicorp/...", "google.golang.org/...", "golang.org/x/sys/unix"},
