@@ -181,14 +181,7 @@ func (d *delivery) call(backend *namedBackend, b *branch) {
 // proceed carries the recipients that backend left undecided on to the next
 // backends, or answers them if the route ends or the backend failed.
 func (d *delivery) proceed(backend *namedBackend, b *branch, tx *backends.DataContext, undecided []int, err error) {
-	var branches []*branch
-	if err == nil {
-		if branches, err = d.next(backend, b, tx, undecided); err != nil {
-			for _, to := range tx.Edits().Added {
-				d.addFailed(backend.name, to.Address)
-			}
-		}
-	}
+	branches, err := d.outcome(backend, b, tx, undecided, err)
 	if err != nil {
 		d.fail(backend, b, undecided, err)
 		return
@@ -202,6 +195,49 @@ func (d *delivery) proceed(backend *namedBackend, b *branch, tx *backends.DataCo
 	}
 }
 
+// outcome returns the branches of those that backend left undecided. A failure
+// is what the operator says: for the others it is an error.
+func (d *delivery) outcome(backend *namedBackend, b *branch, tx *backends.DataContext, undecided []int, err error) ([]*branch, error) {
+	if err == nil {
+		branches, invalid := d.next(backend, b, tx, undecided)
+		if invalid == nil {
+			return branches, nil
+		}
+		err = invalid
+		if backend.OnFailure != "pass" {
+			for _, to := range tx.Edits().Added {
+				d.addFailed(backend.name, to.Address)
+			}
+		}
+	}
+	if !isFailure(err) || d.ctx.Err() != nil {
+		return nil, err
+	}
+	switch backend.OnFailure {
+	case "pass":
+		d.logFailure(backend, err, "they go on to the next backend")
+		on := *b
+		on.stage, on.to = b.stage+1, nil
+		for _, i := range undecided {
+			on.to = append(on.to, b.to[i])
+		}
+		return slices.DeleteFunc([]*branch{&on}, func(b *branch) bool { return len(b.to) == 0 }), nil
+	case "reject":
+		return nil, errors.Join(unchecked, err)
+	}
+	return nil, err
+}
+
+// isFailure reports whether err is no answer of the backend.
+func isFailure(err error) bool {
+	var s backends.Status
+	return !errors.As(err, &s) || s != backends.StatusOf(err)
+}
+
+// unchecked is the answer for recipients of a backend that has failed, where
+// the operator wants them refused.
+var unchecked = backends.NewStatus(554, "5.3.0", "message refused: it could not be processed")
+
 // maxErrorText is how much of an error the log has. A panic has its stack.
 const maxErrorText = 8 << 10
 
@@ -209,12 +245,20 @@ const maxErrorText = 8 << 10
 // with err. What the client is not told of it, the operator is.
 func (d *delivery) fail(backend *namedBackend, b *branch, undecided []int, err error) {
 	if _, plain := err.(backends.Status); err != nil && !plain {
-		text := err.Error()
-		d.log.Error("backend", "backend", backend.name, "event", "failure", "error", text[:min(len(text), maxErrorText)])
+		d.logFailure(backend, err)
 	}
 	for _, i := range undecided {
 		b.to[i].decide(backend.name, backends.StatusOf(err))
 	}
+}
+
+func (d *delivery) logFailure(backend *namedBackend, err error, effect ...string) {
+	text := err.Error()
+	attrs := []any{"backend", backend.name, "event", "failure", "error", text[:min(len(text), maxErrorText)]}
+	if effect != nil {
+		attrs = append(attrs, "effect", effect[0])
+	}
+	d.log.Error("backend", attrs...)
 }
 
 var errUndecided = errors.New("the last backend of the route left recipients undecided")

@@ -163,6 +163,7 @@ type BackendConfig struct {
 	Args                     []string          `toml:"args"`
 	Env                      map[string]string `toml:"env"`
 	Timeout                  time.Duration     `toml:"timeout"`
+	OnFailure                string            `toml:"on_failure"` // tempfail, pass, reject
 	RecipientsPerTransaction int               `toml:"recipients_per_transaction"`
 	Settings                 map[string]any    `toml:"settings"`
 }
@@ -207,4 +208,5 @@ func (r *RateConfig) SetDefaults() {
 
 func (b *BackendConfig) SetDefaults() {
 	b.Timeout = 5 * time.Minute
+	b.OnFailure = "tempfail"
 }

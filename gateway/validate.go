@@ -67,6 +67,25 @@ func (v *validation) config() {
 		v.listener(key, &v.Listeners[i])
 		v.unique(key, i)
 	}
+	v.passing()
+}
+
+// passing finds routes in which nobody is left to pass mail on to.
+func (v *validation) passing() {
+	ends := func(routes map[string][]string) {
+		for pattern, route := range routes {
+			if len(route) == 0 {
+				continue
+			}
+			if last := route[len(route)-1]; v.Backends[last].OnFailure == "pass" {
+				v.fault(settings.Join("backend", last)+".on_failure", "\"pass\", but it is the last one in the route of %q", pattern)
+			}
+		}
+	}
+	ends(v.NamedRoutes)
+	for _, l := range v.Listeners {
+		ends(l.Routes)
+	}
 }
 
 // path makes a path of the file absolute.
@@ -156,6 +175,7 @@ func (v *validation) backend(key, name string, b BackendConfig) BackendConfig {
 	if b.Timeout <= 0 {
 		v.fault(key+".timeout", "%v is not above zero", b.Timeout)
 	}
+	v.oneOf(key+".on_failure", b.OnFailure, "tempfail", "pass", "reject")
 	v.notNegative(key, map[string]int{"recipients_per_transaction": b.RecipientsPerTransaction})
 	return b
 }

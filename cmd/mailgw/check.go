@@ -149,7 +149,7 @@ func printAccess(w io.Writer, who string, a gateway.AccessConfig) {
 
 func printBackend(w io.Writer, name string, b gateway.BackendConfig, h *plugins.Host) {
 	fmt.Fprintf(w, "backend %s: %s\n", name, describe(b))
-	fmt.Fprintf(w, "  starts, settings accepted, timeout %v, recipients_per_transaction %s\n", b.Timeout, limit(b.RecipientsPerTransaction))
+	fmt.Fprintf(w, "  starts, settings accepted, timeout %v, on_failure %s, recipients_per_transaction %s\n", b.Timeout, b.OnFailure, limit(b.RecipientsPerTransaction))
 	fmt.Fprintf(w, "  can do %s; may edit %v\n", capabilities(h.Capabilities()), h.MayEdit())
 	var answers []string
 	for _, t := range backends.Topics() {
