@@ -14,17 +14,12 @@ import (
 // A messageSource gives the message of each transaction, n counting from 0.
 type messageSource func(n int) (io.Reader, error)
 
-// A messageError is trouble with the message itself, not with the server.
-type messageError struct{ error }
-
-func (e messageError) Unwrap() error { return e.error }
-
-// givenMessage gives the content of r each time. After the first time r must
-// be able to seek.
+// givenMessage gives the content of r each time, with CRLF at the end of each
+// line. After the first time r must be able to seek.
 func givenMessage(r io.Reader) messageSource {
 	return func(n int) (io.Reader, error) {
 		if n == 0 {
-			return r, nil
+			return newCRLFReader(r), nil
 		}
 		err := errors.New("not a file")
 		if s, ok := r.(io.Seeker); ok {
@@ -33,7 +28,7 @@ func givenMessage(r io.Reader) messageSource {
 		if err != nil {
 			return nil, fmt.Errorf("the message cannot be read again: %w", err)
 		}
-		return r, nil
+		return newCRLFReader(r), nil
 	}
 }
 
@@ -44,71 +39,69 @@ func testMessage(from, helo string, to []string) messageSource {
 	}
 	return func(n int) (io.Reader, error) {
 		now := time.Now()
-		return strings.NewReader(fmt.Sprintf("Date: %s\n"+
-			"From: <%s>\n"+
-			"To: <%s>\n"+
-			"Subject: test message %d\n"+
-			"Message-ID: <%d.%d.%d@%s>\n"+
-			"\n"+
-			"This is test message %d of mailgw send.\n",
-			now.Format(time.RFC1123Z), from, strings.Join(to, ">,\n <"), n+1,
+		return strings.NewReader(fmt.Sprintf("Date: %s\r\n"+
+			"From: <%s>\r\n"+
+			"To: <%s>\r\n"+
+			"Subject: test message %d\r\n"+
+			"Message-ID: <%d.%d.%d@%s>\r\n"+
+			"\r\n"+
+			"This is test message %d of mailgw send.\r\n",
+			now.Format(time.RFC1123Z), from, strings.Join(to, ">,\r\n <"), n+1,
 			now.UnixNano(), os.Getpid(), n, helo, n+1)), nil
 	}
 }
 
-// copyMessage copies the message that r gives, with CRLF in place of an LF
-// that has no CR before it. It holds one line at most, and of a long line
-// only a part. A CR elsewhere is an error, because there is no right way to
-// send it. Errors of the message are a messageError, others are of w.
-func copyMessage(w io.Writer, r io.Reader) (octets int64, err error) {
-	in := bufio.NewReaderSize(r, 64<<10)
-	for line := 1; ; line++ {
-		n, err := copyLine(w, in)
-		octets += n
-		switch {
-		case err == io.EOF:
-			return octets, nil
-		case err == errBareCR:
-			return octets, messageError{fmt.Errorf("message, line %d: %w", line, err)}
-		case err != nil:
-			return octets, err
-		}
-	}
+// A crlfReader reads a message with CRLF in place of each LF that has no CR
+// before it. It holds one line at most, and of a long line only a part. A CR
+// elsewhere is an error, because there is no right way to send it.
+type crlfReader struct {
+	in   *bufio.Reader
+	line int // that is read, counting from 1
+
+	text, end []byte // of the line, to be read first; end is CRLF or nothing
+	err       error  // to be returned after them
 }
 
-var (
-	errBareCR = errors.New("CR without LF")
-	crlf      = []byte("\r\n")
-)
+func newCRLFReader(r io.Reader) *crlfReader {
+	return &crlfReader{in: bufio.NewReaderSize(r, 64<<10), line: 1}
+}
 
-// copyLine copies one line with its end. After the last one it returns
-// io.EOF.
-func copyLine(w io.Writer, in *bufio.Reader) (octets int64, err error) {
-	for {
-		part, err := in.ReadSlice('\n')
-		var end []byte
+func (c *crlfReader) Read(p []byte) (n int, err error) {
+	for len(c.text) == 0 {
 		switch {
-		case err == bufio.ErrBufferFull:
-			if part[len(part)-1] == '\r' {
-				part = part[:len(part)-1] // to be seen together with the LF
-				in.UnreadByte()
-			}
-		case err == nil:
-			part, end = bytes.TrimSuffix(part[:len(part)-1], []byte("\r")), crlf
-		case err != io.EOF:
-			return octets, messageError{err}
+		case len(c.end) > 0:
+			c.text, c.end = c.end, nil
+		case c.err != nil:
+			return 0, c.err
+		default:
+			c.next()
 		}
-		if bytes.IndexByte(part, '\r') >= 0 {
-			return octets, errBareCR
-		}
-		for _, b := range [][]byte{part, end} {
-			n, err := w.Write(b)
-			if octets += int64(n); err != nil {
-				return octets, err
-			}
-		}
-		if err != bufio.ErrBufferFull {
-			return octets, err
-		}
+	}
+	n = copy(p, c.text)
+	c.text = c.text[n:]
+	return n, nil
+}
+
+// next reads a line, or a part of a long one.
+func (c *crlfReader) next() {
+	text, err := c.in.ReadSlice('\n')
+	switch {
+	case err == nil:
+		c.text, c.end = bytes.TrimSuffix(text[:len(text)-1], []byte("\r")), []byte("\r\n")
+	case err == bufio.ErrBufferFull && text[len(text)-1] == '\r':
+		c.text = text[:len(text)-1] // the CR is to be seen together with the LF
+		c.in.UnreadByte()
+	default:
+		c.text = text
+	}
+	if bytes.IndexByte(c.text, '\r') >= 0 {
+		c.text, c.end = nil, nil
+		c.err = fmt.Errorf("message, line %d: CR without LF", c.line)
+		return
+	}
+	if err == nil {
+		c.line++
+	} else if err != bufio.ErrBufferFull {
+		c.err = err
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/mailgw/mailgw/internal/smtp"
+	"github.com/mailgw/mailgw/internal/smtpclient"
 	"github.com/mailgw/mailgw/xforward"
 )
 
@@ -73,7 +76,7 @@ Exit codes:
 			return []cobra.Completion{"tcp:", "unix:", "unix:@"}, cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return f.run(args[0], cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+			return f.run(cmd.Context(), args[0], cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	flags := cmd.Flags()
@@ -102,7 +105,7 @@ func hostname() string {
 
 // run sends what the flags say. An error that is no exitError is one of
 // usage.
-func (f *sendFlags) run(server string, stdin io.Reader, stdout, stderr io.Writer) error {
+func (f *sendFlags) run(ctx context.Context, server string, stdin io.Reader, stdout, stderr io.Writer) error {
 	network, address, err := parseServer(server)
 	if err != nil {
 		return err
@@ -110,7 +113,7 @@ func (f *sendFlags) run(server string, stdin io.Reader, stdout, stderr io.Writer
 	if err := f.check(); err != nil {
 		return err
 	}
-	e, err := f.envelope()
+	tx, err := f.transaction()
 	if err != nil {
 		return err
 	}
@@ -123,13 +126,17 @@ func (f *sendFlags) run(server string, stdin io.Reader, stdout, stderr io.Writer
 	if err != nil {
 		return exitError{exitTemporary, err}
 	}
-	defer conn.Close()
-	trace := io.Discard
-	if f.verbose {
-		trace = stderr
+	settings := smtpclient.Settings{
+		LMTP:     f.lmtp || network == "unix" && !f.smtp,
+		Name:     f.helo,
+		Timeouts: smtpclient.Each(f.timeout),
 	}
-	c := newClient(conn, f.lmtp || network == "unix" && !f.smtp, f.timeout, trace)
-	code, err := f.sendAll(c, e, source, stdout)
+	if f.verbose {
+		settings.Trace = func(line string) { fmt.Fprintln(stderr, line) }
+	}
+	c := smtpclient.New(conn, settings)
+	defer c.Close()
+	code, err := f.sendAll(ctx, c, tx, source, stdout)
 	if code != 0 {
 		return exitError{code, err}
 	}
@@ -138,27 +145,113 @@ func (f *sendFlags) run(server string, stdin io.Reader, stdout, stderr io.Writer
 
 // sendAll sends all messages over one connection, prints the answers, and
 // returns the exit code that they mean. An error is what they do not tell.
-func (f *sendFlags) sendAll(c *client, e envelope, source messageSource, stdout io.Writer) (code int, err error) {
-	if a, ok := c.hello(f.helo); !ok {
-		return f.report(stdout, repeat(a.refused(), len(f.to))), nil
+func (f *sendFlags) sendAll(ctx context.Context, c *smtpclient.Conn, tx smtpclient.Transaction, source messageSource, stdout io.Writer) (code int, err error) {
+	if err := c.Hello(ctx); err != nil {
+		return f.report(stdout, f.all(err)), nil
 	}
 	for n := range f.count {
 		if n > 0 {
-			c.command("RSET") // as Postfix does before it uses a connection again
+			c.Reset(ctx) // as Postfix does before it uses a connection again
 		}
-		if c.broken != nil {
-			return worse(code, exitTemporary), fmt.Errorf("%d of %d messages not sent: %w", f.count-n, f.count, c.broken)
+		if err := c.Err(); err != nil {
+			return worse(code, exitTemporary), fmt.Errorf("%d of %d messages not sent: %w", f.count-n, f.count, err)
 		}
-		message, err := source(n)
-		if err != nil {
+		if tx.Message, err = source(n); err != nil {
 			return exitData, err
 		}
-		code = worse(code, f.report(stdout, c.send(e, message)))
+		code = worse(code, f.report(stdout, f.send(ctx, c, &tx)))
 	}
-	if c.broken == nil {
-		c.command("QUIT")
-	}
+	c.Quit(ctx)
 	return code, nil
+}
+
+// send sends one message and returns an answer for each recipient.
+func (f *sendFlags) send(ctx context.Context, c *smtpclient.Conn, tx *smtpclient.Transaction) []answer {
+	if err := f.tellXForward(ctx, c); err != nil {
+		return f.all(err)
+	}
+	answers := make([]answer, len(f.to))
+	shared := 0 // recipients that one reply to the end of the message is for
+	c.Send(ctx, tx, func(i int, reply smtp.Reply, err error) {
+		answers[i] = answer{reply: reply, err: err}
+		if !c.LMTP && answers[i].toMessage() {
+			shared++
+		}
+	})
+	for i := range answers {
+		if answers[i].toMessage() {
+			answers[i].shared = shared
+		}
+	}
+	return answers
+}
+
+// tellXForward sends the attributes of --xforward. A message that says less
+// than it was asked to would prove nothing.
+func (f *sendFlags) tellXForward(ctx context.Context, c *smtpclient.Conn) error {
+	announced := c.Words("XFORWARD")
+	var commands []string
+	for _, attrs := range f.xforward {
+		for pair := range strings.SplitSeq(attrs, ",") {
+			name, _, _ := strings.Cut(strings.ToUpper(pair), "=")
+			if !slices.Contains(announced, name) {
+				return exitError{exitRefused, fmt.Errorf("the server does not announce XFORWARD %s (mailgw does so to those in the xforward of its listener)", name)}
+			}
+		}
+		commands = append(commands, "XFORWARD "+strings.ReplaceAll(attrs, ",", " "))
+	}
+	return c.XForward(ctx, commands)
+}
+
+// An answer is what the server said of a recipient, or why it said nothing.
+type answer struct {
+	reply  smtp.Reply
+	err    error
+	shared int // recipients that the reply is for, if it is one for all
+}
+
+// all returns the same error for all recipients.
+func (f *sendFlags) all(err error) []answer {
+	return slices.Repeat([]answer{{err: err}}, len(f.to))
+}
+
+// toMessage reports whether a is the server's answer to the end of the
+// message.
+func (a answer) toMessage() bool {
+	e, refused := errors.AsType[*smtpclient.Error](a.err)
+	return a.err == nil || refused && e.Stage == smtpclient.EndOfMessage
+}
+
+// String returns a as one line.
+func (a answer) String() string {
+	text, err := smtpclient.Line(a.reply), a.err
+	if e, ok := errors.AsType[*smtpclient.Error](err); ok {
+		text, err = smtpclient.Line(e.Reply), e.Err
+	}
+	if err != nil {
+		return smtpclient.Printable("no answer: " + err.Error())
+	}
+	if a.shared > 1 {
+		text += fmt.Sprintf(" (one reply for %d recipients)", a.shared)
+	}
+	return text
+}
+
+// exitCode returns what a means for a recipient. Unknown means temporary.
+func (a answer) exitCode() int {
+	if a.err == nil {
+		return 0
+	}
+	if exit, ok := errors.AsType[exitError](a.err); ok {
+		return exit.code
+	}
+	if _, ok := errors.AsType[smtpclient.MessageError](a.err); ok {
+		return exitData
+	}
+	if e, ok := errors.AsType[*smtpclient.Error](a.err); ok && e.Permanent() {
+		return exitRefused
+	}
+	return exitTemporary
 }
 
 // report prints one answer for each recipient and returns the exit code that
@@ -173,20 +266,6 @@ func (f *sendFlags) report(stdout io.Writer, answers []answer) (code int) {
 		code = worse(code, a.exitCode())
 	}
 	return code
-}
-
-// exitCode returns what a means for a recipient. Unknown means temporary.
-func (a answer) exitCode() int {
-	if exit, ok := errors.AsType[exitError](a.err); ok {
-		return exit.code
-	}
-	switch {
-	case a.positive():
-		return 0
-	case a.err == nil && a.reply.Code/100 == 5:
-		return exitRefused
-	}
-	return exitTemporary
 }
 
 // worse returns the one of two exit codes that tells more about what is left
@@ -236,6 +315,11 @@ func (f *sendFlags) check() error {
 	case f.timeout <= 0:
 		return fmt.Errorf("--timeout %v is not above zero", f.timeout)
 	}
+	for _, attrs := range f.xforward {
+		if err := new(xforward.Attrs).Parse(strings.ReplaceAll(attrs, ",", " ")); err != nil {
+			return fmt.Errorf("--xforward %q: %w", attrs, err)
+		}
+	}
 	for _, to := range f.to {
 		// A comma may stand in a local part that is quoted, and in a route.
 		if strings.ContainsAny(to, ",; ") && strings.Count(to, "@") > 1 && !strings.ContainsAny(to, `":`) {
@@ -245,26 +329,16 @@ func (f *sendFlags) check() error {
 	return nil
 }
 
-// envelope makes the commands before the message, which strangers to SMTP
-// must not be able to split.
-func (f *sendFlags) envelope() (e envelope, err error) {
-	for _, attrs := range f.xforward {
-		args := strings.ReplaceAll(attrs, ",", " ")
-		if err := new(xforward.Attrs).Parse(args); err != nil {
-			return e, fmt.Errorf("--xforward %q: %w", attrs, err)
-		}
-		e.xforward = append(e.xforward, args)
-	}
-	e.mail = strings.Join(append([]string{"MAIL FROM:<" + f.from + ">"}, f.mailParams...), " ")
+// transaction returns what each message has in common.
+func (f *sendFlags) transaction() (smtpclient.Transaction, error) {
+	tx := smtpclient.Transaction{Sender: f.from, Params: f.mailParams}
 	for _, to := range f.to {
-		e.rcpt = append(e.rcpt, strings.Join(append([]string{"RCPT TO:<" + to + ">"}, f.rcptParams...), " "))
+		tx.Recipients = append(tx.Recipients, smtpclient.Recipient{Address: to, Params: f.rcptParams})
 	}
-	for _, line := range append([]string{f.helo, e.mail}, e.rcpt...) {
-		if strings.ContainsFunc(line, unicode.IsControl) {
-			return e, fmt.Errorf("control character in %q", line)
-		}
+	if strings.ContainsFunc(f.helo, unicode.IsControl) {
+		return tx, fmt.Errorf("control character in --helo %q", f.helo)
 	}
-	return e, nil
+	return tx, tx.Check()
 }
 
 func (f *sendFlags) source(stdin io.Reader) (messageSource, error) {

@@ -138,6 +138,7 @@ func readConversation(t *testing.T, file string) (args []string, script, printed
 
 // More recipients than go into one group.
 func TestSendPipelinesInGroups(t *testing.T) {
+	const pipelined = 50
 	const n = 3*pipelined + 7
 	var script, want strings.Builder
 	script.WriteString("S: 220 mx\nC: LHLO me\nS: 250-mx\nS: 250 PIPELINING\nC: MAIL FROM:<>\n")
@@ -194,7 +195,7 @@ func TestSendGivesUpAfterTimeout(t *testing.T) {
 func TestSendStopsWhenConnectionIsLost(t *testing.T) {
 	server := serveScript(t, "tcp", "S: 220 mx\nC: EHLO me\nS: 250 mx\nC: MAIL FROM:<s@x>\nS: 550 no\nHANGUP")
 	stdout, stderr, code := command(t, "", "send", "--helo", "me", "--to", "a@x", "--from", "s@x", "--count", "5", server)
-	if stdout != "a@x  550 no\n" || !strings.HasPrefix(stderr, "mailgw send: 4 of 5 messages not sent: connection lost") || code != exitTemporary {
+	if stdout != "a@x  550 no\n" || !strings.HasPrefix(stderr, "mailgw send: 4 of 5 messages not sent: RSET: connection lost") || code != exitTemporary {
 		t.Errorf("got exit code %d, printed\n%s%s", code, stdout, stderr)
 	}
 }
@@ -257,7 +258,7 @@ func TestSendUsage(t *testing.T) {
 	}
 }
 
-func TestCopyMessage(t *testing.T) {
+func TestCRLFReader(t *testing.T) {
 	long := strings.Repeat("x", 64<<10-1) // with one octet more it fills the buffer
 	for _, test := range []struct{ in, want, err string }{
 		{"", "", ""},
@@ -274,16 +275,12 @@ func TestCopyMessage(t *testing.T) {
 		{"a\nb\r", "", "message, line 2: CR without LF"},
 		{"a\r\r\n", "", "message, line 1: CR without LF"},
 	} {
-		var out bytes.Buffer
-		n, err := copyMessage(&out, strings.NewReader(test.in))
-		if err != nil {
-			if err.Error() != test.err {
-				t.Errorf("copyMessage(%.20q): error %v, want %q", test.in, err, test.err)
-			}
-			continue
-		}
-		if out.String() != test.want || n != int64(len(test.want)) || test.err != "" {
-			t.Errorf("copyMessage(%.20q) = %d octets %.20q, want %.20q, error %q", test.in, n, out.String(), test.want, test.err)
+		got, err := io.ReadAll(newCRLFReader(strings.NewReader(test.in)))
+		switch {
+		case test.err != "" && (err == nil || err.Error() != test.err):
+			t.Errorf("%.20q: error %v, want %q", test.in, err, test.err)
+		case test.err == "" && (err != nil || string(got) != test.want):
+			t.Errorf("%.20q is read as %.20q, %v, want %.20q", test.in, got, err, test.want)
 		}
 	}
 }
@@ -294,7 +291,7 @@ func TestSendsGeneratedMessage(t *testing.T) {
 	second, _ := source(1)
 	a, _ := io.ReadAll(first)
 	b, _ := io.ReadAll(second)
-	for _, want := range []string{"From: <MAILER-DAEMON@me>\n", "To: <a@x>,\n <b@x>\n", "Subject: test message 1\n", "\n\nThis is"} {
+	for _, want := range []string{"From: <MAILER-DAEMON@me>\r\n", "To: <a@x>,\r\n <b@x>\r\n", "Subject: test message 1\r\n", "\r\n\r\nThis is"} {
 		if !strings.Contains(string(a), want) {
 			t.Errorf("%q is not in\n%s", want, a)
 		}

@@ -70,6 +70,11 @@ var DefaultTimeouts = Timeouts{
 	End:       10 * time.Minute,
 }
 
+// Each returns Timeouts that give each stage the same time.
+func Each(d time.Duration) Timeouts {
+	return Timeouts{Greeting: d, Command: d, Mail: d, Recipient: d, Data: d, Block: d, End: d}
+}
+
 // A Conn is a connection to a server. It is used by one goroutine at a time.
 type Conn struct {
 	Settings
