@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/mailgw/mailgw/backends/clamav"
 	"github.com/mailgw/mailgw/backends/discard"
 	"github.com/mailgw/mailgw/backends/maildir"
 	"github.com/mailgw/mailgw/backends/static"
@@ -21,6 +22,7 @@ import (
 // The settings of the plugins that ship. gateway.toml has a backend of the
 // name of each.
 var shippedDefaults = map[string]any{
+	"clamav":  clamav.Defaults,
 	"discard": discard.Defaults,
 	"maildir": maildir.Defaults,
 	"static":  static.Defaults,

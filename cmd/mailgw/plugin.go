@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/backends/clamav"
 	"github.com/mailgw/mailgw/backends/discard"
 	"github.com/mailgw/mailgw/backends/maildir"
 	"github.com/mailgw/mailgw/backends/static"
@@ -28,6 +29,7 @@ var shipped = []struct {
 	name, about string
 	serve       func()
 }{
+	{"clamav", "have clamd look for viruses", func() { plugins.Serve(clamav.Defaults, clamav.New) }},
 	{"discard", "take every message and throw it away", func() { plugins.Serve(discard.Defaults, discard.New) }},
 	{"maildir", "deliver into Maildirs", func() { plugins.Serve(maildir.Defaults, maildir.New) }},
 	{"static", "answer by recipient pattern, for tests and demonstrations", func() { plugins.Serve(static.Defaults, static.New) }},
