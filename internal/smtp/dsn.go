@@ -48,7 +48,9 @@ func CheckORcpt(v string, utf8Allowed bool) error {
 	}
 	switch {
 	case !strings.EqualFold(kind, "utf-8"):
-		if !isXtext(addr) {
+		// Postfix has UTF-8 in xtext for recipients of SMTPUTF8 that come
+		// without an ORCPT.
+		if _, ok := decodeXtext(addr); !ok {
 			return errors.New("the address of ORCPT is not xtext")
 		}
 	case !isUnitext(addr):
@@ -59,27 +61,11 @@ func CheckORcpt(v string, utf8Allowed bool) error {
 	return nil
 }
 
-// isXtext reports whether v is xtext (RFC 3461, section 4) of printable
-// US-ASCII, which section 4.2 and 4.4 demand. An "=" is let through, as
-// Postfix does and sends.
+// isXtext reports whether v is xtext of printable US-ASCII, which RFC 3461,
+// sections 4.2 and 4.4, demands.
 func isXtext(v string) bool {
-	for i := 0; i < len(v); i++ {
-		if v[i] != '+' {
-			if v[i] < '!' || v[i] > '~' {
-				return false
-			}
-			continue
-		}
-		if i+2 >= len(v) {
-			return false
-		}
-		c, err := strconv.ParseUint(v[i+1:i+3], 16, 8)
-		if err != nil || c < ' ' || c > '~' {
-			return false
-		}
-		i += 2
-	}
-	return true
+	text, ok := decodeXtext(v)
+	return ok && IsASCII(text)
 }
 
 // isUnitext reports whether v is utf-8-addr-unitext of RFC 6533, section 3,
@@ -122,21 +108,34 @@ func CheckAuth(v string) error {
 
 // IsAuthMailbox reports whether a checked value of AUTH names somebody.
 func IsAuthMailbox(v string) bool {
-	_, err := CheckMailbox(decodeXtext(v), false)
+	text, _ := decodeXtext(v)
+	_, err := CheckMailbox(text, false)
 	return err == nil
 }
 
-// decodeXtext decodes what isXtext.
-func decodeXtext(v string) string {
+// decodeXtext decodes xtext (RFC 3461, section 4). It reports false for what is
+// none, or is no printable text. An "=" is let through, as Postfix does and
+// sends.
+func decodeXtext(v string) (text string, ok bool) {
 	var b strings.Builder
 	for i := 0; i < len(v); i++ {
-		if v[i] != '+' {
-			b.WriteByte(v[i])
-			continue
+		c := v[i]
+		if c < '!' || c > '~' {
+			return "", false
 		}
-		c, _ := strconv.ParseUint(v[i+1:i+3], 16, 8)
-		b.WriteByte(byte(c))
-		i += 2
+		if c == '+' {
+			if i+2 >= len(v) {
+				return "", false
+			}
+			code, err := strconv.ParseUint(v[i+1:i+3], 16, 8)
+			if err != nil {
+				return "", false
+			}
+			c = byte(code)
+			i += 2
+		}
+		b.WriteByte(c)
 	}
-	return b.String()
+	text = b.String()
+	return text, utf8.ValidString(text) && !strings.ContainsFunc(text, isControl)
 }

@@ -49,10 +49,12 @@ func TestDSNParameters(t *testing.T) {
 			[]string{
 				"rfc822;a@b", "RFC822;a+2Bb@c", "rfc822;a=b@c", "rfc822;Bob", "rfc822;a;b",
 				"x400;/G=Bob/S=Builder/+20", "rfc822;" + strings.Repeat("x", 493),
+				"rfc822;+C3+BCnn@b", // as Postfix sends it
 			},
 			[]string{
 				"", ";", "a@b", "rfc822", "rfc822;", ";a@b", "rfc 822;a@b", "\u00e9;a@b",
 				"rfc822;a b", "rfc822;a+b@c", "rfc822;a+0Ab@c", "rfc822;\u00e9@b",
+				"rfc822;+FC@b", "rfc822;+C2+85@b", "rfc822;+E2+80+A8@b",
 				"rfc822;" + strings.Repeat("x", 494),
 			},
 		},
