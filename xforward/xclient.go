@@ -1,6 +1,7 @@
 package xforward
 
 import (
+	"cmp"
 	"strconv"
 	"strings"
 )
@@ -91,4 +92,27 @@ func checkLogin(v string) (string, bool) { return v, v != "" }
 func checkClientPort(v string) (string, bool) {
 	_, err := strconv.ParseUint(v, 10, 16)
 	return v, err == nil
+}
+
+// Commands returns the commands, without their CRLF, that tell a to a server
+// that announced the attributes named in announced. No command is longer than
+// 512 octets with its CRLF. What is not known is told as unavailable, since the
+// server would take it from this connection; only the protocol has no such
+// value, and what the client connected to is left out. The address comes last,
+// because by it the server judges whether we may say more.
+func (a *ClientAttrs) Commands(announced []string) []string {
+	var pairs, last []string
+	for _, attr := range clientAttributes {
+		value := *attr.field(a)
+		if !isAnnounced(attr.name, announced) || value == "" && (attr.name == "PROTO" || strings.HasPrefix(attr.name, "DEST")) {
+			continue
+		}
+		pair := attr.name + "=" + cmp.Or(encoded(attr.name, value), unavailable)
+		if attr.name == "ADDR" {
+			last = append(last, pair)
+		} else {
+			pairs = append(pairs, pair)
+		}
+	}
+	return pack("XCLIENT", append(pairs, last...))
 }

@@ -124,38 +124,46 @@ func (attr attribute[T]) set(a *T, value string) error {
 // unavailable where the server must not take it from this connection; the
 // same goes for a value that would be too long for the server.
 func (a *Attrs) Commands(announced []string) []string {
-	const maxCommand = 512 - len("\r\n")
-	var commands []string
+	var pairs []string
 	for _, attr := range attributes {
-		value := encoded(attr, a)
-		if value == "" || !slices.ContainsFunc(announced, func(n string) bool { return strings.EqualFold(n, attr.name) }) {
-			continue
+		value := encoded(attr.name, *attr.field(a))
+		if value == "" && attr.client && a.Forwarded {
+			value = unavailable
 		}
-		pair := " " + attr.name + "=" + value
-		if last := len(commands) - 1; last >= 0 && len(commands[last])+len(pair) <= maxCommand {
-			commands[last] += pair
+		if value != "" && isAnnounced(attr.name, announced) {
+			pairs = append(pairs, attr.name+"="+value)
+		}
+	}
+	return pack("XFORWARD", pairs)
+}
+
+func isAnnounced(name string, announced []string) bool {
+	return slices.ContainsFunc(announced, func(n string) bool { return strings.EqualFold(n, name) })
+}
+
+// pack puts pairs of attribute and value into as few commands as it takes.
+func pack(command string, pairs []string) (commands []string) {
+	const maxCommand = 512 - len("\r\n")
+	for _, pair := range pairs {
+		if last := len(commands) - 1; last >= 0 && len(commands[last])+1+len(pair) <= maxCommand {
+			commands[last] += " " + pair
 		} else {
-			commands = append(commands, "XFORWARD"+pair)
+			commands = append(commands, command+" "+pair)
 		}
 	}
 	return commands
 }
 
-// encoded returns the value of the attribute as it is sent; empty if it is
-// left out.
-func encoded(attr attribute[Attrs], a *Attrs) string {
-	value := *attr.field(a)
-	if attr.name == "ADDR" && strings.Contains(value, ":") {
+// encoded returns a value as it is sent; empty if it is not known, or too long
+// for the server.
+func encoded(name, value string) string {
+	if strings.HasSuffix(name, "ADDR") && strings.Contains(value, ":") {
 		value = "IPV6:" + value
 	}
-	value = encode(value)
-	switch {
-	case value != "" && len(value) <= maxValue:
-		return value
-	case attr.client && a.Forwarded:
-		return unavailable
+	if value = encode(value); len(value) > maxValue {
+		return ""
 	}
-	return ""
+	return value
 }
 
 func checkText(v string) (string, bool) { return neuter(v), true }
