@@ -1,0 +1,82 @@
+package relay
+
+import (
+	"cmp"
+	"net/netip"
+	"strconv"
+
+	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/xforward"
+)
+
+// forwarded returns what XFORWARD tells the target of the client: what a trusted
+// proxy has told us, or else who the client is to us, but never something of
+// both. The IDENT of the client, Postfix's queue id, is passed on; without one it
+// is the ID of the transaction.
+func forwarded(tx *backends.DataContext) xforward.Attrs {
+	var a xforward.Attrs
+	if x := tx.Session.XForward; x != nil {
+		a = *x
+	}
+	if !a.Forwarded {
+		addr := addrPortOf(&tx.Session)
+		c := clientOf(&tx.Session, addr)
+		a.Name, a.Addr, a.Port, a.Proto, a.HELO = c.Name, c.Addr, c.Port, c.Proto, c.HELO
+		a.Forwarded = true
+		a.Source = cmp.Or(a.Source, sourceOf(addr))
+	}
+	a.Ident = cmp.Or(a.Ident, tx.ID)
+	return a
+}
+
+// presented returns what XCLIENT tells the target of the client.
+func presented(s *backends.Session) xforward.ClientAttrs {
+	if x := s.XForward; x != nil && x.Forwarded {
+		return xforward.ClientAttrs{Name: x.Name, Addr: x.Addr, Port: x.Port, Proto: protoOf(x.Proto), HELO: x.HELO, Readdressed: true}
+	}
+	a := clientOf(s, addrPortOf(s))
+	a.Login = s.User
+	return a
+}
+
+// clientOf returns who the client is to us.
+func clientOf(s *backends.Session, addr netip.AddrPort) xforward.ClientAttrs {
+	a := xforward.ClientAttrs{Proto: protoOf(s.Protocol), HELO: s.HELO, Readdressed: true}
+	if addr.Addr().IsValid() {
+		a.Addr = addr.Addr().Unmap().WithZone("").String()
+	}
+	if addr.Port() != 0 {
+		a.Port = strconv.Itoa(int(addr.Port()))
+	}
+	if c := s.Client; c != nil {
+		a.Name, a.ReverseName = c.Name, c.ReverseName
+		a.HELO = cmp.Or(c.HELO, s.HELO)
+		a.Proto = cmp.Or(protoOf(c.Protocol), a.Proto)
+	}
+	return a
+}
+
+func addrPortOf(s *backends.Session) netip.AddrPort {
+	if s.Client != nil {
+		return s.Client.Addr
+	}
+	return s.Peer.Addr
+}
+
+// protoOf returns the protocol in the words of Postfix, which has SMTP and ESMTP:
+// what comes by LMTP has extensions as ESMTP has.
+func protoOf(protocol string) string {
+	switch {
+	case protocol == "" || protocol == "SMTP":
+		return protocol
+	}
+	return "ESMTP"
+}
+
+// sourceOf tells processes on this machine from other hosts.
+func sourceOf(addr netip.AddrPort) string {
+	if addr.Addr().IsValid() && !addr.Addr().IsLoopback() {
+		return "REMOTE"
+	}
+	return "LOCAL"
+}

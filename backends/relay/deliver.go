@@ -1,0 +1,262 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/internal/smtp"
+	"github.com/mailgw/mailgw/internal/smtpclient"
+)
+
+// Deliver hands the message to the first target that can be talked to. Another
+// one is tried as long as no target has answered for a recipient, and none has
+// got anything of the message. It decides all recipients, unless the message
+// cannot be read.
+func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
+	var tried []*target
+	last := backends.TryLater
+	for t := b.choose(tried, time.Now()); t != nil; t = b.choose(tried, time.Now()) {
+		tried = append(tried, t)
+		d := delivery{backend: b, target: t, tx: tx}
+		err := d.try(ctx, len(tried) < len(b.targets))
+		untouched, again := errors.AsType[untouched](err)
+		if !again || ctx.Err() != nil {
+			return err
+		}
+		last = untouched.Status
+	}
+	tx.SetAll(last)
+	return nil
+}
+
+// An untouched message may be given to another target. If there is none, its
+// Status is the answer.
+type untouched struct{ backends.Status }
+
+func (u untouched) Unwrap() error { return u.Status }
+
+// A delivery is an attempt to hand a message to one target.
+type delivery struct {
+	*backend
+	*target
+	tx *backends.DataContext
+
+	c       *conn
+	to      []int // the recipients that the target hears of
+	passage *passage
+	told    bool  // what was written, and the answer of an SMTP client
+	logged  error // the last one
+	failure error // of the message, which is ours
+	refused *smtpclient.Error
+}
+
+// try makes the attempt. A connection that was used before may have come to its
+// end for reasons that do not hold for a new one.
+func (d *delivery) try(ctx context.Context, others bool) error {
+	for {
+		began := time.Now()
+		c, err := d.connectInTime(ctx, others)
+		if err != nil {
+			return d.giveUp(ctx, began, err)
+		}
+		d.c = c
+		err = d.converse(ctx)
+		usedBefore := c.sent > 1
+		d.release(c)
+		if ended, ok := errors.AsType[*smtpclient.Error](err); !ok {
+			return err
+		} else if !usedBefore || ctx.Err() != nil {
+			return d.giveUp(ctx, began, ended)
+		}
+	}
+}
+
+// connectInTime leaves half of the time to the others, if there are some.
+func (d *delivery) connectInTime(ctx context.Context, others bool) (*conn, error) {
+	if deadline, ok := ctx.Deadline(); ok && others {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/2)
+		defer cancel()
+	}
+	return d.connect(ctx)
+}
+
+// giveUp rests a target that cannot be talked to.
+func (d *delivery) giveUp(ctx context.Context, began time.Time, err error) error {
+	if ctx.Err() != nil {
+		slog.WarnContext(ctx, "no time is left for the target", "target", d.url, "error", err)
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return ctx.Err()
+		}
+	}
+	d.failed(ctx, began, err)
+	return untouched{sessionStatus(err)}
+}
+
+// converse talks about the message over d.c. An *smtpclient.Error is one of the
+// session, before the target has answered for a recipient.
+func (d *delivery) converse(ctx context.Context) error {
+	d.c.sent++
+	if d.isOurselves() {
+		slog.ErrorContext(ctx, "the target is this gateway", "target", d.url)
+		d.tx.SetAll(loop)
+		return nil
+	}
+	if err := d.introduce(ctx); err != nil {
+		return err
+	}
+	if err := d.sift(); err != nil || len(d.to) == 0 {
+		return err
+	}
+	if err := d.forward(ctx); err != nil {
+		return err
+	}
+	d.send(ctx)
+	switch {
+	case d.refused != nil:
+		return d.refused
+	case d.failure != nil:
+		return d.failure
+	}
+	d.target.rest.well()
+	return nil
+}
+
+// isOurselves reports whether the target bears the name of this very process.
+func (d *delivery) isOurselves() bool {
+	name := d.c.extensions["X-MAILGW"]
+	return name != "" && name == d.tx.Session.Gateway
+}
+
+// sift answers the recipients that the target cannot take the message for. If
+// that is so for all, another target may be able to.
+func (d *delivery) sift() error {
+	if s := d.c.refuses(d.tx); !s.IsZero() {
+		return untouched{s}
+	}
+	refused := map[int]backends.Status{}
+	d.to = nil
+	limit := d.c.limit("RCPTMAX")
+	for i, r := range d.tx.Envelope.Recipients {
+		if !d.tx.Undecided(i) {
+			continue
+		}
+		s := d.c.refusesRecipient(r)
+		switch {
+		case !s.IsZero():
+			refused[i] = s
+		case limit > 0 && len(d.to) >= limit:
+			refused[i] = tooMany
+		default:
+			d.to = append(d.to, i)
+		}
+	}
+	if len(d.to) == 0 {
+		for _, s := range refused {
+			return untouched{s}
+		}
+	}
+	for i, s := range refused {
+		d.tx.SetStatus(i, s)
+	}
+	return nil
+}
+
+// introduce puts the client in our place, if that is wanted.
+func (d *delivery) introduce(ctx context.Context) error {
+	if !d.xclient || !d.c.has("XCLIENT") {
+		return nil
+	}
+	d.c.single = true // it is this client's from now on
+	attrs := presented(&d.tx.Session)
+	if err := d.c.XClient(ctx, attrs.Commands(d.c.Words("XCLIENT"))); err != nil {
+		return err
+	}
+	d.c.offer = offerOf(d.c.Conn)
+	return nil
+}
+
+// forward tells the target who the client is.
+func (d *delivery) forward(ctx context.Context) error {
+	if !d.xforward {
+		return nil
+	}
+	attrs := forwarded(d.tx)
+	err := d.c.XForward(ctx, attrs.Commands(d.c.Words("XFORWARD")))
+	switch refused, ok := errors.AsType[*smtpclient.Error](err); {
+	case !ok || d.c.Err() != nil:
+		return err
+	case d.xforwardErrors == "fail":
+		slog.WarnContext(ctx, "the target refuses XFORWARD", "target", d.url, "error", refused)
+		return untouched{noXForward}
+	default:
+		slog.WarnContext(ctx, "the target refuses XFORWARD, and the message goes on without it", "target", d.url, "error", refused)
+	}
+	return nil
+}
+
+// send hands over the message.
+func (d *delivery) send(ctx context.Context) {
+	d.passage = newPassage(d.tx, d.c.offer)
+	message := &smtpclient.Transaction{
+		Sender:   d.tx.Envelope.Sender,
+		Params:   d.c.mailParams(d.tx),
+		Message:  d.passage,
+		Size:     d.tx.Size,
+		Chunking: true,
+	}
+	for _, i := range d.to {
+		r := d.tx.Envelope.Recipients[i]
+		message.Recipients = append(message.Recipients, smtpclient.Recipient{Address: r.Address, Params: d.c.known(r.Params)})
+	}
+	d.c.Send(ctx, message, func(k int, reply smtp.Reply, err error) {
+		if err == nil {
+			d.delivered(d.to[k], reply)
+			return
+		}
+		d.notDelivered(ctx, d.to[k], err)
+	})
+}
+
+// delivered gives a recipient the words of the target.
+func (d *delivery) delivered(i int, reply smtp.Reply) {
+	s := replyStatus(reply)
+	if !d.told {
+		d.told = true
+		d.tx.Wrote(d.passage.wrote(d.tx.Size == 0 || !d.c.has("CHUNKING")))
+		d.tx.SetSMTPResponse(s)
+	}
+	d.tx.SetStatus(i, s)
+}
+
+// notDelivered gives a recipient a refusal, or what the trouble means.
+func (d *delivery) notDelivered(ctx context.Context, i int, err error) {
+	var e *smtpclient.Error
+	errors.As(err, &e)
+	ours, isOurs := errors.AsType[smtpclient.MessageError](err)
+	switch {
+	case isOurs && errors.Is(ours, smtp.ErrBareNewline):
+		d.tx.SetStatus(i, bareNewline)
+	case isOurs && !d.passage.refused.IsZero():
+		d.tx.SetStatus(i, d.passage.refused)
+	case isOurs:
+		d.failure = ours.Err // who has no status yet gets that of the error
+	case e.Stage == smtpclient.MAIL && d.c.Err() != nil && ctx.Err() == nil:
+		d.refused = e
+	default:
+		d.log(ctx, e)
+		d.tx.SetStatus(i, transactionStatus(ctx, e))
+	}
+}
+
+// log logs the trouble of several recipients once.
+func (d *delivery) log(ctx context.Context, e *smtpclient.Error) {
+	if e.Err == nil || d.logged == error(e) {
+		return
+	}
+	d.logged = e
+	slog.WarnContext(ctx, "trouble with the target", "target", d.url, "error", e)
+}

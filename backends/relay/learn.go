@@ -1,0 +1,146 @@
+package relay
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/mailgw/mailgw/backends"
+)
+
+// What targets can do is learned from each EHLO. A target that was not greeted
+// for so long is asked without a message.
+const askAgain = 5 * time.Minute
+
+// knowledge is what the relay can do by what is known of its targets.
+type knowledge struct {
+	mu      sync.Mutex
+	now     backends.Capabilities
+	changed chan struct{}
+}
+
+// Capabilities returns what all targets can do, by what they announced last. As
+// long as one of them has not answered since the start, that is nothing.
+func (b *backend) Capabilities() backends.Capabilities {
+	b.known.mu.Lock()
+	defer b.known.mu.Unlock()
+	return b.known.now
+}
+
+// Changed returns a channel that is closed when Capabilities returns something
+// new.
+func (b *backend) Changed() <-chan struct{} {
+	b.known.mu.Lock()
+	defer b.known.mu.Unlock()
+	return b.known.changed
+}
+
+// learned takes note that a target has told what it can do.
+func (b *backend) learned() {
+	b.known.mu.Lock()
+	defer b.known.mu.Unlock()
+	all := b.targets[0].capabilities()
+	for _, t := range b.targets[1:] {
+		all = both(all, t.capabilities())
+	}
+	if all != b.known.now {
+		b.known.now = all
+		close(b.known.changed)
+		b.known.changed = make(chan struct{})
+	}
+}
+
+// both returns what x and y can do.
+func both(x, y backends.Capabilities) backends.Capabilities {
+	x.Size = smaller(x.Size, y.Size)
+	x.EightBitMIME = x.EightBitMIME && y.EightBitMIME
+	x.SMTPUTF8 = x.SMTPUTF8 && y.SMTPUTF8
+	x.BinaryMIME = x.BinaryMIME && y.BinaryMIME
+	x.DSN = x.DSN && y.DSN
+	x.RequireTLS = x.RequireTLS && y.RequireTLS
+	x.Unknown = x.Unknown || y.Unknown
+	return x
+}
+
+// smaller returns the smaller limit of two of which 0 is none.
+func smaller(x, y int64) int64 {
+	if x == 0 || y != 0 && y < x {
+		return y
+	}
+	return x
+}
+
+// capabilities returns what the target can do by what it announced last.
+func (t *target) capabilities() backends.Capabilities {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	can := t.known.capabilities()
+	can.Unknown = t.heard.IsZero()
+	return can
+}
+
+// learn takes note of what the target has announced.
+func (t *target) learn(o offer) {
+	t.mu.Lock()
+	t.known, t.heard = o, time.Now()
+	t.mu.Unlock()
+	t.learned()
+}
+
+// keepAsking asks targets until ctx ends: at once, and then those that have not
+// been heard of for long.
+func (b *backend) keepAsking(ctx context.Context) {
+	for {
+		var asking sync.WaitGroup
+		next := time.Now().Add(askAgain)
+		for _, t := range b.targets {
+			if due := t.askedNext(); !due.After(time.Now()) {
+				asking.Go(func() { t.ask(ctx) })
+			}
+		}
+		asking.Wait()
+		for _, t := range b.targets {
+			if due := t.askedNext(); due.Before(next) {
+				next = due
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Until(next)):
+		}
+	}
+}
+
+// askedNext returns when the target is to be asked: when what is known is old, and
+// its rest is over.
+func (t *target) askedNext() time.Time {
+	t.mu.Lock()
+	next := t.heard.Add(askAgain)
+	t.mu.Unlock()
+	if end := t.rest.until(); next.Before(end) {
+		return end
+	}
+	return next
+}
+
+// ask asks the target what it can do.
+func (t *target) ask(ctx context.Context) {
+	began := time.Now()
+	c, err := t.open(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			t.failed(ctx, began, err)
+		}
+		return
+	}
+	t.rest.well()
+	t.quit(c)
+}
+
+// failed rests a target after an attempt that began then, and logs why.
+func (t *target) failed(ctx context.Context, began time.Time, err error) {
+	pause := t.rest.failed(began, time.Now())
+	slog.WarnContext(ctx, "a target is rested", "target", t.url, "error", err, "pause", pause)
+}
