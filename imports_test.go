@@ -19,6 +19,7 @@ import (
 var imports = map[string][]string{
 	"backends":             {"xforward"},
 	"backends/...":         {"backends", "internal/settings", "internal/smtp"},
+	"backends/relay":       {"backends", "internal/smtp", "internal/smtpclient", "xforward"},
 	"backends/users":       {"backends", "internal/smtp", "github.com/xdg-go/...", "golang.org/x/crypto/bcrypt"},
 	"xforward":             {},
 	"internal/smtp":        {},

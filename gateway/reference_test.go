@@ -14,6 +14,7 @@ import (
 	"github.com/mailgw/mailgw/backends/clamav"
 	"github.com/mailgw/mailgw/backends/discard"
 	"github.com/mailgw/mailgw/backends/maildir"
+	"github.com/mailgw/mailgw/backends/relay"
 	"github.com/mailgw/mailgw/backends/static"
 	"github.com/mailgw/mailgw/backends/users"
 	"github.com/mailgw/mailgw/internal/settings"
@@ -25,6 +26,7 @@ var shippedDefaults = map[string]any{
 	"clamav":  clamav.Defaults,
 	"discard": discard.Defaults,
 	"maildir": maildir.Defaults,
+	"relay":   relay.Defaults,
 	"static":  static.Defaults,
 	"users":   users.Defaults,
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/mailgw/mailgw/backends/clamav"
 	"github.com/mailgw/mailgw/backends/discard"
 	"github.com/mailgw/mailgw/backends/maildir"
+	"github.com/mailgw/mailgw/backends/relay"
 	"github.com/mailgw/mailgw/backends/static"
 	"github.com/mailgw/mailgw/backends/users"
 	"github.com/mailgw/mailgw/gateway"
@@ -32,6 +33,7 @@ var shipped = []struct {
 	{"clamav", "have clamd look for viruses", func() { plugins.Serve(clamav.Defaults, clamav.New) }},
 	{"discard", "take every message and throw it away", func() { plugins.Serve(discard.Defaults, discard.New) }},
 	{"maildir", "deliver into Maildirs", func() { plugins.Serve(maildir.Defaults, maildir.New) }},
+	{"relay", "pass mail on to other servers, over SMTP or LMTP", func() { plugins.Serve(relay.Defaults, relay.New) }},
 	{"static", "answer by recipient pattern, for tests and demonstrations", func() { plugins.Serve(static.Defaults, static.New) }},
 	{"users", "tell users by their passwords, and who may send as whom", func() { plugins.Serve(users.Defaults, users.New) }},
 }
