@@ -19,7 +19,7 @@ type ask func(ctx context.Context) smtp.Reply
 func (d *dialog) who(t backends.Topic, lists ...[]string) (asked []*namedBackend) {
 	for _, names := range lists {
 		for _, name := range names {
-			if b := d.backends[name]; backends.Answers(b.Backend, t) && !slices.Contains(asked, b) {
+			if b := d.gen.backends[name]; backends.Answers(b.Backend, t) && !slices.Contains(asked, b) {
 				asked = append(asked, b)
 			}
 		}

@@ -23,16 +23,13 @@ import (
 // and does what the dialog decided.
 type conn struct {
 	*dialog
-	server *Server
 	socket net.Conn
-	stream net.Conn      // the socket, or TLS on it
-	r      *bufio.Reader // reads through conn.Read
-	w      *bufio.Writer // writes through conn.Write
-	log    *slog.Logger  // names the peer and, if it is another one, the client
-	ends   time.Time     // of the session
-
-	peerLog *slog.Logger     // names the peer alone
-	named   *backends.Client // that log names
+	stream net.Conn         // the socket, or TLS on it
+	r      *bufio.Reader    // reads through conn.Read
+	w      *bufio.Writer    // writes through conn.Write
+	log    *slog.Logger     // names the peer and, if it is another one, the client
+	ends   time.Time        // of the session
+	named  *backends.Client // that log names
 
 	mu       sync.Mutex
 	deadline time.Time // of what is being read
@@ -43,10 +40,9 @@ type conn struct {
 
 var errClosing = errors.New("the server shuts down")
 
-func newConn(s *Server, d *dialog, socket net.Conn) *conn {
-	c := &conn{dialog: d, server: s, socket: socket, stream: socket}
-	c.peerLog = s.log.With("session", d.session.ID, "listener", d.Name, "peer", d.session.Peer.String())
-	c.log = c.peerLog
+func newConn(d *dialog, socket net.Conn) *conn {
+	c := &conn{dialog: d, socket: socket, stream: socket}
+	c.nameLog()
 	c.ends = time.Now().Add(d.Limits.SessionTimeout)
 	c.r = bufio.NewReaderSize(c, max(maxResponse, int(d.Limits.CommandLine)))
 	c.w = bufio.NewWriter(c)
@@ -98,6 +94,9 @@ func (c *conn) converse(ctx context.Context) error {
 	case err != nil:
 		return err
 	default:
+		if c.tx == nil && c.exchange == nil {
+			c.renew()
+		}
 		c.log.Debug("dialog", "C", shown)
 		c.hasty = c.r.Buffered() > 0
 		r, next = c.command(line)
@@ -138,11 +137,18 @@ func (c *conn) follow(ctx context.Context, command string, r smtp.Reply, next ac
 	return c.do(ctx, next)
 }
 
+// nameLog lets the log name the session.
+func (c *conn) nameLog() {
+	c.log = c.gen.log.With("session", c.session.ID, "listener", c.Name, "peer", c.session.Peer.String())
+	if c.named = c.session.Client; c.named != nil {
+		c.log = c.log.With("client", clientName(c.named))
+	}
+}
+
 // nameClient lets the log name the client that PROXY or XCLIENT has told.
 func (c *conn) nameClient() {
-	if client := c.session.Client; client != c.named {
-		c.named = client
-		c.log = c.peerLog.With("client", clientName(client))
+	if c.session.Client != c.named {
+		c.nameLog()
 	}
 }
 
@@ -342,7 +348,7 @@ func (c *conn) readCommand() (string, error) {
 // says what became of it. An error means that the client is gone.
 func (c *conn) readMessage(ctx context.Context) error {
 	dots := smtp.NewDotReader(c.r)
-	d, err := c.server.receive(ctx, c.dialog, c.patiently(dots), dots.Bare, c.log)
+	d, err := c.gen.receive(ctx, c.dialog, c.patiently(dots), dots.Bare, c.log)
 	if err != nil {
 		return err
 	}
@@ -352,7 +358,7 @@ func (c *conn) readMessage(ctx context.Context) error {
 // readChunk reads a part of the message, and after the last part goes on as
 // readMessage does. It returns what follows the reply.
 func (c *conn) readChunk(ctx context.Context) (action, error) {
-	d, r, err := c.server.receiveChunk(ctx, c.dialog, c.patiently(smtp.NewChunkReader(c.r, c.chunk.size)), c.log)
+	d, r, err := c.gen.receiveChunk(ctx, c.dialog, c.patiently(smtp.NewChunkReader(c.r, c.chunk.size)), c.log)
 	switch {
 	case err != nil:
 		return hangUp, err

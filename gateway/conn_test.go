@@ -18,7 +18,7 @@ import (
 func pipe(t *testing.T, s *Server) client {
 	t.Helper()
 	here, there := net.Pipe()
-	go newConn(s, s.listeners[0].dialog(backends.Peer{}, "test"), there).serve(t.Context())
+	go newConn(s.listeners[0].dialog(backends.Peer{}, "test"), there).serve(t.Context())
 	return client{here, bufio.NewReader(here)}
 }
 

@@ -234,7 +234,7 @@ func (d *dialog) enough() (smtp.Reply, action) {
 // reset forgets the transaction, and what XFORWARD told of it.
 func (d *dialog) reset() {
 	if d.tx != nil {
-		d.budget.refund(d.tx.charged)
+		d.gen.spool.refund(d.tx.charged)
 		d.rates.settle(d.tx, time.Now())
 		d.rates.leave(d.tx)
 		if d.tx.message != nil {

@@ -57,7 +57,7 @@ func (d *dialog) mail(args string) smtp.Reply {
 			return statusReply(backends.StorageFull)
 		}
 		if r, ok := d.within(d.rates.take(tx, "", time.Now())); !ok {
-			d.budget.refund(tx.charged)
+			d.gen.spool.refund(tx.charged)
 			return r
 		}
 		d.tx = tx
@@ -160,7 +160,7 @@ func (d *dialog) cutPath(args, prefix string) (path string, params []string, err
 func (d *dialog) charge(tx *transaction, args string) bool {
 	const overhead = 256 // of what is kept besides the text, roughly
 	octets := int64(len(args) + overhead)
-	if !d.budget.charge(octets) {
+	if !d.gen.spool.charge(octets) {
 		return false
 	}
 	tx.charged += octets

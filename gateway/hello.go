@@ -84,7 +84,7 @@ func (d *dialog) keywords() []string {
 		keywords = append(keywords, "AUTH "+strings.Join(mechanisms, " "))
 	}
 	if d.trusted {
-		keywords = append(keywords, xforward.Keyword, "X-MAILGW "+d.gateway)
+		keywords = append(keywords, xforward.Keyword, "X-MAILGW "+d.gen.name)
 	}
 	if d.mayXClient {
 		keywords = append(keywords, xforward.ClientKeyword)

@@ -13,25 +13,30 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/mailgw/mailgw/backends"
 )
 
-// A listener is one listening socket and what holds for its sessions.
+// A listener is what holds for the sessions of a socket.
 type listener struct {
 	*ListenerConfig
+	*port
+	gen      *generation
 	hostname string
 	place    Problem // of its address, but for the text
 	log      *slog.Logger
-	backends map[string]*namedBackend
 	last     []string // backends in which routes end
-	digests  bool     // a backend tells digests
-	gateway  string   // name of the process
 	tls      *tlsFiles
-	budget   *spool // that envelopes are charged to
 	rates    *rates
+}
+
+// A port is a listening socket. The listeners of one generation after the
+// other have it.
+type port struct {
 	socket   net.Listener
+	listener atomic.Pointer[listener] // the newest
 	closed   chan struct{}
 	inode    fs.FileInfo // of the unix socket that was opened, if it has a path
 
@@ -40,21 +45,35 @@ type listener struct {
 	peers map[string]int // sessions by countKey
 }
 
-func newListener(s *Server, c *Config, l *ListenerConfig) *listener {
-	log := s.log.With("listener", l.Name)
-	return &listener{
-		ListenerConfig: l,
+func newListener(g *generation, c *Config, config *ListenerConfig) *listener {
+	log := g.log.With("listener", config.Name)
+	l := &listener{
+		ListenerConfig: config,
+		port:           &port{closed: make(chan struct{}), peers: map[string]int{}},
+		gen:            g,
 		hostname:       c.Hostname,
 		log:            log,
-		backends:       s.backends,
-		last:           c.lastOf(l),
-		digests:        s.digests,
-		gateway:        s.name,
-		tls:            newTLSFiles(l.TLS, log),
-		budget:         s.spool,
-		rates:          newRates(l.Rates),
-		closed:         make(chan struct{}),
-		peers:          map[string]int{},
+		last:           c.lastOf(config),
+		tls:            newTLSFiles(config.TLS, log),
+		rates:          newRates(config.Rates),
+	}
+	l.port.listener.Store(l)
+	return l
+}
+
+// enter counts a session in, for which it returns what holds; nil if the
+// socket was closed.
+func (p *port) enter() *listener {
+	for {
+		l := p.listener.Load()
+		if l.gen.enter() {
+			return l
+		}
+		select {
+		case <-p.closed:
+			return nil
+		default: // there is a newer one by now
+		}
 	}
 }
 
@@ -123,16 +142,37 @@ func checkStale(path string) error {
 	return nil
 }
 
-// publish gives the socket its owner, group and mode, and then its name.
-func (l *listener) publish(temporary, path string) error {
+// keep gives a socket that is open the mode and owner that it has now.
+func (l *listener) keep() error {
+	if l.inode == nil {
+		return nil
+	}
+	_, path, _ := strings.Cut(l.Address, ":")
+	now, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(now, l.inode) {
+		return fmt.Errorf("%s is no longer the socket of this process", path)
+	}
+	return l.grant(path)
+}
+
+// grant gives the socket its owner, group and mode.
+func (l *listener) grant(path string) error {
 	uid, gid, err := l.ids()
 	if err != nil {
 		return err
 	}
-	if err := os.Chown(temporary, uid, gid); err != nil {
+	if err := os.Chown(path, uid, gid); err != nil {
 		return err
 	}
-	if err := os.Chmod(temporary, l.Mode); err != nil {
+	return os.Chmod(path, l.Mode)
+}
+
+// publish gives the socket its owner, group and mode, and then its name.
+func (l *listener) publish(temporary, path string) (err error) {
+	if err = l.grant(temporary); err != nil {
 		return err
 	}
 	if l.inode, err = os.Lstat(temporary); err != nil {
@@ -244,27 +284,27 @@ func (d *dialog) count() error {
 }
 
 // uncount counts a session out for a peer. The caller holds l.mu.
-func (l *listener) uncount(key string) {
+func (p *port) uncount(key string) {
 	if key == "" {
 		return
 	}
-	if l.peers[key]--; l.peers[key] == 0 {
-		delete(l.peers, key)
+	if p.peers[key]--; p.peers[key] == 0 {
+		delete(p.peers, key)
 	}
 }
 
 // leave counts a session out, which has that key.
-func (l *listener) leave(key string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.all--
-	l.uncount(key)
+func (p *port) leave(key string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.all--
+	p.uncount(key)
 }
 
 // dialog begins the dialog of a session between a peer and a local address.
 func (l *listener) dialog(p backends.Peer, local string) *dialog {
 	d := &dialog{listener: l}
-	d.session = backends.Session{ID: newID(), Listener: l.Name, Peer: p, Local: local, Gateway: l.gateway}
+	d.session = backends.Session{ID: newID(), Listener: l.Name, Peer: p, Local: local, Gateway: l.gen.name}
 	d.judge()
 	return d
 }

@@ -35,7 +35,7 @@ func (l *listener) offer() offer {
 // of the listener ends, or a named one.
 func (l *listener) commonCapabilities(can backends.Capabilities) backends.Capabilities {
 	for _, name := range l.last {
-		its := backends.CapabilitiesOf(l.backends[name].Backend)
+		its := backends.CapabilitiesOf(l.gen.backends[name].Backend)
 		can.Size = smallest(can.Size, its.Size)
 		can.EightBitMIME = can.EightBitMIME && its.EightBitMIME
 		can.SMTPUTF8 = can.SMTPUTF8 && its.SMTPUTF8

@@ -24,7 +24,7 @@ func converseInBubble(t *testing.T, config string, talk func(t *testing.T, s *Se
 		defer s.cancel()
 		mine, its := net.Pipe()
 		peer := backends.Peer{Addr: netip.MustParseAddrPort("192.0.2.1:1024")}
-		c := newConn(s, s.listeners[0].dialog(peer, "test"), its)
+		c := newConn(s.listeners[0].dialog(peer, "test"), its)
 		s.add(c)
 		go func() {
 			defer s.remove(c)

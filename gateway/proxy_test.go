@@ -260,7 +260,7 @@ func FuzzProxy(f *testing.F) {
 		if err := l.admit(); err != nil {
 			t.Fatal(err)
 		}
-		c := newConn(s, l.dialog(backends.Peer{}, "test"), m)
+		c := newConn(l.dialog(backends.Peer{}, "test"), m)
 		c.serve(t.Context())
 		l.leave(c.counted)
 		return masked(m.out.String())

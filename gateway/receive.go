@@ -17,21 +17,21 @@ import (
 // asks replies for the answers. An error means that the client was lost
 // before the end of the message, so there is nobody to answer and nothing is
 // delivered. bare tells, at the end of r, whether a CR or LF stood alone.
-func (s *Server) receive(ctx context.Context, d *dialog, r io.Reader, bare func() bool, log *slog.Logger) (*delivery, error) {
-	if err := s.take(d, r, log); err != nil {
+func (g *generation) receive(ctx context.Context, d *dialog, r io.Reader, bare func() bool, log *slog.Logger) (*delivery, error) {
+	if err := g.take(d, r, log); err != nil {
 		return nil, err
 	}
 	if d.tx.fault == nil && bare() && d.BareNewlines == "refuse" {
 		d.tx.fault = errBareNewline
 	}
-	return s.deliver(ctx, d, log), nil
+	return g.deliver(ctx, d, log), nil
 }
 
 // receiveChunk reads the chunk after BDAT. After the last one it starts the
 // delivery, as receive does; before, it returns the reply to the chunk.
-func (s *Server) receiveChunk(ctx context.Context, d *dialog, r io.Reader, log *slog.Logger) (*delivery, smtp.Reply, error) {
+func (g *generation) receiveChunk(ctx context.Context, d *dialog, r io.Reader, log *slog.Logger) (*delivery, smtp.Reply, error) {
 	tx := d.tx
-	if err := s.take(d, io.TeeReader(r, writerFunc(tx.lines.scan)), log); err != nil {
+	if err := g.take(d, io.TeeReader(r, writerFunc(tx.lines.scan)), log); err != nil {
 		return nil, smtp.Reply{}, err
 	}
 	if !d.chunk.last {
@@ -43,7 +43,7 @@ func (s *Server) receiveChunk(ctx context.Context, d *dialog, r io.Reader, log *
 	if tx.fault == nil && !tx.binary && tx.lines.end() && d.BareNewlines == "refuse" {
 		tx.fault = errBareNewline
 	}
-	return s.deliver(ctx, d, log), smtp.Reply{}, nil
+	return g.deliver(ctx, d, log), smtp.Reply{}, nil
 }
 
 type writerFunc func(p []byte)
@@ -56,11 +56,11 @@ func (f writerFunc) Write(p []byte) (int, error) {
 // take adds what r gives to the message of the transaction. It always reads
 // to the end of r, because the commands go on there, whatever becomes of the
 // message. An error means that the client was lost.
-func (s *Server) take(d *dialog, r io.Reader, log *slog.Logger) error {
+func (g *generation) take(d *dialog, r io.Reader, log *slog.Logger) error {
 	tx := d.tx
 	if tx.message == nil {
-		tx.message = &message{spool: s.spool}
-		if s.digests {
+		tx.message = &message{spool: g.spool}
+		if g.digests {
 			tx.digester = backends.NewDigester()
 		}
 	}
@@ -87,7 +87,7 @@ func (s *Server) take(d *dialog, r io.Reader, log *slog.Logger) error {
 
 // deliver ends the transaction that d is in and starts its delivery, or
 // refuses its message.
-func (s *Server) deliver(ctx context.Context, d *dialog, log *slog.Logger) *delivery {
+func (g *generation) deliver(ctx context.Context, d *dialog, log *slog.Logger) *delivery {
 	tx, m := d.tx, d.tx.message
 	if tx.fault == nil {
 		tx.fault = checkHeader(m, d.Limits)
@@ -95,7 +95,7 @@ func (s *Server) deliver(ctx context.Context, d *dialog, log *slog.Logger) *deli
 	if tx.fault == nil {
 		tx.fault = checkMIME(ctx, m, d.Limits)
 	}
-	delivery := s.newDelivery(d, log) // which takes from d what d would give back
+	delivery := g.newDelivery(d, log) // which takes from d what d would give back
 	if refusal, ok := refusalOf(delivery.fault); ok {
 		m.Close()
 		delivery.refuse(refusal, delivery.fault)
@@ -137,7 +137,7 @@ func refusalOf(err error) (s backends.Status, ok bool) {
 
 // newDelivery prepares the delivery of the transaction that d was in. log is
 // the session's.
-func (s *Server) newDelivery(d *dialog, log *slog.Logger) *delivery {
+func (g *generation) newDelivery(d *dialog, log *slog.Logger) *delivery {
 	tx := d.endMessage()
 	ident := ""
 	if x := tx.session.XForward; x != nil {
@@ -149,9 +149,9 @@ func (s *Server) newDelivery(d *dialog, log *slog.Logger) *delivery {
 	}
 	return &delivery{
 		transaction: tx,
-		backends:    s.backends,
-		routes:      s.routes,
-		spool:       s.spool,
+		backends:    g.backends,
+		routes:      g.routes,
+		spool:       g.spool,
 		maxSize:     maxReplaced(int64(d.Limits.MessageSize)),
 		log:         log.With("tx", tx.id, "ident", ident, "from", tx.sender),
 		received:    time.Now(),

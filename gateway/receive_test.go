@@ -56,7 +56,7 @@ func TestFullDisk(t *testing.T) {
 	})
 	s := testServer(t, testBackends, "protocol = 'lmtp'\n")
 	s.spool = newSpool(SpoolConfig{Directory: dir, Memory: 1 << 20, Threshold: 64 << 10})
-	s.listeners[0].budget = s.spool
+
 	c := dialServer(t, s)
 	c.hear(t)
 	c.ask(t, "LHLO x")

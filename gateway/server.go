@@ -27,16 +27,13 @@ import (
 
 // A Server is a gateway with all its listeners.
 type Server struct {
-	log       *slog.Logger
-	name      string // of the process, random
-	spool     *spool
-	backends  map[string]*namedBackend
-	digests   bool              // a backend tells the digest of what it has written
-	routes    map[string]*route // by name
-	listeners []*listener
+	*generation // the newest; guarded by mu
 
 	ctx    context.Context // of the deliveries
 	cancel context.CancelFunc
+
+	accepting sync.WaitGroup
+	reloading sync.Mutex // one Reload after the other
 
 	mu      sync.Mutex
 	conns   map[*conn]bool
@@ -48,23 +45,11 @@ type Server struct {
 // that c gives them; all has those that stand in a route. It opens no socket.
 // An error lists all Problems.
 func New(c *Config, all map[string]backends.Backend, log *slog.Logger) (*Server, error) {
-	s := &Server{log: log, name: rand.Text(), spool: newSpool(c.Spool), conns: map[*conn]bool{}, ended: make(chan struct{}), backends: map[string]*namedBackend{}}
-	for name, b := range all {
-		s.backends[name] = &namedBackend{Backend: b, name: name, BackendConfig: c.Backends[name]}
-		s.digests = s.digests || backends.CapabilitiesOf(b).Digest
+	first, err := newGeneration(c, all, log, rand.Text())
+	if err != nil {
+		return nil, err
 	}
-	if problems := c.checkCapabilities(all); len(problems) > 0 {
-		return nil, problems
-	}
-	s.routes = map[string]*route{}
-	for name, names := range c.NamedRoutes {
-		s.routes[name] = &route{names}
-	}
-	for i := range c.Listeners {
-		l := newListener(s, c, &c.Listeners[i])
-		l.place = c.Problem(fmt.Sprintf("listener[%d].address", i), "")
-		s.listeners = append(s.listeners, l)
-	}
+	s := &Server{generation: first, conns: map[*conn]bool{}, ended: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s, nil
 }
@@ -146,23 +131,12 @@ func whyNoAuth(l *ListenerConfig) string {
 
 // Listen opens the sockets of all listeners, or none if one of them fails.
 // The error has all that failed.
-func (s *Server) Listen() error {
-	var failed []error
-	for _, l := range s.listeners {
-		if err := l.open(); err != nil {
-			failed = append(failed, fmt.Errorf("%s%w", l.place, err))
-		}
-	}
-	if failed != nil {
-		for _, l := range s.listeners {
-			l.close()
-		}
-	}
-	return errors.Join(failed...)
-}
+func (s *Server) Listen() error { return s.open() }
 
 // Addrs returns the address that each listener is bound to, by its name.
 func (s *Server) Addrs() map[string]net.Addr {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	addrs := map[string]net.Addr{}
 	for _, l := range s.listeners {
 		addrs[l.Name] = l.socket.Addr()
@@ -172,77 +146,96 @@ func (s *Server) Addrs() map[string]net.Addr {
 
 // Serve accepts sessions on all listeners until Shutdown.
 func (s *Server) Serve() {
-	var accepting sync.WaitGroup
+	s.mu.Lock()
 	for _, l := range s.listeners {
-		accepting.Go(func() { s.accept(l) })
+		s.accepting.Go(func() { s.accept(l.port) })
 	}
-	accepting.Wait()
+	s.mu.Unlock()
+	s.accepting.Wait()
 }
 
-// accept serves the sessions of one listener until it is closed. An error,
+// accept serves the sessions of one socket until it is closed. An error,
 // such as too many open files, makes it wait a moment, as net/http does.
-func (s *Server) accept(l *listener) {
+func (s *Server) accept(p *port) {
 	const longest = time.Second
 	delay := 5 * time.Millisecond
 	for {
-		socket, err := l.socket.Accept()
+		socket, err := p.socket.Accept()
 		switch {
 		case errors.Is(err, net.ErrClosed):
 			return
 		case err != nil:
-			s.log.Error("refused", "listener", l.Name, "error", err.Error(), "retry", delay)
+			p.listener.Load().log.Error("refused", "error", err.Error(), "retry", delay)
 			select {
 			case <-time.After(delay):
-			case <-l.closed:
+			case <-p.closed:
 				return
 			}
 			delay = min(2*delay, longest)
 			continue
 		}
 		delay = 5 * time.Millisecond
-		s.session(l, socket)
+		s.session(p, socket)
 	}
 }
 
 // session starts a session, or refuses it.
-func (s *Server) session(l *listener, socket net.Conn) {
-	peer, err := peerOf(socket)
-	if err != nil {
-		s.refuse(l, socket, peer, "4.3.0", "internal error", err)
-		return
-	}
-	if len(l.Proxy) > 0 && !trustsPeer(l.proxyTrust, peer) {
-		// Who would hear a reply is not known.
-		s.log.Info("refused", "listener", l.Name, "peer", peer.String(), "reason", "the peer is none of proxy")
+func (s *Server) session(p *port, socket net.Conn) {
+	l := p.enter()
+	if l == nil {
 		socket.Close()
 		return
 	}
-	if err := l.admit(); err != nil {
-		s.refuse(l, socket, peer, "4.7.0", tooManyConnections, err)
-		return
-	}
-	c := newConn(s, l.dialog(peer, l.localOf(socket)), socket)
-	if len(l.Proxy) == 0 {
-		if err := c.count(); err != nil {
-			l.leave("")
-			s.refuse(l, socket, peer, "4.7.0", tooManyConnections, err)
-			return
-		}
-	}
-	if !s.add(c) {
-		l.leave(c.counted)
-		s.refuse(l, socket, peer, "4.3.2", "shutting down", errClosing)
+	c := s.admit(l, socket)
+	if c == nil {
+		l.gen.leave()
 		return
 	}
 	go func() {
 		defer s.remove(c)
-		defer func() { l.leave(c.counted) }()
+		defer func() {
+			c.port.leave(c.counted)
+			c.gen.leave()
+		}()
 		c.serve(s.ctx)
 	}()
 }
 
+// admit returns the session of a socket, or refuses it.
+func (s *Server) admit(l *listener, socket net.Conn) *conn {
+	peer, err := peerOf(socket)
+	if err != nil {
+		s.refuse(l, socket, peer, "4.3.0", "internal error", err)
+		return nil
+	}
+	if len(l.Proxy) > 0 && !trustsPeer(l.proxyTrust, peer) {
+		// Who would hear a reply is not known.
+		l.log.Info("refused", "peer", peer.String(), "reason", "the peer is none of proxy")
+		socket.Close()
+		return nil
+	}
+	if err := l.admit(); err != nil {
+		s.refuse(l, socket, peer, "4.7.0", tooManyConnections, err)
+		return nil
+	}
+	c := newConn(l.dialog(peer, l.localOf(socket)), socket)
+	if len(l.Proxy) == 0 {
+		if err := c.count(); err != nil {
+			l.port.leave("")
+			s.refuse(l, socket, peer, "4.7.0", tooManyConnections, err)
+			return nil
+		}
+	}
+	if !s.add(c) {
+		l.port.leave(c.counted)
+		s.refuse(l, socket, peer, "4.3.2", "shutting down", errClosing)
+		return nil
+	}
+	return c
+}
+
 func (s *Server) refuse(l *listener, socket net.Conn, peer backends.Peer, enhanced, text string, why error) {
-	s.log.Info("refused", "listener", l.Name, "peer", peer.String(), "reason", why.Error())
+	l.log.Info("refused", "peer", peer.String(), "reason", why.Error())
 	if len(l.Proxy) == 0 && l.TLS.Mode != "implicit" { // else nobody could read it
 		socket.SetWriteDeadline(time.Now().Add(time.Second))
 		socket.Write(reply(421, enhanced, l.hostname+" "+text).AppendTo(nil))
@@ -275,10 +268,10 @@ func (s *Server) remove(c *conn) {
 // still undecided are answered 451, and Shutdown returns ctx's error after all
 // sessions have ended.
 func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
 	for _, l := range s.listeners {
 		l.close()
 	}
-	s.mu.Lock()
 	if !s.closing && len(s.conns) == 0 {
 		close(s.ended)
 	}

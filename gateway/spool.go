@@ -17,6 +17,7 @@ import (
 // a temporary file that has no name. Nothing survives the process, and need
 // not: the client has the message until it is answered.
 type spool struct {
+	config    SpoolConfig
 	directory string
 	threshold int64        // of one message in memory
 	reserve   int64        // what chunks leave of the budget to envelopes
@@ -29,7 +30,7 @@ const chunkSize = 16 << 10
 var chunks = sync.Pool{New: func() any { return new([chunkSize]byte) }}
 
 func newSpool(c SpoolConfig) *spool {
-	s := &spool{directory: c.Directory, threshold: int64(c.Threshold), reserve: int64(c.Memory) / 4}
+	s := &spool{config: c, directory: c.Directory, threshold: int64(c.Threshold), reserve: int64(c.Memory) / 4}
 	s.free.Store(int64(c.Memory))
 	return s
 }

@@ -1,0 +1,208 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"slices"
+	"sync"
+
+	"github.com/mailgw/mailgw/backends"
+)
+
+// A generation is what one configuration amounts to. A session belongs to one
+// at a time, and moves on to the next one between two transactions, so that
+// each transaction ends where it has begun.
+type generation struct {
+	log       *slog.Logger
+	name      string // of the process, random
+	spool     *spool
+	backends  map[string]*namedBackend
+	digests   bool              // a backend tells the digest of what it has written
+	routes    map[string]*route // by name
+	listeners []*listener
+
+	mu       sync.Mutex
+	sessions int
+	retired  bool
+	left     chan struct{} // closed when it is retired and no session is left
+}
+
+func newGeneration(c *Config, all map[string]backends.Backend, log *slog.Logger, name string) (*generation, error) {
+	if problems := c.checkCapabilities(all); len(problems) > 0 {
+		return nil, problems
+	}
+	g := &generation{
+		log: log, name: name, spool: newSpool(c.Spool), left: make(chan struct{}),
+		backends: map[string]*namedBackend{}, routes: map[string]*route{},
+	}
+	for name, b := range all {
+		g.backends[name] = &namedBackend{Backend: b, name: name, BackendConfig: c.Backends[name]}
+		g.digests = g.digests || backends.CapabilitiesOf(b).Digest
+	}
+	for name, names := range c.NamedRoutes {
+		g.routes[name] = &route{names}
+	}
+	for i := range c.Listeners {
+		l := newListener(g, c, &c.Listeners[i])
+		l.place = c.Problem(fmt.Sprintf("listener[%d].address", i), "")
+		g.listeners = append(g.listeners, l)
+	}
+	return g, nil
+}
+
+// enter counts a session in. It reports false if there is a newer generation.
+func (g *generation) enter() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.retired {
+		return false
+	}
+	g.sessions++
+	return true
+}
+
+func (g *generation) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.sessions--
+	g.check()
+}
+
+// retire lets no more sessions in.
+func (g *generation) retire() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.retired = true
+	g.check()
+}
+
+// check closes left after the last session. The caller holds g.mu.
+func (g *generation) check() {
+	if g.retired && g.sessions == 0 {
+		close(g.left)
+	}
+}
+
+// inherit takes over from the generation before what stays the same: sockets,
+// and, where their configuration is the same, what rates have counted, keys of
+// TLS tickets and the spool's budget.
+func (g *generation) inherit(before *generation) {
+	if g.spool.config == before.spool.config {
+		g.spool = before.spool
+	}
+	for _, l := range g.listeners {
+		i := slices.IndexFunc(before.listeners, func(old *listener) bool { return old.Address == l.Address })
+		if i < 0 {
+			continue
+		}
+		old := before.listeners[i]
+		l.port = old.port
+		if reflect.DeepEqual(l.Rates, old.Rates) {
+			l.rates = old.rates
+		}
+		if reflect.DeepEqual(l.TLS, old.TLS) {
+			l.tls = old.tls
+		}
+	}
+}
+
+// open opens the sockets that are not open yet, or none if one of them fails.
+// The error has all that failed.
+func (g *generation) open() error {
+	var opened []*listener
+	var failed []error
+	for _, l := range g.listeners {
+		var err error
+		if l.socket != nil {
+			err = l.keep()
+		} else if err = l.open(); err == nil {
+			opened = append(opened, l)
+		}
+		if err != nil {
+			failed = append(failed, fmt.Errorf("%s%w", l.place, err))
+		}
+	}
+	if failed != nil {
+		for _, l := range opened {
+			l.close()
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// Reload puts another configuration, with its backends, in the place of the
+// one at hand. Sessions go on: each moves to the new configuration before its
+// next transaction, unless its listener is gone or has another protocol. left
+// is closed when none is with the old one any more, so that the backends that
+// are not in use again can be closed. After an error nothing has changed, but
+// for the mode and owner of sockets.
+func (s *Server) Reload(c *Config, all map[string]backends.Backend, log *slog.Logger) (left <-chan struct{}, err error) {
+	s.reloading.Lock()
+	defer s.reloading.Unlock()
+	s.mu.Lock()
+	before, closing := s.generation, s.closing
+	s.mu.Unlock()
+	if closing {
+		return nil, errClosing
+	}
+	next, err := newGeneration(c, all, log, before.name)
+	if err != nil {
+		return nil, err
+	}
+	next.inherit(before)
+	if err := next.open(); err != nil {
+		return nil, err
+	}
+	if !s.succeed(next) {
+		return nil, errClosing
+	}
+	for _, l := range before.listeners {
+		if !next.has(l.port) {
+			l.close()
+		}
+	}
+	before.retire()
+	return before.left, nil
+}
+
+// succeed lets sessions in to the next generation, unless the server shuts
+// down.
+func (s *Server) succeed(next *generation) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before := s.generation
+	if s.closing {
+		for _, l := range next.listeners {
+			l.close()
+		}
+		return false
+	}
+	s.generation = next
+	for _, l := range next.listeners {
+		l.port.listener.Store(l)
+		if !before.has(l.port) {
+			s.accepting.Go(func() { s.accept(l.port) })
+		}
+	}
+	return true
+}
+
+func (g *generation) has(p *port) bool {
+	return slices.ContainsFunc(g.listeners, func(l *listener) bool { return l.port == p })
+}
+
+// renew moves a session, which is between two transactions, to the newest
+// generation.
+func (c *conn) renew() {
+	before, next := c.listener, c.port.listener.Load()
+	if next == before || next.Protocol != before.Protocol || !next.gen.enter() {
+		return
+	}
+	c.listener = next
+	before.gen.leave()
+	c.session.Listener = next.Name
+	c.judge()
+	c.nameLog()
+}

@@ -1,0 +1,243 @@
+package gateway
+
+import (
+	"bufio"
+	"context"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/mailgw/mailgw/backends"
+)
+
+// tells is a backend that answers with its name.
+func tells(name string) map[string]backends.Backend {
+	return map[string]backends.Backend{name: backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		tx.SetAll(backends.NewStatus(250, "2.0.0", "by "+name+" of "+tx.Session.Listener))
+		return nil
+	})}
+}
+
+// A reloadable is a server whose listeners are on sockets in dir.
+type reloadable struct {
+	*Server
+	dir string
+}
+
+func newReloadable(t *testing.T, backend, listeners string) *reloadable {
+	t.Helper()
+	s := &reloadable{dir: t.TempDir()}
+	c, all := s.config(t, backend, listeners)
+	var err error
+	if s.Server, err = New(c, all, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	serve(t, s.Server)
+	return s
+}
+
+// config is a configuration with a backend and listeners, a line each: a name
+// and keys.
+func (s *reloadable) config(t *testing.T, backend, listeners string) (*Config, map[string]backends.Backend) {
+	t.Helper()
+	text := "hostname = 'mx.example.org'\n[spool]\ndirectory = '" + s.dir + "'\n[backend." + backend + "]\nplugin = 'test'\n"
+	for line := range strings.Lines(listeners) {
+		name, keys, _ := strings.Cut(strings.TrimSpace(line), " ")
+		text += "[[listener]]\nname = '" + name + "'\naddress = 'unix:" + s.dir + "/" + name[:1] + "'\nroutes = { '*' = ['" + backend + "'] }\n" + strings.ReplaceAll(keys, ";", "\n") + "\n"
+	}
+	c, err := parseConfig("test.toml", text, []string{"test"})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	return c, tells(backend)
+}
+
+func (s *reloadable) reload(t *testing.T, backend, listeners string) (left <-chan struct{}) {
+	t.Helper()
+	c, all := s.config(t, backend, listeners)
+	left, err := s.Reload(c, all, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return left
+}
+
+func (s *reloadable) dial(t *testing.T, name string) client {
+	t.Helper()
+	c, err := net.Dial("unix", filepath.Join(s.dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	client := client{c, bufio.NewReader(c)}
+	client.hear(t)
+	return client
+}
+
+// send sends a message, or the rest of it after some commands, and returns the
+// answer.
+func (c client) send(t *testing.T, done int) string {
+	t.Helper()
+	for _, line := range []string{"LHLO x", "MAIL FROM:<>", "RCPT TO:<a@x.example>", "DATA"}[done:] {
+		c.ask(t, line)
+	}
+	return c.ask(t, "Subject: x\r\n.")
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// A transaction ends where it has begun; the next one of the same session is
+// the new configuration's.
+func TestReloadBetweenTransactions(t *testing.T) {
+	s := newReloadable(t, "old", "a protocol = 'lmtp'")
+	idle, busy := s.dial(t, "a"), s.dial(t, "a")
+	if got := idle.send(t, 0); got != "250 2.0.0 <a@x.example> by old of a (ID)" {
+		t.Error(got)
+	}
+	busy.ask(t, "LHLO x")
+	busy.ask(t, "MAIL FROM:<>")
+	left := s.reload(t, "new", "a2 protocol = 'lmtp'")
+	if got := idle.send(t, 1); got != "250 2.0.0 <a@x.example> by new of a2 (ID)" {
+		t.Error(got)
+	}
+	if isClosed(left) {
+		t.Error("the old backends may be closed while a transaction is theirs")
+	}
+	if got := busy.send(t, 2); got != "250 2.0.0 <a@x.example> by old of a (ID)" {
+		t.Error(got)
+	}
+	busy.ask(t, "NOOP")
+	<-left
+	if got := busy.send(t, 1); got != "250 2.0.0 <a@x.example> by new of a2 (ID)" {
+		t.Error(got)
+	}
+	if got := s.dial(t, "a").send(t, 0); got != "250 2.0.0 <a@x.example> by new of a2 (ID)" {
+		t.Error(got)
+	}
+}
+
+// Listeners come and go; a session of one that is gone, or speaks another
+// protocol now, stays what it is.
+func TestReloadOfListeners(t *testing.T) {
+	s := newReloadable(t, "old", "a protocol = 'lmtp'\nb protocol = 'lmtp'\nc protocol = 'lmtp'")
+	stays, goes, changes := s.dial(t, "a"), s.dial(t, "b"), s.dial(t, "c")
+	left := s.reload(t, "new", "a protocol = 'lmtp'\nc protocol = 'smtp'\nd protocol = 'lmtp'")
+	if _, err := net.Dial("unix", filepath.Join(s.dir, "b")); err == nil {
+		t.Error("the listener that is gone still answers")
+	}
+	for _, test := range []struct {
+		client client
+		want   string
+	}{
+		{stays, "250 2.0.0 <a@x.example> by new of a (ID)"},
+		{goes, "250 2.0.0 <a@x.example> by old of b (ID)"},
+		{changes, "250 2.0.0 <a@x.example> by old of c (ID)"},
+		{s.dial(t, "d"), "250 2.0.0 <a@x.example> by new of d (ID)"},
+	} {
+		if got := test.client.send(t, 0); got != test.want {
+			t.Errorf("got %q, want %q", got, test.want)
+		}
+	}
+	if isClosed(left) {
+		t.Error("nobody is left with the old backends")
+	}
+	goes.ask(t, "QUIT")
+	changes.Close()
+	<-left
+}
+
+// What cannot be used changes nothing.
+func TestReloadThatFails(t *testing.T) {
+	s := newReloadable(t, "old", "a protocol = 'lmtp'")
+	other, err := net.Listen("unix", filepath.Join(s.dir, "c"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	for listeners, want := range map[string]string{
+		"a protocol = 'lmtp'\nb protocol = 'lmtp'\nc protocol = 'lmtp'": "test.toml:18: listener[2].address: " + filepath.Join(s.dir, "c") + ": another process answers on it",
+		"a protocol = 'lmtp'; dsn = true":                               `ends in backend "new"`,
+	} {
+		c, all := s.config(t, "new", listeners)
+		if _, err := s.Reload(c, all, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+	if _, err := net.Dial("unix", filepath.Join(s.dir, "b")); err == nil {
+		t.Error("a listener is open")
+	}
+	if got := s.dial(t, "a").send(t, 0); got != "250 2.0.0 <a@x.example> by old of a (ID)" {
+		t.Error(got)
+	}
+}
+
+// What stays the same in the configuration goes on as it was: rates, limits of
+// connections, the budget of the spool. Trust is judged anew.
+func TestReloadInherits(t *testing.T) {
+	const keys = "a protocol = 'lmtp'; xforward = ['unix']; rate = [{ by = 'recipient', messages = 1 }]; limits.connections = 2"
+	s := newReloadable(t, "old", keys)
+	c := s.dial(t, "a")
+	c.send(t, 0)
+	spool := s.spool
+	s.reload(t, "new", strings.Replace(keys, "'unix'", "", 1))
+	if got := c.ask(t, "XFORWARD NAME=x.example"); got != "550 5.7.0 insufficient authorization" {
+		t.Errorf("whom we trusted gets %q", got)
+	}
+	if got := c.ask(t, "MAIL FROM:<>", "RCPT TO:<a@x.example>"); !strings.HasPrefix(got, "450 4.7.1") {
+		t.Errorf("the rate is forgotten: %q", got)
+	}
+	if s.spool != spool {
+		t.Error("there is another spool")
+	}
+	s.dial(t, "a")
+	if third, err := net.Dial("unix", filepath.Join(s.dir, "a")); err != nil {
+		t.Error(err)
+	} else if got := (client{third, bufio.NewReader(third)}).hear(t); !strings.HasPrefix(got, "421 4.7.0") {
+		t.Errorf("the third connection gets %q", got)
+	}
+}
+
+// Reloads, sessions and a shutdown at the same time leave nothing behind.
+func TestReloadUnderLoad(t *testing.T) {
+	s := newReloadable(t, "old", "a protocol = 'lmtp'\nb protocol = 'lmtp'")
+	var clients sync.WaitGroup
+	stop := make(chan struct{})
+	for i := range 4 {
+		clients.Go(func() {
+			for !isClosed(stop) {
+				c := s.dial(t, "a")
+				for range 1 + i {
+					if got := c.send(t, 0); !strings.HasPrefix(got, "250 2.0.0 <a@x.example> by ") {
+						t.Errorf("got %q", got)
+						return
+					}
+				}
+				c.ask(t, "QUIT")
+			}
+		})
+	}
+	var left []<-chan struct{}
+	for i := range 40 {
+		left = append(left, s.reload(t, []string{"old", "new"}[i%2], []string{"a protocol = 'lmtp'\nb protocol = 'lmtp'", "a protocol = 'lmtp'"}[i%2]))
+	}
+	close(stop)
+	clients.Wait()
+	for i, l := range left {
+		select {
+		case <-l:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("somebody is left with configuration %d", i)
+		}
+	}
+}
