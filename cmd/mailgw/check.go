@@ -73,7 +73,7 @@ func check(ctx context.Context, config string, stdout, stderr io.Writer) error {
 		fmt.Fprintf(stdout, "named route %s -> %s\n", name, strings.Join(c.NamedRoutes[name], ", "))
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Backends)) {
-		printBackend(stdout, name, c.Backends[name], hosts[name])
+		printBackend(stdout, name, c.Backends[name], hosts[name].Host)
 	}
 	return nil
 }

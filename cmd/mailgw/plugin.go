@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -85,7 +86,37 @@ func nameProcess(plugin string) {
 
 // hosts are the running plugins of a configuration, by the name of the
 // backend.
-type hosts map[string]*plugins.Host
+type hosts map[string]*host
+
+// A host is a running plugin, and what it was started from.
+type host struct {
+	*plugins.Host
+	command plugins.Command
+	program os.FileInfo
+}
+
+// startHost starts a plugin.
+func startHost(ctx context.Context, command plugins.Command) (*host, error) {
+	program, err := os.Stat(command.Path)
+	if err != nil {
+		return nil, err
+	}
+	h, err := plugins.Start(ctx, command)
+	if err != nil {
+		return nil, err
+	}
+	return &host{h, command, program}, nil
+}
+
+// runs reports whether h is what starting command would bring.
+func (h *host) runs(command plugins.Command) bool {
+	now, err := os.Stat(command.Path)
+	if err != nil || !os.SameFile(now, h.program) || !now.ModTime().Equal(h.program.ModTime()) || now.Size() != h.program.Size() {
+		return false
+	}
+	command.Log = h.command.Log
+	return reflect.DeepEqual(command, h.command)
+}
 
 // startBackends starts the plugins of the named backends, side by side. If
 // there are problems with the file, or a plugin does not start, it stops those
@@ -103,7 +134,7 @@ func startBackends(ctx context.Context, c *gateway.Config, names []string, probl
 	})
 	for _, name := range names {
 		starting.Go(func() {
-			host, err := plugins.Start(ctx, pluginOf(c, name, log))
+			host, err := startHost(ctx, pluginOf(c, name, log))
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
@@ -152,7 +183,7 @@ func startProblems(c *gateway.Config, name string, err error) (problems gateway.
 func (h hosts) backends() map[string]backends.Backend {
 	all := map[string]backends.Backend{}
 	for name, host := range h {
-		all[name] = host
+		all[name] = host.Host
 	}
 	return all
 }

@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -29,6 +29,8 @@ func serveCommand() *cobra.Command {
 sessions with 421, waits for the transactions under way as long as
 shutdown_timeout says, and stops the plugins. A second signal ends it at once:
 clients without an answer try again.
+
+SIGHUP, or mailgw reload, has it read the configuration again.
 
 Before it listens it starts the plugin of every backend that stands in a route
 or is asked. If one does not start, or the configuration has a problem, all
@@ -71,6 +73,10 @@ func isTerminal(w io.Writer) bool {
 // serve runs the gateway of a configuration file until a signal comes.
 func serve(config string, stdout, stderr io.Writer) error {
 	ctx := untilSignal()
+	config, err := filepath.Abs(config) // the working directory changes
+	if err != nil {
+		return exitError{exitSystem, err}
+	}
 	c, problems, err := loadConfig(config, stderr)
 	if err != nil {
 		return err
@@ -85,10 +91,11 @@ func serve(config string, stdout, stderr io.Writer) error {
 	case err != nil:
 		return exitError{exitConfig, err}
 	}
-	err = serveBackends(ctx, c, hosts, log, stdout)
-	hosts.close(log)
+	s := &service{file: config, stderr: stderr, config: c, hosts: hosts, log: log}
+	err = s.serve(ctx, stdout)
+	s.close()
 	if err == nil {
-		log.Info("stopped")
+		s.log.Info("stopped")
 	}
 	return err
 }
@@ -109,30 +116,35 @@ func untilSignal() context.Context {
 	return ctx
 }
 
-// serveBackends takes mail for running backends until ctx ends.
-func serveBackends(ctx context.Context, c *gateway.Config, hosts hosts, log *slog.Logger, stdout io.Writer) error {
-	server, err := gateway.New(c, hosts.backends(), log)
-	if err != nil {
+// serve takes mail until ctx ends, and reads the configuration again when it
+// is asked to.
+func (s *service) serve(ctx context.Context, stdout io.Writer) (err error) {
+	if s.server, err = gateway.New(s.config, s.hosts.backends(), s.log); err != nil {
 		return exitError{exitConfig, err}
 	}
-	if err := server.Listen(); err != nil {
+	if err := s.server.Listen(); err != nil {
 		return exitError{exitSystem, explainListen(err)}
 	}
-	go server.Serve()
-	for i := range c.Listeners {
-		l := &c.Listeners[i]
-		log.Info("listening", "listener", l.Name, "protocol", l.Protocol, "address", boundTo(l, server.Addrs()))
-	}
-	printHints(stdout, c, server.Addrs())
+	go s.server.Serve()
+	s.logListening()
+	printHints(stdout, s.config, s.server.Addrs())
 
-	<-ctx.Done()
-	log.Info("stopping", "timeout", c.ShutdownTimeout, "hint", "a second signal ends it at once")
-	deadline, cancel := context.WithTimeout(context.Background(), c.ShutdownTimeout)
+	s.reloadUntil(ctx)
+	log := s.log
+	log.Info("stopping", "timeout", s.config.ShutdownTimeout, "hint", "a second signal ends it at once")
+	deadline, cancel := context.WithTimeout(context.Background(), s.config.ShutdownTimeout)
 	defer cancel()
-	if err := server.Shutdown(deadline); err != nil {
+	if err := s.server.Shutdown(deadline); err != nil {
 		log.Warn("not all transactions ended in time", "error", err)
 	}
 	return nil
+}
+
+func (s *service) logListening() {
+	for i := range s.config.Listeners {
+		l := &s.config.Listeners[i]
+		s.log.Info("listening", "listener", l.Name, "protocol", l.Protocol, "address", boundTo(l, s.server.Addrs()))
+	}
 }
 
 // explainListen adds what to do where the system only says no.
