@@ -19,6 +19,7 @@ import (
 var imports = map[string][]string{
 	"backends":             {"xforward"},
 	"backends/...":         {"backends", "internal/settings", "internal/smtp"},
+	"backends/dkim":        {"backends", "blitiri.com.ar/go/spf", "github.com/emersion/go-msgauth/...", "golang.org/x/net/..."},
 	"backends/relay":       {"backends", "internal/smtp", "internal/smtpclient", "xforward"},
 	"backends/users":       {"backends", "internal/smtp", "github.com/xdg-go/...", "golang.org/x/crypto/bcrypt"},
 	"xforward":             {},
@@ -30,6 +31,7 @@ var imports = map[string][]string{
 	"plugins/internal/pb":  {"google.golang.org/..."},
 	"cmd/mailgw":           {"gateway", "plugins", "backends/...", "internal/...", "xforward", "github.com/spf13/cobra", "golang.org/x/sys/unix", "golang.org/x/term"},
 	"internal/gatewaytest": {},
+	"internal/dnstest":     {"golang.org/x/net/dns/dnsmessage"},
 	"internal/peers":       {},
 	"internal/bench":       {"internal/peers"},
 	"examples/roster":      {"backends", "plugins"},

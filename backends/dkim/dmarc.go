@@ -1,0 +1,165 @@
+package dkim
+
+import (
+	"context"
+	"errors"
+	"io"
+	"mime"
+	"net/mail"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/emersion/go-msgauth/authres"
+	"github.com/emersion/go-msgauth/dmarc"
+	"golang.org/x/net/publicsuffix"
+)
+
+// authors are the domains of a From field.
+type authors struct {
+	domains []string // in A-labels, each once
+
+	// malformed says that there is not just one From field, or that it is
+	// not as RFC 5322 has it. domains are then all that a program may take for
+	// one.
+	malformed bool
+}
+
+// An author's name may be in a charset that we do not know. It does not matter.
+var addresses = mail.AddressParser{WordDecoder: &mime.WordDecoder{
+	CharsetReader: func(_ string, in io.Reader) (io.Reader, error) { return in, nil },
+}}
+
+var afterAt = regexp.MustCompile(`@\s*([^\s<>()\[\],;:@"\\]+)`)
+
+func authorsOf(m *message) (a authors) {
+	fields := m.values("From")
+	a.malformed = len(fields) != 1
+	add := func(domain string) {
+		domain = asciiDomain(strings.TrimSuffix(domain, "."))
+		if !isDomain(domain) {
+			a.malformed = true
+		} else if !slices.Contains(a.domains, domain) && len(a.domains) <= maxAuthors {
+			a.domains = append(a.domains, domain)
+		}
+	}
+	for _, field := range fields {
+		list, err := addresses.ParseList(field)
+		for _, address := range list {
+			add(address.Address[strings.LastIndexByte(address.Address, '@')+1:])
+		}
+		if err != nil {
+			a.malformed = true
+			for _, match := range afterAt.FindAllStringSubmatch(field, -1) {
+				add(match[1])
+			}
+		}
+	}
+	return a
+}
+
+// maxAuthors is of how many domains the policy is looked up.
+const maxAuthors = 10
+
+// A policy is what a domain wants to be done with mail that is not its own.
+type policy struct {
+	author string
+	record *dmarc.Record
+	err    error // dmarc.ErrNoPolicy if there is none
+}
+
+// policiesOf looks up the policies of all authors: RFC 7489, section 6.6.1.
+func (b *backend) policiesOf(ctx context.Context, a authors) (policies []policy) {
+	for _, author := range a.domains[:min(len(a.domains), maxAuthors)] {
+		record, err := b.policyOf(ctx, author)
+		policies = append(policies, policy{author, record, err})
+	}
+	return policies
+}
+
+// policyOf looks up the policy that holds for a domain: RFC 7489, section 6.6.3.
+func (b *backend) policyOf(ctx context.Context, author string) (*dmarc.Record, error) {
+	record, err := b.lookupPolicy(ctx, author)
+	if org := organizational(author); errors.Is(err, dmarc.ErrNoPolicy) && org != author {
+		record, err = b.lookupPolicy(ctx, org)
+		if err == nil && record.SubdomainPolicy != "" {
+			record.Policy = record.SubdomainPolicy
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	// A domain that asks for a part of its mail only (pct) is trying out a
+	// policy, which then counts as the one below. That is the same for each
+	// message, and what t=y means in the successor of RFC 7489.
+	if record.Percent != nil && *record.Percent < 100 {
+		record.Policy = below[record.Policy]
+	}
+	return record, nil
+}
+
+var below = map[dmarc.Policy]dmarc.Policy{
+	dmarc.PolicyReject:     dmarc.PolicyQuarantine,
+	dmarc.PolicyQuarantine: dmarc.PolicyNone,
+	dmarc.PolicyNone:       dmarc.PolicyNone,
+}
+
+func (b *backend) lookupPolicy(ctx context.Context, domain string) (*dmarc.Record, error) {
+	return dmarc.LookupWithOptions(domain, &dmarc.LookupOptions{LookupTXT: func(name string) ([]string, error) {
+		records, err := b.dns.LookupTXT(ctx, name)
+		records = slices.DeleteFunc(records, func(r string) bool { return !strings.HasPrefix(r, "v=DMARC1") })
+		if len(records) > 1 { // which is as good as none
+			records = nil
+		}
+		return records, err
+	}})
+}
+
+// organizational returns the domain that somebody has registered: RFC 7489,
+// section 3.2.
+func organizational(domain string) string {
+	if org, err := publicsuffix.EffectiveTLDPlusOne(domain); err == nil {
+		return org
+	}
+	return domain // a public suffix
+}
+
+// aligned reports whether a domain speaks for an author: RFC 7489, section 3.1.
+func aligned(mode dmarc.AlignmentMode, domain, author string) bool {
+	return domain == author || mode == dmarc.AlignmentRelaxed && organizational(domain) == organizational(author)
+}
+
+// A dmarcResult is what DMARC says of a message and one author.
+type dmarcResult struct {
+	value  authres.ResultValue
+	author string       // "" if nobody can be told
+	policy dmarc.Policy // what to do if it is no pass; "" if it is not known
+}
+
+// judge says what the checks mean for an author.
+func (p policy) judge(signatures []dkimResult, spf spfResult) dmarcResult {
+	switch {
+	case errors.Is(p.err, dmarc.ErrNoPolicy):
+		return dmarcResult{authres.ResultNone, p.author, dmarc.PolicyNone}
+	case dmarc.IsTempFail(p.err):
+		return dmarcResult{authres.ResultTempError, p.author, ""}
+	case p.err != nil:
+		return dmarcResult{authres.ResultPermError, p.author, dmarc.PolicyNone}
+	}
+	var found []authres.ResultValue
+	for _, s := range signatures {
+		if aligned(p.record.DKIMAlignment, s.domain, p.author) {
+			found = append(found, s.value)
+		}
+	}
+	if aligned(p.record.SPFAlignment, spf.domain, p.author) {
+		found = append(found, spf.value)
+	}
+	// One that cannot be had now may pass later.
+	for _, value := range []authres.ResultValue{authres.ResultPass, authres.ResultTempError} {
+		if slices.Contains(found, value) {
+			return dmarcResult{value, p.author, p.record.Policy}
+		}
+	}
+	return dmarcResult{authres.ResultFail, p.author, p.record.Policy}
+}
