@@ -13,6 +13,7 @@ import (
 
 	"github.com/mailgw/mailgw/backends/clamav"
 	"github.com/mailgw/mailgw/backends/discard"
+	"github.com/mailgw/mailgw/backends/dkim"
 	"github.com/mailgw/mailgw/backends/maildir"
 	"github.com/mailgw/mailgw/backends/relay"
 	"github.com/mailgw/mailgw/backends/static"
@@ -24,6 +25,7 @@ import (
 // name of each.
 var shippedDefaults = map[string]any{
 	"clamav":  clamav.Defaults,
+	"dkim":    dkim.Defaults,
 	"discard": discard.Defaults,
 	"maildir": maildir.Defaults,
 	"relay":   relay.Defaults,

@@ -17,6 +17,7 @@ import (
 	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/backends/clamav"
 	"github.com/mailgw/mailgw/backends/discard"
+	"github.com/mailgw/mailgw/backends/dkim"
 	"github.com/mailgw/mailgw/backends/maildir"
 	"github.com/mailgw/mailgw/backends/relay"
 	"github.com/mailgw/mailgw/backends/static"
@@ -32,6 +33,7 @@ var shipped = []struct {
 	serve       func()
 }{
 	{"clamav", "have clamd look for viruses", func() { plugins.Serve(clamav.Defaults, clamav.New) }},
+	{"dkim", "sign mail, and tell whether DKIM, SPF and DMARC speak for it", func() { plugins.Serve(dkim.Defaults, dkim.New) }},
 	{"discard", "take every message and throw it away", func() { plugins.Serve(discard.Defaults, discard.New) }},
 	{"maildir", "deliver into Maildirs", func() { plugins.Serve(maildir.Defaults, maildir.New) }},
 	{"relay", "pass mail on to other servers, over SMTP or LMTP", func() { plugins.Serve(relay.Defaults, relay.New) }},
