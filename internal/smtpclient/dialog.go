@@ -67,6 +67,9 @@ func (w blockWriter) Write(p []byte) (int, error) {
 	if err := w.c.await(w.c.timeout(Message)); err != nil {
 		return 0, err
 	}
+	if w.c.inMessage && w.c.saidEarly() {
+		return 0, errEarly
+	}
 	return w.c.conn.Write(p)
 }
 
@@ -142,9 +145,13 @@ func (c *Conn) lastWords(stage Stage, err error) {
 	if c.ctx.Err() == nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		reply, _ = c.hear(stage)
 	}
-	if isRefusal(reply) {
+	switch {
+	case isRefusal(reply):
 		c.hangUp(&Error{Stage: stage, Reply: reply})
-	} else {
+	case c.inMessage && reply.Code != 0:
+		c.fail(stage, errEarly)
+	case err != errEarly || c.broken == nil: // else hear has told what it was
+
 		c.fail(stage, lost(err))
 	}
 }

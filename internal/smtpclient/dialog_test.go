@@ -2,6 +2,7 @@ package smtpclient
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/mailgw/mailgw/internal/smtp"
 )
@@ -19,6 +21,7 @@ import (
 //	> a command of steps, that the caller of the client gives
 //	< what comes of it
 //	C: a line that the client sends, without its CRLF
+//	C~ "octets that the client sends, as a Go string\n", or the beginning of a line
 //	C. the client hangs up
 //	S: a line that the server sends
 //	S~ "octets that the server sends, as a Go string\n"
@@ -45,7 +48,7 @@ func readScript(t *testing.T, path string) (s script) {
 			s.want = append(s.want, l)
 		case "<":
 			s.want = append(s.want, l)
-		case "C:", "C.", "S:", "S~", "S.":
+		case "C:", "C~", "C.", "S:", "S~", "S.":
 			s.server = append(s.server, l)
 		case "#", "":
 		default:
@@ -55,10 +58,21 @@ func readScript(t *testing.T, path string) (s script) {
 	return s
 }
 
-// play is the server's part.
+// play is the server's part. At the end the client has to hang up.
 func (s script) play(conn net.Conn) error {
 	defer conn.Close()
-	r, w := bufio.NewReader(conn), bufio.NewWriter(conn)
+	r := bufio.NewReader(conn)
+	if err := s.say(conn, r); err != nil || s.server[len(s.server)-1] == "S." {
+		return err
+	}
+	if rest, _ := io.ReadAll(r); len(rest) > 0 {
+		return fmt.Errorf("client said more: %q", rest)
+	}
+	return nil
+}
+
+func (s script) say(conn net.Conn, r *bufio.Reader) error {
+	w := bufio.NewWriter(conn)
 	for _, l := range s.server {
 		kind, text, _ := strings.Cut(l, " ")
 		switch kind {
@@ -76,12 +90,16 @@ func (s script) play(conn net.Conn) error {
 		if err := w.Flush(); err != nil {
 			return fmt.Errorf("before %s: %w", l, err)
 		}
-		switch got, err := "", error(nil); kind {
+		switch kind {
 		case "S.":
 			return nil
 		case "C:":
-			if got, err = r.ReadString('\n'); got != text+"\r\n" {
+			if got, err := r.ReadString('\n'); got != text+"\r\n" {
 				return fmt.Errorf("client said %q, %v; want %q", got, err, text)
+			}
+		case "C~":
+			if err := readRaw(r, text); err != nil {
+				return err
 			}
 		case "C.":
 			if rest, _ := io.ReadAll(r); len(rest) > 0 {
@@ -89,19 +107,31 @@ func (s script) play(conn net.Conn) error {
 			}
 		}
 	}
-	w.Flush()
-	if rest, _ := io.ReadAll(r); len(rest) > 0 {
-		return fmt.Errorf("client said more: %q", rest)
+	return w.Flush()
+}
+
+// readRaw reads octets, or a line that begins with text.
+func readRaw(r *bufio.Reader, text string) error {
+	if raw, err := strconv.Unquote(text); err == nil {
+		got := make([]byte, len(raw))
+		if _, err := io.ReadFull(r, got); string(got) != raw {
+			return fmt.Errorf("client said %q, %v; want %q", got, err, raw)
+		}
+		return nil
+	}
+	if got, err := r.ReadString('\n'); err != nil || !strings.HasPrefix(got, text) {
+		return fmt.Errorf("client said %q, %v; want %q", got, err, text)
 	}
 	return nil
 }
 
 // A caller does the steps of a script.
 type caller struct {
-	t       *testing.T
-	c       *Conn
-	message string
-	said    []string // what came of them
+	t          *testing.T
+	c          *Conn
+	message    string
+	unreadable bool     // after its first octets
+	said       []string // what came of them
 }
 
 func (u *caller) step(text string) {
@@ -128,6 +158,8 @@ func (u *caller) step(text string) {
 		if u.message, err = strconv.Unquote(args); err != nil {
 			u.t.Fatal(err)
 		}
+	case "unreadable":
+		u.unreadable = true
 	case "send":
 		u.send(words)
 	case "reset":
@@ -141,13 +173,19 @@ func (u *caller) step(text string) {
 	}
 }
 
-// send sends to the words that are no parameters of MAIL and not "chunking".
+// send sends to the words that are no parameters of MAIL, not "chunking" and
+// not the size that is said to be the message's.
 func (u *caller) send(words []string) {
 	tx := Transaction{Sender: "s@x", Message: strings.NewReader(u.message), Size: int64(len(u.message))}
+	if u.unreadable {
+		tx.Message = io.MultiReader(strings.NewReader("Sub"), iotest.ErrReader(errors.New("disk on fire")))
+	}
 	for _, w := range words {
 		switch {
 		case w == "chunking":
 			tx.Chunking = true
+		case strings.HasPrefix(w, "size="):
+			tx.Size, _ = strconv.ParseInt(w[5:], 10, 64)
 		case strings.Contains(w, "="):
 			tx.Params = append(tx.Params, w)
 		default:

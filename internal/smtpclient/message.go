@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"syscall"
 
 	"github.com/mailgw/mailgw/internal/smtp"
 )
@@ -42,6 +43,8 @@ func (d *delivery) chunk() error {
 // write copies the message to w and ends it. If it cannot, it hangs up, so
 // that the server throws the message away.
 func (d *delivery) write(w io.Writer, message io.Reader, end func() error) error {
+	d.inMessage = true
+	defer func() { d.inMessage = false }()
 	octets, err := d.copy(w, message)
 	if err == nil {
 		err = messageError(end())
@@ -79,6 +82,27 @@ func (c *Conn) copy(w io.Writer, message io.Reader) (octets int64, err error) {
 			return octets, MessageError{readErr}
 		}
 	}
+}
+
+var errEarly = errors.New("reply before the end of the message")
+
+// saidEarly reports whether there is a reply to read in the middle of a message,
+// or the end. What the server says next would not be of the whole message, then;
+// and if it refuses the message already, it is spared the rest.
+func (c *Conn) saidEarly() bool {
+	socket, ok := c.raw.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	control, err := socket.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var nothing error
+	err = control.Control(func(fd uintptr) {
+		_, _, nothing = syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	})
+	return err == nil && nothing == nil
 }
 
 // messageError makes a MessageError of the one error of a DotWriter that the

@@ -86,6 +86,7 @@ type Conn struct {
 	ctx        context.Context   // of the method that runs
 	extensions map[string]string // announced: keyword, in upper case, to what follows it
 	broken     *Error            // why the connection is of no more use
+	inMessage  bool              // what is written is part of one
 	buffer     []byte            // for messages on their way, once there was one
 }
 
