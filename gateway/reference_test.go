@@ -18,6 +18,7 @@ import (
 	"github.com/mailgw/mailgw/backends/relay"
 	"github.com/mailgw/mailgw/backends/static"
 	"github.com/mailgw/mailgw/backends/users"
+	"github.com/mailgw/mailgw/backends/webhook"
 	"github.com/mailgw/mailgw/internal/settings"
 )
 
@@ -31,6 +32,7 @@ var shippedDefaults = map[string]any{
 	"relay":   relay.Defaults,
 	"static":  static.Defaults,
 	"users":   users.Defaults,
+	"webhook": webhook.Defaults,
 }
 
 // reference is gateway.toml as it is, and with the keys that are commented out,

@@ -22,6 +22,7 @@ import (
 	"github.com/mailgw/mailgw/backends/relay"
 	"github.com/mailgw/mailgw/backends/static"
 	"github.com/mailgw/mailgw/backends/users"
+	"github.com/mailgw/mailgw/backends/webhook"
 	"github.com/mailgw/mailgw/gateway"
 	"github.com/mailgw/mailgw/internal/settings"
 	"github.com/mailgw/mailgw/plugins"
@@ -39,6 +40,7 @@ var shipped = []struct {
 	{"relay", "pass mail on to other servers, over SMTP or LMTP", func() { plugins.Serve(relay.Defaults, relay.New) }},
 	{"static", "answer by recipient pattern, for tests and demonstrations", func() { plugins.Serve(static.Defaults, static.New) }},
 	{"users", "tell users by their passwords, and who may send as whom", func() { plugins.Serve(users.Defaults, users.New) }},
+	{"webhook", "ask an HTTP server about each message", func() { plugins.Serve(webhook.Defaults, webhook.New) }},
 }
 
 func shippedNames() (names []string) {
