@@ -80,6 +80,14 @@ func (c *client) say(code int, command string) error {
 // begin begins a transaction, up to where the message is sent. Parameters
 // may follow an address: "ann@peers.example> NOTIFY=NEVER".
 func (c *client) begin(from string, to ...string) error {
+	if err := c.envelope(from, to...); err != nil {
+		return err
+	}
+	return c.say(354, "DATA")
+}
+
+// envelope says who sends to whom.
+func (c *client) envelope(from string, to ...string) error {
 	if err := c.say(250, "MAIL FROM:"+path(from)); err != nil {
 		return err
 	}
@@ -88,7 +96,7 @@ func (c *client) begin(from string, to ...string) error {
 			return err
 		}
 	}
-	return c.say(354, "DATA")
+	return nil
 }
 
 // path puts an address into angle brackets.
