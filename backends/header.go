@@ -21,22 +21,37 @@ const (
 // fold it; its index is the position that edits want. There may be white space
 // before its colon.
 func ReadHeader(r *bufio.Reader) (fields [][]byte, err error) {
-	for size := 0; ; {
+	for room := maxHeader; ; {
 		start, err := peekLine(r)
 		if err != nil || !IsHeaderLine(start, len(fields) > 0) {
 			return fields, err
 		}
-		line, err := r.ReadBytes('\n')
-		if err != nil && err != io.EOF {
+		line, err := readLine(r, room)
+		if err != nil {
 			return fields, err
 		}
-		if size += len(line); size > maxHeader {
-			return fields, errors.New("the header is too large")
-		}
+		room -= len(line)
 		if line[0] == ' ' || line[0] == '\t' {
 			fields[len(fields)-1] = append(fields[len(fields)-1], line...)
 		} else {
 			fields = append(fields, line)
+		}
+	}
+}
+
+// readLine reads a line of at most room octets. The last one may have no end.
+func readLine(r *bufio.Reader, room int) (line []byte, err error) {
+	for {
+		part, err := r.ReadSlice('\n')
+		if len(line)+len(part) > room {
+			return nil, errors.New("the header is too large")
+		}
+		line = append(line, part...)
+		if err == nil || err == io.EOF {
+			return line, nil
+		}
+		if err != bufio.ErrBufferFull {
+			return nil, err
 		}
 	}
 }

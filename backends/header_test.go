@@ -3,6 +3,7 @@ package backends
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"io"
 	"slices"
 	"strings"
@@ -46,6 +47,61 @@ func TestReadHeader(t *testing.T) {
 	}
 }
 
+// A header without an end costs no more memory than the largest one that is
+// taken, however it is cut into lines.
+func TestHeaderThatIsTooLarge(t *testing.T) {
+	const most = 4 << 20
+	for name, test := range map[string]struct {
+		begin, line string
+		large       bool
+	}{
+		"one line":        {"X: ", "x", true},
+		"folded lines":    {"X: \r\n", " x\r\n", true},
+		"many fields":     {"", "X: " + strings.Repeat("x", 100) + "\r\n", true},
+		"a body":          {"X: 1\r\n\r\n", "x", false},
+		"no field at all": {"", "x", false},
+	} {
+		endless := &repeated{text: test.line}
+		fields, err := ReadHeader(bufio.NewReader(io.MultiReader(strings.NewReader(test.begin), endless)))
+		if (err != nil) != test.large || err != nil && err.Error() != "the header is too large" {
+			t.Errorf("%s: got %d fields, %v", name, len(fields), err)
+		}
+		if endless.read > most+8192 {
+			t.Errorf("%s: %d octets were read", name, endless.read)
+		}
+	}
+	whole := "X: " + strings.Repeat("x", most-5) + "\r\n"
+	if fields, err := ReadHeader(bufio.NewReader(strings.NewReader(whole))); err != nil || len(fields) != 1 || string(fields[0]) != whole {
+		t.Errorf("a header of %d octets: got %d fields, %v", len(whole), len(fields), err)
+	}
+}
+
+// repeated gives a text without end.
+type repeated struct {
+	text string
+	read int
+}
+
+func (r *repeated) Read(p []byte) (n int, err error) {
+	for n < len(p) {
+		k := copy(p[n:], r.text[r.read%len(r.text):])
+		n += k
+		r.read += k
+	}
+	return n, nil
+}
+
+// A header that breaks off is an error, never a shorter header.
+func TestHeaderThatBreaksOff(t *testing.T) {
+	broken := errors.New("broken")
+	for _, begin := range []string{"", "A", "A: 1", "A: 1\r\n", "A: 1\r\n folded", "A: " + strings.Repeat("x", 5000)} {
+		r := io.MultiReader(strings.NewReader(begin), iotest.ErrReader(broken))
+		if fields, err := ReadHeader(bufio.NewReader(r)); err != broken {
+			t.Errorf("%.20q: got %q, %v, want %v", begin, fields, err, broken)
+		}
+	}
+}
+
 func TestDigestTellsEdits(t *testing.T) {
 	const before = "A: 1\r\nB: 2\r\n folded\r\nC: 3\r\n\r\nbody\r\n"
 	for _, test := range []struct {
@@ -70,6 +126,24 @@ func TestDigestTellsEdits(t *testing.T) {
 		if added != test.added || removed != test.removed || body != test.body {
 			t.Errorf("%q: got +%d-%d, body %t; want +%d-%d, %t", test.after, added, removed, body, test.added, test.removed, test.body)
 		}
+	}
+}
+
+// With more fields than are compared, all of them count as changed but for
+// those at the beginning and the end.
+func TestDigestOfVeryManyFields(t *testing.T) {
+	const fields = 3000
+	a, b := Digest{Fields: []uint64{1}}, Digest{Fields: []uint64{1}}
+	for i := range uint64(fields) {
+		a.Fields = append(a.Fields, 10+2*i)
+		b.Fields = append(b.Fields, 10+2*(i/2))
+	}
+	a.Fields, b.Fields = append(a.Fields, 2), append(b.Fields, 2)
+	if added, removed, body := b.Since(a); added != fields-1 || removed != fields-1 || body {
+		t.Errorf("got +%d-%d, body %t", added, removed, body)
+	}
+	if added, removed, _ := a.Since(a); added != 0 || removed != 0 {
+		t.Errorf("against itself: got +%d-%d", added, removed)
 	}
 }
 
