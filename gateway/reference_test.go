@@ -16,6 +16,7 @@ import (
 	"github.com/mailgw/mailgw/backends/dkim"
 	"github.com/mailgw/mailgw/backends/maildir"
 	"github.com/mailgw/mailgw/backends/relay"
+	"github.com/mailgw/mailgw/backends/rspamd"
 	"github.com/mailgw/mailgw/backends/static"
 	"github.com/mailgw/mailgw/backends/users"
 	"github.com/mailgw/mailgw/backends/webhook"
@@ -30,6 +31,7 @@ var shippedDefaults = map[string]any{
 	"discard": discard.Defaults,
 	"maildir": maildir.Defaults,
 	"relay":   relay.Defaults,
+	"rspamd":  rspamd.Defaults,
 	"static":  static.Defaults,
 	"users":   users.Defaults,
 	"webhook": webhook.Defaults,

@@ -33,8 +33,9 @@ const (
 )
 
 func parseEffect(text string) (effect, error) {
-	if route, ok := strings.CutPrefix(text, "divert:"); ok && route != "" {
-		return effect{divert, route}, nil
+	if route, ok := strings.CutPrefix(text, "divert:"); ok {
+		trial := backends.DataContext{Envelope: backends.Envelope{Recipients: make([]backends.Recipient, 1)}}
+		return effect{divert, route}, trial.Divert(0, route)
 	}
 	e := effect{kind: effectKind(text)}
 	if !slices.Contains([]effectKind{pass, mark, retitle, tempfail, reject, discard}, e.kind) {

@@ -190,7 +190,7 @@ func TestBadSettingsNameTheirKey(t *testing.T) {
 		{func(s *Settings) { s.Hostname = "mx\r\nIP: 127.0.0.1" }, `hostname: "mx\r\nIP: 127.0.0.1" has a control character`},
 		{func(s *Settings) { s.SettingsID = "x\n" }, `settings_id: "x\n" has a control character`},
 		{func(s *Settings) { s.Actions = map[string]string{"reject": "bounce"} }, `actions.reject: "bounce" is none of`},
-		{func(s *Settings) { s.Actions = map[string]string{"add header": "divert:"} }, `actions."add header": "divert:" is none of`},
+		{func(s *Settings) { s.Actions = map[string]string{"add header": "divert:"} }, `actions."add header": edit: divert recipient 0: route "" is no name`},
 	}
 	for _, tt := range tests {
 		s := Defaults

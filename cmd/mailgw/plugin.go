@@ -20,6 +20,7 @@ import (
 	"github.com/mailgw/mailgw/backends/dkim"
 	"github.com/mailgw/mailgw/backends/maildir"
 	"github.com/mailgw/mailgw/backends/relay"
+	"github.com/mailgw/mailgw/backends/rspamd"
 	"github.com/mailgw/mailgw/backends/static"
 	"github.com/mailgw/mailgw/backends/users"
 	"github.com/mailgw/mailgw/backends/webhook"
@@ -38,6 +39,7 @@ var shipped = []struct {
 	{"discard", "take every message and throw it away", func() { plugins.Serve(discard.Defaults, discard.New) }},
 	{"maildir", "deliver into Maildirs", func() { plugins.Serve(maildir.Defaults, maildir.New) }},
 	{"relay", "pass mail on to other servers, over SMTP or LMTP", func() { plugins.Serve(relay.Defaults, relay.New) }},
+	{"rspamd", "ask rspamd what to do with a message", func() { plugins.Serve(rspamd.Defaults, rspamd.New) }},
 	{"static", "answer by recipient pattern, for tests and demonstrations", func() { plugins.Serve(static.Defaults, static.New) }},
 	{"users", "tell users by their passwords, and who may send as whom", func() { plugins.Serve(users.Defaults, users.New) }},
 	{"webhook", "ask an HTTP server about each message", func() { plugins.Serve(webhook.Defaults, webhook.New) }},
