@@ -65,10 +65,10 @@ func (b *backend) follow(ctx context.Context, tx *backends.DataContext, h *heade
 	slog.InfoContext(ctx, "scanned", "action", a.Action, "done", string(e.kind), "score", a.Score, "required_score", a.RequiredScore)
 	switch e.kind {
 	case tempfail:
-		tx.SetAll(backends.NewStatus(451, "4.7.1", cmp.Or(a.Messages.SMTP, "try again later")))
+		tx.SetAll(backends.NewStatus(451, "4.7.1", cmp.Or(a.Messages.SMTP, "try again later")).Sanitized())
 		return nil
 	case reject:
-		tx.SetAll(backends.NewStatus(550, "5.7.1", cmp.Or(a.Messages.SMTP, "message rejected as spam")))
+		tx.SetAll(backends.NewStatus(550, "5.7.1", cmp.Or(a.Messages.SMTP, "message rejected as spam")).Sanitized())
 		return nil
 	case discard:
 		tx.SetAll(dropped)
@@ -89,9 +89,7 @@ var dropped = backends.NewStatus(250, "2.0.0", "message accepted")
 // added there.
 func (h *header) follow(a *answer, kind effectKind) {
 	for name, places := range a.Milter.Remove {
-		for _, n := range places {
-			h.remove(name, n)
-		}
+		h.remove(name, places...)
 	}
 	for _, signature := range a.Signatures {
 		h.insert(0, "DKIM-Signature", signature)
@@ -104,7 +102,7 @@ func (h *header) follow(a *answer, kind effectKind) {
 	switch {
 	case a.Milter.NoAction:
 		h.insert(-1, actionField, a.Action)
-	case kind == mark && a.Milter.SpamHeader != nil:
+	case kind == mark && len(a.Milter.SpamHeader) > 0:
 		for _, name := range slices.Sorted(maps.Keys(a.Milter.SpamHeader)) {
 			h.remove(name, 0)
 			h.insert(-1, name, a.Milter.SpamHeader[name])
@@ -127,9 +125,13 @@ func followEnvelope(tx *backends.DataContext, a *answer, route string) error {
 		faults = append(faults, tx.AddRecipient(backends.Recipient{Address: bare(to)}))
 	}
 	var deleted []int
+	gone := map[mailbox]bool{}
+	for _, to := range a.Milter.DeleteRecipients {
+		gone[mailboxOf(bare(to))] = true
+	}
 	for i, to := range tx.Envelope.Recipients {
 		switch {
-		case slices.ContainsFunc(a.Milter.DeleteRecipients, func(d string) bool { return sameMailbox(bare(d), to.Address) }):
+		case gone[mailboxOf(to.Address)]:
 			deleted = append(deleted, i)
 		case route != "":
 			faults = append(faults, tx.Divert(i, route))
@@ -144,11 +146,12 @@ func followEnvelope(tx *backends.DataContext, a *answer, route string) error {
 	return nil
 }
 
-// sameMailbox compares addresses as routes do.
-func sameMailbox(a, b string) bool {
-	localA, domainA := smtp.FoldMailbox(a)
-	localB, domainB := smtp.FoldMailbox(b)
-	return localA == localB && domainA == domainB
+// A mailbox is an address in the form in which routes compare them.
+type mailbox struct{ local, domain string }
+
+func mailboxOf(address string) (m mailbox) {
+	m.local, m.domain = smtp.FoldMailbox(address)
+	return m
 }
 
 // bare returns an address without its angle brackets.

@@ -52,6 +52,9 @@ type addition struct {
 	order int
 }
 
+// maxAction is more than anybody calls an action.
+const maxAction = 200
+
 // parseAnswer reads an answer. What it returns can be followed; its addresses
 // are not checked.
 func parseAnswer(text []byte) (*answer, error) {
@@ -59,8 +62,11 @@ func parseAnswer(text []byte) (*answer, error) {
 	if err := json.Unmarshal(text, a); err != nil {
 		return nil, fmt.Errorf("its answer makes no sense: %w", err)
 	}
-	if a.Action == "" {
+	switch {
+	case a.Action == "":
 		return nil, errors.New("its answer has no action")
+	case len(a.Action) > maxAction:
+		return nil, fmt.Errorf("its answer has the action %.100q, of %d octets", a.Action, len(a.Action))
 	}
 	for name := range a.Milter.Add {
 		if !isFieldName(name) {
@@ -130,7 +136,7 @@ type spamHeader map[string]string
 
 func (h *spamHeader) UnmarshalJSON(text []byte) error {
 	if text[0] != '"' {
-		return json.Unmarshal(text, (*map[string]string)(h))
+		return json.Unmarshal(text, (*object[string])(h))
 	}
 	var value string
 	err := json.Unmarshal(text, &value)

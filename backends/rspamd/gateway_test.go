@@ -80,7 +80,7 @@ func TestAnswers(t *testing.T) {
 		},
 		{answer: `"no action", "milter": {"add_headers": {"X-New": "a\nb\r\n\tc\n\n \n d\r"}}`, want: header + "X-New: a\r\n b\r\n\tc\r\n d\r\n" + body},
 		{answer: `"no action", "milter": {"add_headers": {"X-New": "a\u0000\u001bb\u0085"}}`, want: header + "X-New: a??b?\r\n" + body},
-		{answer: `"no action", "milter": {"add_headers": [], "remove_headers": [], "add_rcpt": null, "spam_header": null}`},
+		{answer: `"no action", "milter": {"add_headers": [], "remove_headers": [], "add_rcpt": null, "spam_header": []}`},
 
 		{answer: `"no action", "dkim-signature": "v=1;\n\tb=x"`, want: "DKIM-Signature: v=1;\r\n\tb=x\r\n" + header + body},
 		{
@@ -91,6 +91,7 @@ func TestAnswers(t *testing.T) {
 		{answer: `"add header", "milter": {"spam_header": "Probably"}`, want: header + "X-Spam: Probably\r\n" + body},
 		{answer: `"add header", "milter": {"spam_header": {"X-Two": "3", "A": "b"}}`, want: with("X-Two: 1\r\n", "", "x-two: 2\r\n", "A: b\r\nX-Two: 3\r\n")},
 		{answer: `"no action", "milter": {"spam_header": "Probably"}`},
+		{answer: `"add header", "milter": {"spam_header": {}}`, want: header + "X-Spam: Yes\r\n" + body},
 		{answer: `"reject", "milter": {"no_action": true}`, want: header + "X-Rspamd-Action: reject\r\n" + body},
 
 		{answer: `"no action", "milter": {"change_from": "<new@b.example>"}`},

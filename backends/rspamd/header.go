@@ -54,18 +54,26 @@ func (h *header) places(name string) (places []int) {
 	return places
 }
 
-// remove removes the nth field of a name, the nth from the end if n is
-// negative, or all if it is zero.
-func (h *header) remove(name string, n int) {
+// remove removes fields of a name: the first is 1, the last -1, and 0 stands for
+// all of them.
+func (h *header) remove(name string, counts ...int) {
 	places := h.places(name)
-	if n < 0 {
-		n += len(places) + 1
-		if n <= 0 {
+	for _, n := range counts {
+		switch {
+		case n == 0:
+			h.removeAt(places...)
 			return
+		case n > 0 && n <= len(places):
+			h.removeAt(places[n-1])
+		case n < 0 && n >= -len(places):
+			h.removeAt(places[len(places)+n])
 		}
 	}
-	for i, at := range places {
-		if (n == 0 || i+1 == n) && !h.gone[at] {
+}
+
+func (h *header) removeAt(places ...int) {
+	for _, at := range places {
+		if !h.gone[at] {
 			h.gone[at] = true
 			h.note(h.tx.RemoveField(at))
 		}
@@ -89,7 +97,7 @@ func (h *header) replaceSubject(subject string) {
 	at := len(h.names)
 	if places := h.places("Subject"); places != nil {
 		at = places[0]
-		h.remove("Subject", 1)
+		h.removeAt(at)
 	}
 	h.note(h.tx.AddField(at, h.field("Subject", subject, usualLine)))
 }

@@ -17,6 +17,11 @@ import (
 const (
 	maxAnswer       = 4 << 20 // octets of an answer; a few thousand are usual
 	maxAnswerHeader = 64 << 10
+
+	// maxRecipients is how many octets of the request tell of recipients. rspamd
+	// hangs up on one with more than 80 KiB before the message, and forgets
+	// recipients after the 1024th (max_recipients).
+	maxRecipients = 64 << 10
 )
 
 // newTransport has a connection for each request. rspamd closes them anyway,
@@ -94,7 +99,11 @@ func (b *backend) facts(tx *backends.DataContext) http.Header {
 	add("Settings-Id", b.SettingsID)
 	add("From", "<"+tx.Envelope.Sender+">")
 	to := tx.Envelope.Recipients
+	room := maxRecipients
 	for _, r := range to {
+		if room -= len("Rcpt: <>\r\n") + len(r.Address); room < 0 {
+			break
+		}
 		add("Rcpt", "<"+r.Address+">")
 	}
 	if len(to) == 1 {

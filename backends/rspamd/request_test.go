@@ -86,6 +86,21 @@ func TestFactsAreThoseOfTheClient(t *testing.T) {
 	}
 }
 
+// rspamd would hang up, and the message come again and again.
+func TestManyRecipientsAreNoTrouble(t *testing.T) {
+	told := 0
+	b := newBackend(t, serve(t, func(w http.ResponseWriter, r *http.Request) {
+		told = len(r.Header["Rcpt"])
+		answering(`{"action": "no action"}`)(w, r)
+	}), nil)
+	recipient := strings.Repeat("x", 118) + "@example.org" // and its field have 140 octets
+	tx := transaction(someMessage, slices.Repeat([]string{recipient}, 1000)...)
+	undecided, err := backends.Run(t.Context(), b, tx, backends.Hooks{})
+	if want := maxRecipients / 140; err != nil || len(undecided) != 1000 || told != want {
+		t.Errorf("%d go on, %v, and rspamd was told of %d, want 1000, %d", len(undecided), err, told, want)
+	}
+}
+
 func factsOf(r *http.Request, names ...string) string {
 	var facts []string
 	for _, name := range names {

@@ -4,19 +4,20 @@
 //	address = "unix:/run/rspamd/normal.sock"
 //
 // It speaks HTTP with a normal worker of rspamd, POST /checkv2, and tells it the
-// envelope and what is known of the client, by XFORWARD in the first place. The
-// settings say what becomes of a message by the action that rspamd recommends.
-// What goes on has the edits of the answer: header fields removed and added, DKIM
-// signatures, another sender, recipients added and deleted, as rspamd's own
-// milter makes them. Bodies are never changed.
+// envelope, with as many recipients as fit into 64 KiB, and what is known of the
+// client, by XFORWARD in the first place. The settings say what becomes of a message
+// by the action that rspamd recommends. What goes on has the edits of the answer, as
+// rspamd's own milter makes them: header fields removed and added, DKIM signatures,
+// another sender, recipients added and deleted. A deleted one gets 250. Bodies are
+// never changed.
 //
-// Without a good answer the recipients get 451, or the message goes on as it
-// is, as on_error says. Header fields that a sender could have forged are removed
-// either way. What the message cannot be read for, and a deadline of the
-// transaction that passes, is always 451.
+// Header fields that a sender could have made up are removed from all messages, also
+// from those that go on without a scan: too large ones, and, if on_error says so,
+// those that rspamd has no good answer to. Otherwise that is a failure, for which
+// on_failure of the backend is. That a message cannot be read, or that the deadline
+// of the transaction passes, never lets it go on by on_error.
 //
-// Each route has its own transaction: if the recipients of a message have
-// different ones, rspamd is asked for each.
+// If the recipients of a message have several routes, rspamd is asked for each.
 package rspamd
 
 import (
@@ -53,7 +54,7 @@ type Settings struct {
 	MaxSize settings.Size `toml:"max_size"`
 
 	// OnError says what a message gets that rspamd has no answer to:
-	// "tempfail" or "pass".
+	// "tempfail", which is a failure of the backend, or "pass".
 	OnError string `toml:"on_error"`
 
 	// Strip names the header fields that are removed from every message,

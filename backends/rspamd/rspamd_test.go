@@ -81,6 +81,7 @@ func TestNoGoodAnswer(t *testing.T) {
 		"no action":          {handler: answering(`{"error": "worker is overloaded"}`), want: "its answer has no action"},
 		"empty action":       {handler: answering(`{"action": ""}`), want: "its answer has no action"},
 		"action of no text":  {handler: answering(`{"action": 1}`), want: "its answer makes no sense: "},
+		"action of a book":   {handler: answering(`{"action": "` + strings.Repeat("x", 201) + `"}`), want: "of 201 octets"},
 		"name of no field":   {handler: answering(`{"action": "no action", "milter": {"add_headers": {"X Y": "z"}}}`), want: `its answer adds a header field "X Y"`},
 		"field in a name":    {handler: answering(`{"action": "no action", "milter": {"spam_header": {"X\r\nY": "z"}}}`), want: `its answer has the spam header "X\r\nY"`},
 		"place of no number": {handler: answering(`{"action": "no action", "milter": {"remove_headers": {"X": "all"}}}`), want: "its answer makes no sense: "},
