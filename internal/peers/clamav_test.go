@@ -179,7 +179,13 @@ func answerTo(t *testing.T, g *gatewaytest.Gateway, message []byte, to string) s
 		t.Fatal(err)
 	}
 	defer c.Close()
-	err = c.send(message, "sender@example.net", to)
+	return firstRefusal(t, c.send(message, "sender@example.net", to))
+}
+
+// firstRefusal returns the answer that err is of, without the transaction, or
+// nothing if there is no error.
+func firstRefusal(t *testing.T, err error) string {
+	t.Helper()
 	if answer, ok := errors.AsType[*textproto.Error](err); ok {
 		text, _, _ := strings.Cut(answer.Msg, " (")
 		return fmt.Sprintf("%d %s", answer.Code, text)
