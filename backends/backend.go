@@ -87,6 +87,23 @@ type PanicError struct {
 
 func (e *PanicError) Error() string { return fmt.Sprintf("panic: %v\n%s", e.Value, e.Stack) }
 
+// A *CrashError is the error of a backend whose process has ended while it had
+// the transaction.
+type CrashError struct {
+	Err    error
+	Output []string // the last lines that it wrote
+}
+
+func (e *CrashError) Error() string { return e.Err.Error() }
+func (e *CrashError) Unwrap() error { return e.Err }
+
+// An Isolator can have an instance of itself that serves one caller alone, so
+// that nobody else is harmed if it crashes.
+type Isolator interface {
+	// Isolated returns such an instance, which is to be closed by end.
+	Isolated(ctx context.Context) (b Backend, end func(), err error)
+}
+
 // Capabilities are what a backend can do with a message. A listener that
 // mirrors them announces what the last backends of its routes can do.
 type Capabilities struct {

@@ -150,7 +150,7 @@ func (d *delivery) call(backend *namedBackend, b *branch) {
 		return
 	}
 	started := make([]bool, len(b.to))
-	undecided, err := backends.Run(ctx, backend, tx, backends.Hooks{
+	undecided, err := d.deliverTo(ctx, backend, b, tx, backends.Hooks{
 		Status: func(i int, s backends.Status) {
 			b.to[i].decide(backend.name, s)
 			if started[i] {
@@ -209,6 +209,9 @@ func (d *delivery) outcome(backend *namedBackend, b *branch, tx *backends.DataCo
 				d.addFailed(backend.name, to.Address)
 			}
 		}
+	}
+	if poison, ok := errors.AsType[*poisonError](err); ok {
+		return d.quarantine(backend, b, poison)
 	}
 	if !isFailure(err) || d.ctx.Err() != nil {
 		return nil, err

@@ -163,7 +163,9 @@ type BackendConfig struct {
 	Args                     []string          `toml:"args"`
 	Env                      map[string]string `toml:"env"`
 	Timeout                  time.Duration     `toml:"timeout"`
-	OnFailure                string            `toml:"on_failure"` // tempfail, pass, reject
+	OnFailure                string            `toml:"on_failure"`     // tempfail, pass, reject
+	PoisonCrashes            int               `toml:"poison_crashes"` // 0: never mind
+	PoisonRoute              string            `toml:"poison_route"`   // a named route
 	RecipientsPerTransaction int               `toml:"recipients_per_transaction"`
 	Settings                 map[string]any    `toml:"settings"`
 }
@@ -209,4 +211,5 @@ func (r *RateConfig) SetDefaults() {
 func (b *BackendConfig) SetDefaults() {
 	b.Timeout = 5 * time.Minute
 	b.OnFailure = "tempfail"
+	b.PoisonCrashes = 3
 }

@@ -55,6 +55,7 @@ type namedBackend struct {
 	name string
 	BackendConfig
 	opinions opinions
+	suspects *suspects
 }
 
 // A delivery carries one transaction through the backends and gathers the
@@ -78,6 +79,8 @@ type delivery struct {
 
 	ctx    context.Context
 	cancel context.CancelFunc
+
+	original *message // as it came
 
 	mu       sync.Mutex
 	fates    []fate          // of the transaction's recipients, in order, and of those added
@@ -109,7 +112,7 @@ type edits struct{ body, header string }
 func (d *delivery) begin(ctx context.Context, m *message, budget time.Duration) {
 	d.ctx, d.cancel = context.WithTimeout(ctx, budget)
 	context.AfterFunc(d.ctx, func() { d.answerAll(backends.StatusOf(context.Cause(d.ctx))) })
-	d.messages = []*message{m}
+	d.original, d.messages = m, []*message{m}
 	d.busy.Store(1)
 	d.adding(1) // until all branches have begun
 	for _, b := range d.branches(m) {

@@ -38,7 +38,7 @@ func newGeneration(c *Config, all map[string]backends.Backend, log *slog.Logger,
 		backends: map[string]*namedBackend{}, routes: map[string]*route{},
 	}
 	for name, b := range all {
-		g.backends[name] = &namedBackend{Backend: b, name: name, BackendConfig: c.Backends[name]}
+		g.backends[name] = &namedBackend{Backend: b, name: name, BackendConfig: c.Backends[name], suspects: newSuspects()}
 		g.digests = g.digests || backends.CapabilitiesOf(b).Digest
 	}
 	for name, names := range c.NamedRoutes {
@@ -91,6 +91,11 @@ func (g *generation) check() {
 func (g *generation) inherit(before *generation) {
 	if g.spool.config == before.spool.config {
 		g.spool = before.spool
+	}
+	for name, b := range g.backends {
+		if old := before.backends[name]; old != nil && reflect.TypeOf(b.Backend).Comparable() && old.Backend == b.Backend {
+			b.suspects = old.suspects
+		}
 	}
 	for _, l := range g.listeners {
 		i := slices.IndexFunc(before.listeners, func(old *listener) bool { return old.Address == l.Address })

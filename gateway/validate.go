@@ -176,7 +176,14 @@ func (v *validation) backend(key, name string, b BackendConfig) BackendConfig {
 		v.fault(key+".timeout", "%v is not above zero", b.Timeout)
 	}
 	v.oneOf(key+".on_failure", b.OnFailure, "tempfail", "pass", "reject")
-	v.notNegative(key, map[string]int{"recipients_per_transaction": b.RecipientsPerTransaction})
+	v.notNegative(key, map[string]int{"recipients_per_transaction": b.RecipientsPerTransaction, "poison_crashes": b.PoisonCrashes})
+	switch route, there := v.NamedRoutes[b.PoisonRoute]; {
+	case b.PoisonRoute == "":
+	case !there:
+		v.fault(key+".poison_route", "there is no %q in [named_routes]", b.PoisonRoute)
+	case slices.Contains(route, name):
+		v.fault(key+".poison_route", "the route %q leads to this backend again", b.PoisonRoute)
+	}
 	return b
 }
 

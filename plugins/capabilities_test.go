@@ -23,8 +23,13 @@ type changing struct {
 var nextHop = &changing{can: backends.Capabilities{Relays: true, Unknown: true}, changed: make(chan struct{})}
 
 func (c *changing) Deliver(_ context.Context, tx *backends.DataContext) error {
-	if tx.Envelope.Recipients[0].Address == "exit" {
+	switch tx.Envelope.Recipients[0].Address {
+	case "exit":
 		os.Exit(3)
+	case "panic":
+		crashed := make(chan bool)
+		go func() { panic("a bug") }() // where nobody recovers it
+		<-crashed
 	}
 	c.mu.Lock()
 	c.can.Unknown = false

@@ -34,7 +34,7 @@ func (h *Host) Deliver(ctx context.Context, tx *backends.DataContext) error {
 	switch {
 	case err != nil:
 		c.fail(err)
-		return err
+		return h.crash(c.plugin, err)
 	case len(c.pending) == 0:
 		c.end()
 	default:
@@ -56,7 +56,7 @@ type call struct {
 	began  time.Time
 	ctx    context.Context // of the stream
 	cancel context.CancelCauseFunc
-	pid    int
+	plugin *running
 	stream grpc.BidiStreamingClient[pb.ToPlugin, pb.ToGateway]
 	sent   chan struct{} // closed when nobody reads tx.Body any more
 
@@ -91,7 +91,7 @@ func (h *Host) open(ctx context.Context, tx *backends.DataContext) (*call, error
 		}
 	}
 	for {
-		c := &call{tx: tx, caller: ctx, began: began, pid: r.process.pid, sent: make(chan struct{}), pending: map[int]bool{}}
+		c := &call{tx: tx, caller: ctx, began: began, plugin: r, sent: make(chan struct{}), pending: map[int]bool{}}
 		c.ctx, c.cancel = context.WithCancelCause(ctx)
 		if err = c.begin(r, &first); err == nil {
 			go c.send(tx.Size-int64(first.chunk.Len()), r.chunk)
@@ -378,8 +378,38 @@ func (c *call) explain(err error) error {
 	case err == nil || err == io.EOF:
 		return errors.New("protocol: the call has ended without an answer")
 	}
-	return lost(c.caller, c.began, c.pid, err)
+	return lost(c.caller, c.began, c.plugin.process.pid, err)
 }
+
+// errVanished is the error of a call whose plugin, with that pid, is gone.
+type errVanished int
+
+func (e errVanished) Error() string {
+	return fmt.Sprintf("plugin with pid %d has ended, or has closed its socket", int(e))
+}
+
+// crash makes an error a CrashError if it came of the end of the plugin, which
+// nobody wanted.
+func (h *Host) crash(r *running, err error) error {
+	if _, ok := errors.AsType[errVanished](err); !ok {
+		return err
+	}
+	r.doubt()
+	patience := time.NewTimer(crashTime)
+	defer patience.Stop()
+	select {
+	case <-r.stopped:
+	case <-patience.C: // it lives, without its socket
+		return err
+	}
+	if h.ctx.Err() != nil {
+		return err
+	}
+	return &backends.CrashError{Err: err, Output: r.words.all()}
+}
+
+// crashTime is how long the end of a plugin may take to be noticed.
+const crashTime = time.Second
 
 // lost says why a call of a plugin has no answer. ctx is the caller's.
 func lost(ctx context.Context, began time.Time, pid int, err error) error {
@@ -389,7 +419,7 @@ func lost(ctx context.Context, began time.Time, pid int, err error) error {
 	case status.Code(err) == codes.DeadlineExceeded:
 		return noAnswer(time.Since(began)) // by the plugin's clock
 	case status.Code(err) == codes.Unavailable:
-		return fmt.Errorf("plugin with pid %d has ended, or has closed its socket", pid)
+		return errVanished(pid)
 	}
 	return fmt.Errorf("plugin with pid %d: %s", pid, cut(err.Error()))
 }

@@ -105,6 +105,11 @@ func start(ctx context.Context, c Command, t times) (*Host, error) {
 		c.Log = slog.Default()
 	}
 	c.Log = c.Log.With("backend", c.Name)
+	return startLogged(ctx, c, t)
+}
+
+// startLogged starts a plugin whose log is complete.
+func startLogged(ctx context.Context, c Command, t times) (*Host, error) {
 	h := &Host{command: c, times: t, changed: make(chan struct{}), ended: make(chan struct{})}
 	err := h.start(ctx)
 	if err != nil {
@@ -168,6 +173,22 @@ func version() string {
 		return info.Main.Version
 	}
 	return ""
+}
+
+// Isolated starts the plugin once more, for one caller alone.
+func (h *Host) Isolated(ctx context.Context) (b backends.Backend, end func(), err error) {
+	if err := h.enter(); err != nil {
+		return nil, nil, err
+	}
+	alone, err := startLogged(ctx, h.command, h.times)
+	if err != nil {
+		h.calls.Done()
+		return nil, nil, err
+	}
+	return alone, func() {
+		alone.Close(h.ctx)
+		h.calls.Done()
+	}, nil
 }
 
 // Close stops the plugin for good. It waits for the transactions and questions

@@ -42,6 +42,7 @@ type running struct {
 
 	launched, began time.Time     // when its process started, and when it was ready
 	suspect         chan struct{} // gets something when it is to be checked at once
+	stopped         chan struct{} // closed when nothing of it is left
 
 	chunk        int // size of the chunks that it gets
 	capabilities backends.Capabilities
@@ -58,7 +59,7 @@ type running struct {
 // that lives as long as the plugin shall. sockets is the directory for its
 // socket.
 func launch(ctx context.Context, c Command, t times, sockets string, request *pb.ConfigureRequest) (*running, error) {
-	r := &running{log: c.Log, launched: time.Now(), suspect: make(chan struct{}, 1), words: &words{}, rate: &rate{}}
+	r := &running{log: c.Log, launched: time.Now(), suspect: make(chan struct{}, 1), stopped: make(chan struct{}), words: &words{}, rate: &rate{}}
 	err := r.connect(ctx, c, t.handshake, sockets)
 	var answer *pb.ConfigureResponse
 	if err == nil {
@@ -223,6 +224,7 @@ func (r *running) drain() {
 // stop ends the plugin, unless it has ended, and waits until nothing of it is
 // left. It aborts the transactions that are with it.
 func (r *running) stop() {
+	defer close(r.stopped)
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)

@@ -2,6 +2,7 @@ package plugins
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -248,6 +249,36 @@ func TestRestart(t *testing.T) {
 	}
 	if want := []string{"0s", "100ms", "200ms"}; !slices.Equal(delays, want) {
 		t.Errorf("got the delays %v, want %v", delays, want)
+	}
+}
+
+// The end of a plugin is told as such, with its last words; its stop is not.
+func TestCrashIsTold(t *testing.T) {
+	h := runCommand(t, command(t, "changing", newGatewayLog()), defaultTimes)
+	var crash *backends.CrashError
+	if o := deliver(t.Context(), h, message("", "panic")); !errors.As(o.err, &crash) || len(crash.Output) == 0 || !strings.HasPrefix(crash.Output[0], "panic: a bug") {
+		t.Errorf("got %v, %+v, want the panic", o.err, crash)
+	}
+}
+
+// An isolated instance is another process, which takes nobody along.
+func TestIsolatedInstance(t *testing.T) {
+	log := newGatewayLog()
+	h := runCommand(t, command(t, "changing", log), defaultTimes)
+	alone, end, err := h.Isolated(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var crash *backends.CrashError
+	if o := deliver(t.Context(), alone, message("", "exit")); !errors.As(o.err, &crash) {
+		t.Errorf("got %v, want a crash", o.err)
+	}
+	end()
+	if o := deliver(t.Context(), h, message("", "one")); o.statuses[0] != backends.Delivered {
+		t.Errorf("got %v, %v", o.statuses, o.err)
+	}
+	if log.pid(t, 1) == log.pid(t, 2) {
+		t.Error("both are one process")
 	}
 }
 

@@ -1,0 +1,107 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/mailgw/mailgw/backends"
+)
+
+// A fragile backend crashes at some recipients, and tells who had them.
+type fragile struct {
+	alone    bool
+	started  *atomic.Int32 // instances that serve one transaction alone
+	innocent *atomic.Bool  // nothing crashes it any more
+}
+
+func newFragile() fragile { return fragile{started: new(atomic.Int32), innocent: new(atomic.Bool)} }
+
+func (f fragile) Deliver(_ context.Context, tx *backends.DataContext) error {
+	for i, r := range tx.Envelope.Recipients {
+		switch {
+		case strings.HasPrefix(r.Address, "ok"):
+			tx.SetStatus(i, backends.NewStatus(250, "2.0.0", fmt.Sprintf("alone %t", f.alone)))
+		case !f.innocent.Load():
+			return &backends.CrashError{Err: errors.New("it has ended"), Output: []string{"panic: boom"}}
+		default:
+			tx.SetStatus(i, backends.NewStatus(250, "2.0.0", fmt.Sprintf("alone %t", f.alone)))
+		}
+	}
+	return nil
+}
+
+func (f fragile) Isolated(context.Context) (backends.Backend, func(), error) {
+	f.started.Add(1)
+	alone := f
+	alone.alone = true
+	return alone, func() { f.started.Add(-100) }, nil
+}
+
+const tryLater = "451 4.3.0 <poison@x.example> try again later (ID)"
+
+// A message that was with a backend when it crashed comes alone next, and after
+// some more crashes not at all.
+func TestPoisonIsGivenToNobody(t *testing.T) {
+	f := newFragile()
+	var log lockedBuffer
+	s := chainServer(t, f)
+	s.log = slog.New(slog.NewTextHandler(&log, nil))
+	wantReplies(t, deliver(t, s, "to:ok@x.example", "to:poison@x.example"), "250 2.0.0 <ok@x.example> alone false (ID)", tryLater)
+	if f.started.Load() != 0 {
+		t.Error("the first time it was alone")
+	}
+	// The client sends it again to those who got 451.
+	wantReplies(t, deliver(t, s, "to:poison@x.example"), tryLater)
+	wantReplies(t, deliver(t, s, "to:poison@x.example"), tryLater)
+	if got := f.started.Load(); got != 2-200 {
+		t.Errorf("%d, want two instances of its own, both closed", got)
+	}
+	wantReplies(t, deliver(t, s, "to:poison@x.example"), tryLater)
+	if got := f.started.Load(); got != 2-200 {
+		t.Error("it was given to the backend once more")
+	}
+	if want := `event=poison error="the message has crashed it 3 times" output="[panic: boom]" effect=451`; !strings.Contains(log.String(), want) {
+		t.Errorf("%q is not in\n%s", want, log.String())
+	}
+	// Others go on as ever: other recipients, another message.
+	wantReplies(t, deliver(t, s, "to:ok@x.example"), "250 2.0.0 <ok@x.example> alone false (ID)")
+}
+
+func TestPoisonIsQuarantined(t *testing.T) {
+	s := testServer(t, map[string]backends.Backend{"backend0": newFragile(), "jail": backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		tx.SetAll(backends.NewStatus(250, "2.0.0", "jailed"))
+		return nil
+	})}, "protocol = 'lmtp'\n[listener.routes]\n'*' = ['backend0']\n[named_routes]\njail = ['jail']\n")
+	s.backends["backend0"].PoisonCrashes, s.backends["backend0"].PoisonRoute = 1, "jail"
+	wantReplies(t, deliver(t, s, "to:poison@x.example"), tryLater)
+	wantReplies(t, deliver(t, s, "to:poison@x.example"), "250 2.0.0 <poison@x.example> jailed (ID)")
+}
+
+// Whoever was there by chance when the backend crashed is a suspect no more
+// once it has gone well.
+func TestInnocentSuspect(t *testing.T) {
+	f := newFragile()
+	s := chainServer(t, f)
+	wantReplies(t, deliver(t, s, "to:poison@x.example"), tryLater)
+	f.innocent.Store(true)
+	wantReplies(t, deliver(t, s, "to:poison@x.example"), "250 2.0.0 <poison@x.example> alone true (ID)")
+	wantReplies(t, deliver(t, s, "to:poison@x.example"), "250 2.0.0 <poison@x.example> alone false (ID)")
+	if known := s.backends["backend0"].suspects; len(known.known) != 0 || len(known.order) != 0 {
+		t.Errorf("suspects are left: %v", known.known)
+	}
+}
+
+func TestSuspectsAreBounded(t *testing.T) {
+	s := newSuspects()
+	for i := range 2*maxSuspects + 1 {
+		s.add(fingerprint{byte(i), byte(i >> 8)}, suspect{crashes: 1})
+	}
+	if len(s.known) != maxSuspects || len(s.order) != maxSuspects {
+		t.Errorf("%d suspects, %d in order", len(s.known), len(s.order))
+	}
+}
