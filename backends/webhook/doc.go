@@ -117,10 +117,10 @@
 // Nothing is posted twice for one transaction: that is for the client, who has
 // the message. When it sends it again, because it has not heard our answer or
 // that was 4yz, the Idempotency-Key is the same: it is a hash of ident, sender,
-// recipients and message. A hook that has done its work under a key already
-// gives the answer that it gave then. Two messages have the same key if they
-// are equal to the last octet, Date and Message-ID too, and have the same ident,
-// or none.
+// recipients and message. A hook that has stored a message under that key says
+// 250 again, and does not store it twice; a 4yz it does not repeat, or the message
+// would never get through. Two messages have the same key if they are equal to
+// the last octet, Date and Message-ID too, and have the same ident, or none.
 //
 // # The signature
 //
