@@ -16,27 +16,42 @@ import (
 // got anything of the message. It decides all recipients, unless the message
 // cannot be read.
 func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
-	var tried []*target
-	last := backends.TryLater
+	var (
+		tried []*target
+		last  untouched
+	)
 	for t := b.choose(tried, time.Now()); t != nil; t = b.choose(tried, time.Now()) {
 		tried = append(tried, t)
 		d := delivery{backend: b, target: t, tx: tx}
 		err := d.try(ctx, len(tried) < len(b.targets))
-		untouched, again := errors.AsType[untouched](err)
-		if !again || ctx.Err() != nil {
+		next, again := errors.AsType[untouched](err)
+		if !again {
 			return err
 		}
-		last = untouched.Status
+		if !last.status.Temporary() { // one that could not be asked may be able to take it
+			last = next
+		}
+		if ctx.Err() != nil {
+			break
+		}
 	}
-	tx.SetAll(last)
+	for i, s := range last.refused {
+		if tx.Undecided(i) {
+			tx.SetStatus(i, s)
+		}
+	}
+	tx.SetAll(last.status)
 	return nil
 }
 
-// An untouched message may be given to another target. If there is none, its
-// Status is the answer.
-type untouched struct{ backends.Status }
+// An untouched message may be given to another target. If there is none, the
+// recipients get these answers.
+type untouched struct {
+	status  backends.Status
+	refused map[int]backends.Status // some that have others
+}
 
-func (u untouched) Unwrap() error { return u.Status }
+func (u untouched) Error() string { return u.status.Error() }
 
 // A delivery is an attempt to hand a message to one target.
 type delivery struct {
@@ -50,7 +65,7 @@ type delivery struct {
 	told    bool  // what was written, and the answer of an SMTP client
 	logged  error // the last one
 	failure error // of the message, which is ours
-	refused *smtpclient.Error
+	ended   error // of the session, before the target has answered for a recipient
 }
 
 // try makes the attempt. A connection that was used before may have come to its
@@ -62,14 +77,15 @@ func (d *delivery) try(ctx context.Context, others bool) error {
 		if err != nil {
 			return d.giveUp(ctx, began, err)
 		}
-		d.c = c
-		err = d.converse(ctx)
+		d.c, d.ended = c, nil
+		err = d.converse(ctx, began)
 		usedBefore := c.sent > 1
 		d.release(c)
-		if ended, ok := errors.AsType[*smtpclient.Error](err); !ok {
+		if _, ended := errors.AsType[*smtpclient.Error](err); !ended {
 			return err
-		} else if !usedBefore || ctx.Err() != nil {
-			return d.giveUp(ctx, began, ended)
+		}
+		if !usedBefore || ctx.Err() != nil {
+			return d.giveUp(ctx, began, err)
 		}
 	}
 }
@@ -86,19 +102,24 @@ func (d *delivery) connectInTime(ctx context.Context, others bool) (*conn, error
 
 // giveUp rests a target that cannot be talked to.
 func (d *delivery) giveUp(ctx context.Context, began time.Time, err error) error {
-	if ctx.Err() != nil {
-		slog.WarnContext(ctx, "no time is left for the target", "target", d.url, "error", err)
-		if errors.Is(ctx.Err(), context.Canceled) {
-			return ctx.Err()
-		}
+	switch {
+	case errors.Is(err, errBusy):
+		slog.WarnContext(ctx, "a target is not tried", "target", d.url, "error", err)
+	case errors.Is(ctx.Err(), context.Canceled): // which is not the target's fault
+		return ctx.Err()
+	default:
+		pause, _ := d.rest.failed(began, time.Now())
+		slog.WarnContext(ctx, "a target is rested", "target", d.url, "error", err, "pause", pause)
 	}
-	d.failed(ctx, began, err)
-	return untouched{sessionStatus(err)}
+	if ctx.Err() != nil {
+		return untouched{status: backends.TimedOut}
+	}
+	return untouched{status: sessionStatus(err)}
 }
 
 // converse talks about the message over d.c. An *smtpclient.Error is one of the
 // session, before the target has answered for a recipient.
-func (d *delivery) converse(ctx context.Context) error {
+func (d *delivery) converse(ctx context.Context, began time.Time) error {
 	d.c.sent++
 	if d.isOurselves() {
 		slog.ErrorContext(ctx, "the target is this gateway", "target", d.url)
@@ -108,21 +129,22 @@ func (d *delivery) converse(ctx context.Context) error {
 	if err := d.introduce(ctx); err != nil {
 		return err
 	}
-	if err := d.sift(); err != nil || len(d.to) == 0 {
+	if err := d.sift(); err != nil {
 		return err
 	}
 	if err := d.forward(ctx); err != nil {
 		return err
 	}
 	d.send(ctx)
-	switch {
-	case d.refused != nil:
-		return d.refused
-	case d.failure != nil:
-		return d.failure
+	if d.ended != nil {
+		return d.ended
 	}
-	d.target.rest.well()
-	return nil
+	if e, ok := errors.AsType[*smtpclient.Error](d.c.Err()); ok && e.Reply.Code == 421 {
+		d.giveUp(ctx, began, e)
+	} else {
+		d.rest.well()
+	}
+	return d.failure
 }
 
 // isOurselves reports whether the target bears the name of this very process.
@@ -135,29 +157,25 @@ func (d *delivery) isOurselves() bool {
 // that is so for all, another target may be able to.
 func (d *delivery) sift() error {
 	if s := d.c.refuses(d.tx); !s.IsZero() {
-		return untouched{s}
+		return untouched{status: s}
 	}
 	refused := map[int]backends.Status{}
 	d.to = nil
-	limit := d.c.limit("RCPTMAX")
+	most := d.c.limit("RCPTMAX")
 	for i, r := range d.tx.Envelope.Recipients {
 		if !d.tx.Undecided(i) {
 			continue
 		}
-		s := d.c.refusesRecipient(r)
-		switch {
-		case !s.IsZero():
+		if s := d.c.refusesRecipient(r); !s.IsZero() {
 			refused[i] = s
-		case limit > 0 && len(d.to) >= limit:
+		} else if most > 0 && len(d.to) == most {
 			refused[i] = tooMany
-		default:
+		} else {
 			d.to = append(d.to, i)
 		}
 	}
 	if len(d.to) == 0 {
-		for _, s := range refused {
-			return untouched{s}
-		}
+		return untouched{refused: refused}
 	}
 	for i, s := range refused {
 		d.tx.SetStatus(i, s)
@@ -191,7 +209,7 @@ func (d *delivery) forward(ctx context.Context) error {
 		return err
 	case d.xforwardErrors == "fail":
 		slog.WarnContext(ctx, "the target refuses XFORWARD", "target", d.url, "error", refused)
-		return untouched{noXForward}
+		return untouched{status: noXForward}
 	default:
 		slog.WarnContext(ctx, "the target refuses XFORWARD, and the message goes on without it", "target", d.url, "error", refused)
 	}
@@ -244,8 +262,8 @@ func (d *delivery) notDelivered(ctx context.Context, i int, err error) {
 		d.tx.SetStatus(i, d.passage.refused)
 	case isOurs:
 		d.failure = ours.Err // who has no status yet gets that of the error
-	case e.Stage == smtpclient.MAIL && d.c.Err() != nil && ctx.Err() == nil:
-		d.refused = e
+	case e.Stage == smtpclient.MAIL && d.c.Err() != nil:
+		d.ended = e
 	default:
 		d.log(ctx, e)
 		d.tx.SetStatus(i, transactionStatus(ctx, e))

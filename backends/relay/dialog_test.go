@@ -28,6 +28,7 @@ import (
 //	>     what the relay gets: MAIL, RCPT and what is of the session, and then
 //	      the MESSAGE
 //	S: C: what the target says, and what it hears
+//	C~    what it hears, quoted, without a CRLF
 //	S.    the target hangs up; the next line is of the next connection
 //	C.    the same, but the relay hangs up
 //	<     what the relay tells: each recipient's status, the answer of an SMTP
@@ -57,7 +58,7 @@ func readDialog(t *testing.T, path string) *dialog {
 			d.steps = append(d.steps, rest)
 		case "<":
 			d.want = append(d.want, rest)
-		case "S:", "C:", "S.", "C.":
+		case "S:", "C:", "C~", "S.", "C.":
 			last := &d.connections[len(d.connections)-1]
 			*last = append(*last, l)
 			if kind[1] == '.' {
@@ -114,6 +115,15 @@ func converse(conn net.Conn, lines []string) error {
 		case "C:":
 			if got, err := r.ReadString('\n'); got != text+"\r\n" {
 				return fmt.Errorf("relay said %q, %v; want %q", got, err, text)
+			}
+		case "C~":
+			want, err := strconv.Unquote(text)
+			if err != nil {
+				return err
+			}
+			got := make([]byte, len(want))
+			if _, err := io.ReadFull(r, got); string(got) != want {
+				return fmt.Errorf("relay said %q, %v; want %q", got, err, want)
 			}
 		case "S.":
 			return nil

@@ -125,22 +125,24 @@ func (t *target) askedNext() time.Time {
 	return next
 }
 
-// ask asks the target what it can do.
+// ask asks the target what it can do. What it finds out about its health is
+// logged when it is news.
 func (t *target) ask(ctx context.Context) {
-	began := time.Now()
-	c, err := t.open(ctx)
-	if err != nil {
-		if ctx.Err() == nil {
-			t.failed(ctx, began, err)
-		}
+	select {
+	case t.slots <- struct{}{}:
+		defer func() { <-t.slots }()
+	case <-ctx.Done():
 		return
 	}
-	t.rest.well()
-	t.quit(c)
-}
-
-// failed rests a target after an attempt that began then, and logs why.
-func (t *target) failed(ctx context.Context, began time.Time, err error) {
-	pause := t.rest.failed(began, time.Now())
-	slog.WarnContext(ctx, "a target is rested", "target", t.url, "error", err, "pause", pause)
+	began := time.Now()
+	c, err := t.open(ctx)
+	switch {
+	case err == nil:
+		t.rest.well()
+		t.quit(ctx, c)
+	case ctx.Err() == nil:
+		if pause, wasWell := t.rest.failed(began, time.Now()); wasWell {
+			slog.WarnContext(ctx, "a target is rested", "target", t.url, "error", err, "pause", pause)
+		}
+	}
 }

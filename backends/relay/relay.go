@@ -212,7 +212,7 @@ func (s Settings) options() (options, error) {
 	if s.MaxAge <= 0 {
 		check("max_age", fmt.Errorf("%v is not above zero", s.MaxAge))
 	}
-	o := options{hello: s.Hello, credentials: s.CredentialsFile, connections: s.Connections, idleTime: s.Idle, maxAge: s.MaxAge}
+	o := options{hello: s.Hello, credentials: s.CredentialsFile, idleTime: s.Idle, maxAge: s.MaxAge}
 	if o.hello == "" {
 		name, err := os.Hostname()
 		check("hello", err)

@@ -32,16 +32,17 @@ func (r *rest) until() time.Time {
 	return r.began.Add(r.pause)
 }
 
-// failed begins a rest, and returns how long it is. An attempt that was begun
-// before the last rest tells nothing new.
-func (r *rest) failed(attempt, now time.Time) time.Duration {
+// failed begins a rest, and returns how long it is and whether the target was
+// well before. An attempt that was begun before the last rest tells nothing new.
+func (r *rest) failed(attempt, now time.Time) (pause time.Duration, wasWell bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.pause == 0 || !attempt.Before(r.began) {
+	wasWell = r.pause == 0
+	if wasWell || !attempt.Before(r.began) {
 		r.pause = min(max(firstRest, 2*r.pause), longestRest)
 		r.began = now
 	}
-	return r.pause
+	return r.pause, wasWell
 }
 
 // well ends it.

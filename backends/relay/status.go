@@ -14,6 +14,7 @@ import (
 var (
 	noAnswer   = backends.NewStatus(451, "4.4.1", "no answer from the next hop, try again later")
 	lost       = backends.NewStatus(451, "4.4.2", "bad connection to the next hop, try again later")
+	busy       = backends.NewStatus(451, "4.4.5", "too much mail for the next hop, try again later")
 	notNow     = backends.NewStatus(451, "4.3.2", "the next hop takes no mail now, try again later")
 	noTLS      = backends.NewStatus(451, "4.7.5", "no secure connection to the next hop, try again later")
 	noAuth     = backends.NewStatus(451, "4.7.0", "not authenticated by the next hop, try again later")
@@ -30,7 +31,7 @@ var (
 func sessionStatus(err error) backends.Status {
 	e, ok := errors.AsType[*smtpclient.Error](err)
 	if !ok {
-		return backends.TryLater
+		return busy
 	}
 	switch e.Stage {
 	case connecting:

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"sync"
 	"time"
@@ -33,7 +34,6 @@ type options struct {
 	hello       string
 	credentials string // path; may be empty
 	tls         *tls.Config
-	connections int
 	idleTime    time.Duration
 	maxAge      time.Duration
 	learned     func() // is called when a target has told what it can do
@@ -69,6 +69,8 @@ const (
 	quitTimeout = time.Second
 )
 
+var errBusy = errors.New("all connections were in use for too long")
+
 // connect returns a connection that is ready for a transaction: an idle one that
 // still answers, or a new one. It waits until there are less than the most that
 // the target may have. The caller releases it.
@@ -76,7 +78,7 @@ func (t *target) connect(ctx context.Context) (*conn, error) {
 	select {
 	case t.slots <- struct{}{}:
 	case <-ctx.Done():
-		return nil, &smtpclient.Error{Stage: connecting, Err: context.Cause(ctx)}
+		return nil, errBusy
 	}
 	for c := t.takeIdle(); c != nil; c = t.takeIdle() {
 		if t.answers(ctx, c) {
@@ -181,7 +183,7 @@ func (t *target) release(c *conn) {
 		return
 	}
 	t.leave.Go(func() {
-		t.quit(c)
+		t.quit(context.Background(), c)
 		<-t.slots
 	})
 }
@@ -219,7 +221,7 @@ func (t *target) sweep() {
 	for len(t.idle) > 0 && time.Since(t.idle[0].used) >= t.idleTime {
 		c := t.idle[0]
 		t.idle = t.idle[1:]
-		t.leave.Go(func() { t.quit(c) })
+		t.leave.Go(func() { t.quit(context.Background(), c) })
 	}
 	t.sweeper = nil
 	if len(t.idle) > 0 && !t.closed {
@@ -228,8 +230,8 @@ func (t *target) sweep() {
 }
 
 // quit ends a connection: RFC 5321, section 4.1.1.10.
-func (t *target) quit(c *conn) {
-	ctx, cancel := context.WithTimeout(context.Background(), quitTimeout)
+func (t *target) quit(ctx context.Context, c *conn) {
+	ctx, cancel := context.WithTimeout(ctx, quitTimeout)
 	defer cancel()
 	c.Quit(ctx)
 }
@@ -242,7 +244,7 @@ func (t *target) close() {
 		t.sweeper.Stop()
 	}
 	for _, c := range t.idle {
-		t.leave.Go(func() { t.quit(c) })
+		t.leave.Go(func() { t.quit(context.Background(), c) })
 	}
 	t.idle = nil
 	t.mu.Unlock()
