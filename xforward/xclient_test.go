@@ -1,6 +1,7 @@
 package xforward
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -58,6 +59,38 @@ func TestParseXClient(t *testing.T) {
 		}
 		if got != test.want || text != test.err {
 			t.Errorf("%s: %q: got %+v, %q, want %+v, %q", test.name, test.commands, got, text, test.want, test.err)
+		}
+	}
+}
+
+func TestXClientCommands(t *testing.T) {
+	all := strings.Fields(ClientKeyword)[1:]
+	long := strings.Repeat("a", 63) + "." + strings.Repeat("b", 63) + "." + strings.Repeat("c", 63) + "." + strings.Repeat("d", 63)
+	for _, test := range []struct {
+		attrs     ClientAttrs
+		announced []string
+		want      []string
+	}{
+		{ClientAttrs{Name: "a.example", ReverseName: "b.example", Addr: "2001:db8::1", Port: "25", Proto: "ESMTP", HELO: "c d", Login: "u+1", DestAddr: "192.0.2.1", DestPort: "26"}, all,
+			[]string{"XCLIENT NAME=a.example REVERSE_NAME=b.example PORT=25 PROTO=ESMTP HELO=c+20d LOGIN=u+2B1 DESTADDR=192.0.2.1 DESTPORT=26 ADDR=IPV6:2001:db8::1"}},
+		{ClientAttrs{Addr: "192.0.2.1", Login: "ann"}, []string{"addr", "FUTURE"}, []string{"XCLIENT ADDR=192.0.2.1"}},
+		{ClientAttrs{Addr: "192.0.2.1"}, nil, nil},
+
+		// Nothing is left for the server to take from our connection, but for what
+		// cannot be told as unavailable.
+		{ClientAttrs{}, all, []string{"XCLIENT NAME=[UNAVAILABLE] REVERSE_NAME=[UNAVAILABLE] PORT=[UNAVAILABLE] HELO=[UNAVAILABLE] LOGIN=[UNAVAILABLE] ADDR=[UNAVAILABLE]"}},
+
+		{ClientAttrs{Name: long, ReverseName: long, HELO: strings.Repeat("+", 100), Addr: "192.0.2.1"}, []string{"NAME", "REVERSE_NAME", "HELO", "ADDR"},
+			[]string{"XCLIENT NAME=" + long, "XCLIENT REVERSE_NAME=" + long + " HELO=[UNAVAILABLE] ADDR=192.0.2.1"}},
+	} {
+		got := test.attrs.Commands(test.announced)
+		if !slices.Equal(got, test.want) {
+			t.Errorf("%+v: got %q, want %q", test.attrs, got, test.want)
+		}
+		for _, command := range got {
+			if len(command) > 510 {
+				t.Errorf("%q has %d octets", command, len(command))
+			}
 		}
 	}
 }
