@@ -35,10 +35,8 @@ func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 			break
 		}
 	}
-	for i, s := range last.refused {
-		if tx.Undecided(i) {
-			tx.SetStatus(i, s)
-		}
+	for _, r := range last.refused {
+		tx.SetStatus(r.recipient, r.status)
 	}
 	tx.SetAll(last.status)
 	return nil
@@ -48,7 +46,12 @@ func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 // recipients get these answers.
 type untouched struct {
 	status  backends.Status
-	refused map[int]backends.Status // some that have others
+	refused []refusal // or each its own
+}
+
+type refusal struct {
+	recipient int
+	status    backends.Status
 }
 
 func (u untouched) Error() string { return u.status.Error() }
@@ -159,7 +162,7 @@ func (d *delivery) sift() error {
 	if s := d.c.refuses(d.tx); !s.IsZero() {
 		return untouched{status: s}
 	}
-	refused := map[int]backends.Status{}
+	var refused []refusal
 	d.to = nil
 	most := d.c.limit("RCPTMAX")
 	for i, r := range d.tx.Envelope.Recipients {
@@ -167,9 +170,9 @@ func (d *delivery) sift() error {
 			continue
 		}
 		if s := d.c.refusesRecipient(r); !s.IsZero() {
-			refused[i] = s
+			refused = append(refused, refusal{i, s})
 		} else if most > 0 && len(d.to) == most {
-			refused[i] = tooMany
+			refused = append(refused, refusal{i, tooMany})
 		} else {
 			d.to = append(d.to, i)
 		}
@@ -177,8 +180,8 @@ func (d *delivery) sift() error {
 	if len(d.to) == 0 {
 		return untouched{refused: refused}
 	}
-	for i, s := range refused {
-		d.tx.SetStatus(i, s)
+	for _, r := range refused {
+		d.tx.SetStatus(r.recipient, r.status)
 	}
 	return nil
 }

@@ -4,9 +4,10 @@ import (
 	"context"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/mailgw/mailgw/backends"
@@ -18,9 +19,12 @@ import (
 // to b, and returns where it listens.
 func startGateway(t *testing.T, listener string, b backends.Backend) (address string) {
 	t.Helper()
+	if !strings.Contains(listener, "address") {
+		listener = "address = 'tcp:127.0.0.1:0'\n" + listener
+	}
 	dir := t.TempDir()
 	path := filepath.Join(dir, "gateway.toml")
-	text := "hostname = 'mx.example.org'\n[[listener]]\nname = 'in'\naddress = 'tcp:127.0.0.1:0'\nroutes = { '*' = ['inbox'] }\n" +
+	text := "hostname = 'mx.example.org'\n[[listener]]\nname = 'in'\nroutes = { '*' = ['inbox'] }\n" +
 		listener + "\n[backend.inbox]\nplugin = 'inbox'\n"
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -38,7 +42,7 @@ func startGateway(t *testing.T, listener string, b backends.Backend) (address st
 	}
 	go server.Serve()
 	t.Cleanup(func() { server.Shutdown(context.Background()) })
-	return server.Addrs()["in"].(*net.TCPAddr).String()
+	return server.Addrs()["in"].String()
 }
 
 // newRelay makes a relay with more settings than the defaults, and closes it at
@@ -76,5 +80,22 @@ func TestContract(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
+	}
+}
+
+// A relay whose target is the gateway that it serves notices it at once, by the
+// name of the gateway's process.
+func TestLoop(t *testing.T) {
+	w := &witness{}
+	logTo(t, w)
+	socket := filepath.Join(t.TempDir(), "s")
+	s := to("smtp+unix:" + socket)
+	b := newRelay(t, s)
+	startGateway(t, "protocol = 'smtp'\naddress = 'unix:"+socket+"'\nxforward = ['unix']", b)
+	if got := deliver(t, newRelay(t, s)); !strings.HasPrefix(got, "451 4.4.6 routing loop: the next hop is this gateway") {
+		t.Errorf("got %q", got)
+	}
+	if want := []string{"log the target is this gateway"}; !slices.Equal(w.told, want) {
+		t.Errorf("the log has %q, want %q", w.told, want)
 	}
 }

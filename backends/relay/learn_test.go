@@ -1,0 +1,136 @@
+package relay
+
+import (
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/internal/gatewaytest"
+)
+
+// known writes down capabilities.
+func known(c backends.Capabilities) string {
+	var words []string
+	for _, w := range []struct {
+		name string
+		can  bool
+	}{{"8BITMIME", c.EightBitMIME}, {"SMTPUTF8", c.SMTPUTF8}, {"BINARYMIME", c.BinaryMIME}, {"DSN", c.DSN}, {"REQUIRETLS", c.RequireTLS}, {"unknown", c.Unknown}} {
+		if w.can {
+			words = append(words, w.name)
+		}
+	}
+	if c.Size > 0 {
+		words = append(words, "SIZE")
+	}
+	if !c.Relays || !c.Digest {
+		words = append(words, "no relay")
+	}
+	return strings.Join(words, " ")
+}
+
+// The relay can do what all targets can. It learns that without a message, and
+// then from every EHLO.
+func TestCapabilities(t *testing.T) {
+	logTo(t, &witness{})
+	var mu sync.Mutex
+	hello := "250-mx.example.org\r\n250-8BITMIME\r\n250-DSN\r\n250-BINARYMIME\r\n250-REQUIRETLS\r\n250 SIZE 1000"
+	reached := make(chan bool)
+	url := fake(t, func(verb string) string {
+		if verb == "connect" {
+			<-reached
+		}
+		if verb == "EHLO" {
+			mu.Lock()
+			defer mu.Unlock()
+			return hello
+		}
+		return answers(nil)(verb)
+	})
+	other := fake(t, answers(map[string]string{"EHLO": "250-mx.example.org\r\n250-CHUNKING\r\n250-BINARYMIME\r\n250-SMTPUTF8\r\n250-SIZE 0\r\n250 8bitmime"}))
+	before := runtime.NumGoroutine()
+	s := to(url, other)
+	s.MaxAge = 1 // so that each message has a connection of its own
+	made, err := New(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := made.(*backend)
+	if got := known(b.Capabilities()); got != "unknown" {
+		t.Errorf("before the first answer: %s", got)
+	}
+	changed := b.Changed()
+	close(reached)
+	for b.Capabilities().Unknown {
+		<-changed
+		changed = b.Changed()
+	}
+	if got := known(b.Capabilities()); got != "8BITMIME SIZE" || b.Capabilities().Size != 1000 {
+		t.Errorf("of both: %s", got)
+	}
+
+	mu.Lock()
+	hello = "250-mx.example.org\r\n250-8BITMIME\r\n250-CHUNKING\r\n250-SMTPUTF8\r\n250 BINARYMIME"
+	mu.Unlock()
+	deliver(t, b)
+	<-changed
+	if got := known(b.Capabilities()); got != "8BITMIME SMTPUTF8 BINARYMIME" {
+		t.Errorf("after another EHLO: %s", got)
+	}
+	changed = b.Changed()
+	deliver(t, b)
+	select {
+	case <-changed:
+		t.Error("the same is a change")
+	default:
+	}
+
+	b.Close()
+	gatewaytest.Eventually(t, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= before })
+}
+
+// The relay can be closed while it waits for a target, and leaves nothing behind.
+func TestCloseWhileAsking(t *testing.T) {
+	logTo(t, &witness{})
+	waits := make(chan bool, 1)
+	url := fake(t, func(verb string) string {
+		waits <- true
+		return ""
+	})
+	before := runtime.NumGoroutine()
+	b, err := New(to(url))
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-waits
+	b.(*backend).Close()
+	gatewaytest.Eventually(t, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= before })
+	if b.(*backend).targets[0].rest.pause != 0 {
+		t.Error("the target is at fault")
+	}
+}
+
+// A target is asked when what is known of it is old, and its rest is over.
+func TestAskedNext(t *testing.T) {
+	now := time.Now()
+	for _, test := range []struct {
+		heard  time.Time
+		failed bool
+		want   time.Time
+	}{
+		{time.Time{}, false, time.Time{}.Add(askAgain)}, // at once
+		{time.Time{}, true, now.Add(firstRest)},
+		{now, false, now.Add(askAgain)},
+		{now.Add(-askAgain), true, now.Add(firstRest)},
+	} {
+		x := &target{heard: test.heard}
+		if test.failed {
+			x.rest.failed(now, now)
+		}
+		if got := x.askedNext(); !got.Equal(test.want) {
+			t.Errorf("heard %v, failed %t: %v, want %v", test.heard, test.failed, got, test.want)
+		}
+	}
+}
