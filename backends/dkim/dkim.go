@@ -158,7 +158,7 @@ func checkNames(headers, oversign []string) error {
 	}
 	switch {
 	case !seen["from"]:
-		return errors.New("From is missing: RFC 6376, section 5.4")
+		return errors.New("has no From: RFC 6376, section 5.4")
 	case length > maxNames:
 		return errors.New("too many names, with those of headers")
 	}

@@ -88,32 +88,43 @@ func (b *backend) sign(ctx context.Context, tx *backends.DataContext, m *message
 	if len(keys) == 0 {
 		return nil
 	}
-	unsigned := func(reason string) error {
-		slog.WarnContext(ctx, "the message goes on without a signature", "domain", author, "reason", reason)
-		return nil
-	}
 	names := b.signedFields(m)
+	why := b.whyUnsigned(tx, m, author, names)
+	if why == "" {
+		fields, err := b.signatures(keys, names, m)
+		if err == nil {
+			return errors.Join(addFields(tx, fields), ctx.Err())
+		}
+		if !errors.Is(err, errBlank) {
+			return err
+		}
+		why = err.Error()
+	}
+	slog.WarnContext(ctx, "the message goes on without a signature", "domain", author, "reason", why)
+	return nil
+}
+
+// whyUnsigned says why a message of an author's domain is not to be signed, or
+// "".
+func (b *backend) whyUnsigned(tx *backends.DataContext, m *message, author string, names []string) string {
 	switch {
 	case !b.internal.has(&tx.Session) && !speaksFor(tx, author):
-		return unsigned("neither the user's name nor the sender is of that domain")
+		return "neither the user's name nor the sender is of that domain"
 	case m.malformed:
-		return unsigned("no empty line follows the header")
+		return "no empty line follows the header"
 	case len(strings.Join(names, ":")) > maxNames:
-		return unsigned("too many fields to sign")
+		return "too many fields to sign"
 	}
-	fields, err := b.signatures(keys, names, m)
-	if errors.Is(err, errBlank) {
-		return unsigned(err.Error())
-	}
-	if err != nil {
-		return err
-	}
+	return ""
+}
+
+func addFields(tx *backends.DataContext, fields []string) error {
 	for _, f := range fields {
 		if err := tx.AddField(0, f); err != nil {
 			return err
 		}
 	}
-	return ctx.Err()
+	return nil
 }
 
 // maxNames is how long the names of the signed fields may be. They stand in
@@ -152,7 +163,6 @@ func (b *backend) signedFields(m *message) (names []string) {
 // signatures reads the message, and returns a DKIM-Signature field for each
 // key.
 func (b *backend) signatures(keys []signingKey, names []string, m *message) (fields []string, err error) {
-	header, body, _ := strings.Cut(b.Canonicalization, "/")
 	var signers []*dkim.Signer
 	defer func() {
 		for _, s := range signers {
@@ -161,10 +171,7 @@ func (b *backend) signatures(keys []signingKey, names []string, m *message) (fie
 	}()
 	var all []io.Writer
 	for _, k := range keys {
-		s, err := dkim.NewSigner(&dkim.SignOptions{
-			Domain: k.domain, Selector: k.selector, Signer: k.key, HeaderKeys: names,
-			HeaderCanonicalization: dkim.Canonicalization(header), BodyCanonicalization: dkim.Canonicalization(body),
-		})
+		s, err := b.newSigner(k, names)
 		if err != nil {
 			return nil, err
 		}
@@ -184,4 +191,12 @@ func (b *backend) signatures(keys []signingKey, names []string, m *message) (fie
 		fields = append(fields, strings.TrimSuffix(s.Signature(), "\r\n"))
 	}
 	return fields, nil
+}
+
+func (b *backend) newSigner(k signingKey, names []string) (*dkim.Signer, error) {
+	header, body, _ := strings.Cut(b.Canonicalization, "/")
+	return dkim.NewSigner(&dkim.SignOptions{
+		Domain: k.domain, Selector: k.selector, Signer: k.key, HeaderKeys: names,
+		HeaderCanonicalization: dkim.Canonicalization(header), BodyCanonicalization: dkim.Canonicalization(body),
+	})
 }

@@ -23,27 +23,36 @@ const dnsTimeout = 20 * time.Second
 
 // verify adds the field with the results, and does what DMARC demands.
 func (b *backend) verify(ctx context.Context, tx *backends.DataContext, m *message) error {
-	dns, cancel := context.WithTimeout(ctx, dnsTimeout)
-	defer cancel()
-	var (
-		r        results
-		policies []policy
-		lookups  sync.WaitGroup
-		err      error
-	)
-	authors := authorsOf(m)
-	lookups.Go(func() { r.spf = b.checkSPF(dns, tx) })
-	lookups.Go(func() { policies = b.policiesOf(dns, authors) })
-	if r.signatures, err = b.checkSignatures(dns, m); err != nil {
-		cancel()
-	}
-	lookups.Wait()
+	r, err := b.check(ctx, tx, m)
 	if err == nil {
-		err = ctx.Err()
+		err = ctx.Err() // or all may be temperror
 	}
 	if err != nil {
 		return err
 	}
+	if err := tx.AddField(0, r.field(b.AuthservID)); err != nil {
+		return err
+	}
+	if b.DMARC == "enforce" {
+		return b.enforce(tx, r.dmarc)
+	}
+	return nil
+}
+
+// check asks the DNS for all that it wants to know at once. It returns when no
+// lookup is under way any more.
+func (b *backend) check(ctx context.Context, tx *backends.DataContext, m *message) (r results, err error) {
+	ctx, cancel := context.WithTimeout(ctx, dnsTimeout)
+	defer cancel()
+	var policies []policy
+	var lookups sync.WaitGroup
+	authors := authorsOf(m)
+	lookups.Go(func() { r.spf = b.checkSPF(ctx, tx) })
+	lookups.Go(func() { policies = b.policiesOf(ctx, authors) })
+	if r.signatures, err = b.checkSignatures(ctx, m); err != nil {
+		cancel()
+	}
+	lookups.Wait()
 	for _, p := range policies {
 		r.dmarc = append(r.dmarc, p.judge(r.signatures, r.spf))
 	}
@@ -53,13 +62,7 @@ func (b *backend) verify(ctx context.Context, tx *backends.DataContext, m *messa
 	case len(authors.domains) > maxAuthors:
 		r.dmarc = append(r.dmarc, dmarcResult{authres.ResultPermError, "", dmarc.PolicyReject})
 	}
-	if err := tx.AddField(0, r.field(b.AuthservID)); err != nil {
-		return err
-	}
-	if b.DMARC == "enforce" {
-		return b.enforce(tx, r.dmarc)
-	}
-	return nil
+	return r, err
 }
 
 // enforce does what the strictest policy demands: RFC 7489, section 6.6.1.
@@ -140,45 +143,50 @@ const (
 // checkSignatures verifies the signatures of a message, which it reads if there
 // are any.
 func (b *backend) checkSignatures(ctx context.Context, m *message) ([]dkimResult, error) {
-	fields := m.values("DKIM-Signature")
-	results := make([]dkimResult, min(len(fields), maxSignatures))
-	picks := 0
-	for i := range results {
-		tags := tagsOf(fields[i])
-		results[i] = dkimResult{domain: asciiDomain(tags["d"]), tags: tags}
-		picks += (1 + strings.Count(tags["h"], ":")) * len(m.fields)
+	results, why := unchecked(m)
+	if why == "" && len(results) > 0 {
+		verifications, err := dkim.VerifyWithOptions(m, &dkim.VerifyOptions{
+			LookupTXT:        func(name string) ([]string, error) { return b.dns.LookupTXT(ctx, name) },
+			MaxVerifications: maxSignatures,
+		})
+		switch {
+		case errors.Is(m.err, errBlank):
+			why = errBlank.Error()
+		case m.err != nil:
+			return nil, m.err
+		case err != nil && !errors.Is(err, dkim.ErrTooManySignatures):
+			return nil, err
+		}
+		for i, v := range verifications {
+			results[i].value, results[i].reason = valueOf(v.Err)
+			results[i].domain = asciiDomain(v.Domain)
+		}
 	}
-	none := func(why string) ([]dkimResult, error) {
+	if why != "" {
 		for i := range results {
 			results[i].value, results[i].reason = authres.ResultPermError, why
 		}
-		return results, nil
-	}
-	switch {
-	case len(results) == 0:
-		return nil, nil
-	case m.malformed:
-		return none("no empty line follows the header")
-	case picks > maxPicks:
-		return none("too many fields are signed")
-	}
-	verifications, err := dkim.VerifyWithOptions(m, &dkim.VerifyOptions{
-		LookupTXT:        func(name string) ([]string, error) { return b.dns.LookupTXT(ctx, name) },
-		MaxVerifications: maxSignatures,
-	})
-	switch {
-	case errors.Is(m.err, errBlank):
-		return none(errBlank.Error())
-	case m.err != nil:
-		return nil, m.err
-	case err != nil && !errors.Is(err, dkim.ErrTooManySignatures):
-		return nil, err
-	}
-	for i, v := range verifications {
-		results[i].value, results[i].reason = valueOf(v.Err)
-		results[i].domain = asciiDomain(v.Domain)
 	}
 	return results, nil
+}
+
+// unchecked returns the signatures of a message, and why they are not to be
+// verified, or "".
+func unchecked(m *message) (results []dkimResult, why string) {
+	fields := m.values("DKIM-Signature")
+	picks := 0
+	for _, f := range fields[:min(len(fields), maxSignatures)] {
+		tags := tagsOf(f)
+		results = append(results, dkimResult{domain: asciiDomain(tags["d"]), tags: tags})
+		picks += (1 + strings.Count(tags["h"], ":")) * len(m.fields)
+	}
+	switch {
+	case m.malformed:
+		why = "no empty line follows the header"
+	case picks > maxPicks:
+		why = "too many fields are signed"
+	}
+	return results, why
 }
 
 // valueOf returns the result and the reason that the library's error means. Its
