@@ -151,7 +151,6 @@ func (c *Conn) lastWords(stage Stage, err error) {
 	case c.inMessage && reply.Code != 0:
 		c.fail(stage, errEarly)
 	case err != errEarly || c.broken == nil: // else hear has told what it was
-
 		c.fail(stage, lost(err))
 	}
 }

@@ -162,6 +162,18 @@ func (u *caller) step(text string) {
 		u.unreadable = true
 	case "send":
 		u.send(words)
+	case "provoke":
+		octets, err := strconv.Unquote(args)
+		if err != nil {
+			u.t.Fatal(err)
+		}
+		replies, err := u.c.Provoke(ctx, &Transaction{Sender: "s@x", Recipients: []Recipient{{Address: "a@x"}}}, octets)
+		for _, r := range replies {
+			u.say("%s", Line(r))
+		}
+		if err != nil {
+			u.say("%v", err)
+		}
 	case "reset":
 		u.result(u.c.Reset(ctx))
 	case "noop":

@@ -15,18 +15,23 @@ func (d *delivery) message() error {
 	if d.chunking {
 		return d.chunk()
 	}
+	if err := d.data(); err != nil {
+		return err
+	}
+	body := smtp.NewDotWriter(d.w)
+	return d.write(body, d.tx.Message, body.Close)
+}
+
+// data says DATA, if that has not been said, and wants 354.
+func (d *delivery) data() error {
 	if !d.dataSaid {
 		d.say(line{stage: DATA, text: "DATA"})
 		_, d.dataReply = d.expect(DATA, goAhead)
 	}
-	if d.dataReply != nil {
-		return d.dataReply
-	}
-	if !d.inTurn(DATA) {
+	if d.dataReply == nil && !d.inTurn(DATA) {
 		return d.broken
 	}
-	body := smtp.NewDotWriter(d.w)
-	return d.write(body, d.tx.Message, body.Close)
+	return d.dataReply
 }
 
 // chunk sends the message in one chunk: RFC 3030, section 2.
