@@ -18,7 +18,7 @@ import (
 )
 
 func checkCommand() *cobra.Command {
-	var config string
+	var config, smuggling string
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check the configuration and print what it amounts to",
@@ -35,22 +35,39 @@ whether it can do what a listener promises (dsn, offer_requiretls) is asked when
 all have started.
 Warnings change nothing in the exit code.
 
+With --smuggling it then tests whether the targets of all backends whose plugin is
+relay see the end of a message where there is none: whoever writes a message to
+such a server can write another one into it, with a sender of his choice. Each
+target gets some twenty messages to ADDRESS, from the null sender, with one octet
+sequence each that a server might take for the end.
+
 Exit codes:
-  0   the configuration is good
+  0   the configuration is good, and no target splits messages
   64  wrong usage
-  78  the configuration has a problem, or a backend does not start`,
+  75  a target could not be tested: it does not answer, or does not take the
+      address
+  76  a target splits messages
+  78  the configuration has a problem, a backend does not start, or there is no
+      target to test`,
 		Example: `  mailgw check
-  mailgw check --config /etc/mailgw/gateway.toml && systemctl restart mailgw`,
+  mailgw check --config /etc/mailgw/gateway.toml && systemctl restart mailgw
+  mailgw check --smuggling postmaster@example.org`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return check(cmd.Context(), config, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			if err := checkAddress(smuggling); cmd.Flags().Changed("smuggling") && err != nil {
+				return fmt.Errorf("--smuggling: %w", err)
+			}
+			return check(cmd.Context(), config, smuggling, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	configFlag(cmd, &config)
+	cmd.Flags().StringVar(&smuggling, "smuggling", "", "test the targets of relays with messages to this address")
 	return cmd
 }
 
-func check(ctx context.Context, config string, stdout, stderr io.Writer) error {
+// check checks a configuration, and the targets of its relays if smuggling is an
+// address.
+func check(ctx context.Context, config, smuggling string, stdout, stderr io.Writer) error {
 	c, problems, err := loadConfig(config, stderr)
 	if err != nil {
 		return err
@@ -74,6 +91,9 @@ func check(ctx context.Context, config string, stdout, stderr io.Writer) error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Backends)) {
 		printBackend(stdout, name, c.Backends[name], hosts[name].Host)
+	}
+	if smuggling != "" {
+		return checkSmuggling(ctx, c, smuggling, stdout)
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ const (
 	exitRefused   = 69
 	exitSystem    = 71
 	exitTemporary = 75
+	exitSplits    = 76
 	exitConfig    = 78
 )
 
@@ -31,7 +32,9 @@ const exitCodes = `Exit codes:
   69  send: a recipient was refused for good
   71  the system refuses something: an address in use, for example
   75  send: a recipient is to be tried again later, no matter what the others got;
-      serve: ended at once by a second signal
+      serve: ended at once by a second signal;
+      check: the target of a relay could not be tested
+  76  check: the target of a relay splits messages
   78  gateway.toml or the users file has a problem, or a backend does not start`
 
 // An exitError is an error with the exit code that it means.
