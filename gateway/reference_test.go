@@ -14,6 +14,7 @@ import (
 	"github.com/mailgw/mailgw/backends/clamav"
 	"github.com/mailgw/mailgw/backends/discard"
 	"github.com/mailgw/mailgw/backends/dkim"
+	"github.com/mailgw/mailgw/backends/exec"
 	"github.com/mailgw/mailgw/backends/maildir"
 	"github.com/mailgw/mailgw/backends/relay"
 	"github.com/mailgw/mailgw/backends/rspamd"
@@ -29,6 +30,7 @@ var shippedDefaults = map[string]any{
 	"clamav":  clamav.Defaults,
 	"dkim":    dkim.Defaults,
 	"discard": discard.Defaults,
+	"exec":    exec.Defaults,
 	"maildir": maildir.Defaults,
 	"relay":   relay.Defaults,
 	"rspamd":  rspamd.Defaults,

@@ -18,6 +18,7 @@ import (
 	"github.com/mailgw/mailgw/backends/clamav"
 	"github.com/mailgw/mailgw/backends/discard"
 	"github.com/mailgw/mailgw/backends/dkim"
+	"github.com/mailgw/mailgw/backends/exec"
 	"github.com/mailgw/mailgw/backends/maildir"
 	"github.com/mailgw/mailgw/backends/relay"
 	"github.com/mailgw/mailgw/backends/rspamd"
@@ -37,6 +38,7 @@ var shipped = []struct {
 	{"clamav", "have clamd look for viruses", func() { plugins.Serve(clamav.Defaults, clamav.New) }},
 	{"dkim", "sign mail, and tell whether DKIM, SPF and DMARC speak for it", func() { plugins.Serve(dkim.Defaults, dkim.New) }},
 	{"discard", "take every message and throw it away", func() { plugins.Serve(discard.Defaults, discard.New) }},
+	{"exec", "run a program for each message", func() { plugins.Serve(exec.Defaults, exec.New) }},
 	{"maildir", "deliver into Maildirs", func() { plugins.Serve(maildir.Defaults, maildir.New) }},
 	{"relay", "pass mail on to other servers, over SMTP or LMTP", func() { plugins.Serve(relay.Defaults, relay.New) }},
 	{"rspamd", "ask rspamd what to do with a message", func() { plugins.Serve(rspamd.Defaults, rspamd.New) }},
