@@ -104,6 +104,19 @@ type Isolator interface {
 	Isolated(ctx context.Context) (b Backend, end func(), err error)
 }
 
+// An EffectFree backend changes nothing outside itself, so that mail may be shown
+// to it for a try: it stores nothing, sends nothing, and counts nothing that
+// matters.
+type EffectFree interface {
+	IsEffectFree() bool
+}
+
+// IsEffectFree reports whether b declares that it is.
+func IsEffectFree(b Backend) bool {
+	free, ok := b.(EffectFree)
+	return ok && free.IsEffectFree()
+}
+
 // Capabilities are what a backend can do with a message. A listener that
 // mirrors them announces what the last backends of its routes can do.
 type Capabilities struct {

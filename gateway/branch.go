@@ -149,9 +149,11 @@ func (d *delivery) call(backend *namedBackend, b *branch) {
 		}
 		return
 	}
+	note, compare := d.shadowed(backend, b)
 	started := make([]bool, len(b.to))
 	undecided, err := d.deliverTo(ctx, backend, b, tx, backends.Hooks{
 		Status: func(i int, s backends.Status) {
+			note(i, s)
 			b.to[i].decide(backend.name, s)
 			if started[i] {
 				release()
@@ -172,6 +174,7 @@ func (d *delivery) call(backend *namedBackend, b *branch) {
 		},
 		Replace: d.replace,
 	})
+	compare(undecided, err)
 	if holders.Load() > 1 {
 		context.AfterFunc(d.ctx, func() { tx.SetAll(backends.StatusOf(context.Cause(d.ctx))) })
 	}

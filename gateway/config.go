@@ -166,6 +166,8 @@ type BackendConfig struct {
 	OnFailure                string            `toml:"on_failure"`     // tempfail, pass, reject
 	PoisonCrashes            int               `toml:"poison_crashes"` // 0: never mind
 	PoisonRoute              string            `toml:"poison_route"`   // a named route
+	ShadowOf                 string            `toml:"shadow_of"`      // a backend
+	ShadowShare              float64           `toml:"shadow_share"`   // percent
 	RecipientsPerTransaction int               `toml:"recipients_per_transaction"`
 	Settings                 map[string]any    `toml:"settings"`
 }
@@ -212,4 +214,5 @@ func (b *BackendConfig) SetDefaults() {
 	b.Timeout = 5 * time.Minute
 	b.OnFailure = "tempfail"
 	b.PoisonCrashes = 3
+	b.ShadowShare = 100
 }

@@ -82,6 +82,10 @@ type delivery struct {
 
 	original *message // as it came
 
+	shadows   map[string]*namedBackend // by whose shadow they are
+	shadowing *shadowing
+	parent    context.Context // of ctx
+
 	mu       sync.Mutex
 	fates    []fate          // of the transaction's recipients, in order, and of those added
 	answered int             // of the transaction's recipients
@@ -110,6 +114,7 @@ type edits struct{ body, header string }
 // begin starts the delivery of m, which it closes at the end. The caller
 // asks wait or fold for the answers.
 func (d *delivery) begin(ctx context.Context, m *message, budget time.Duration) {
+	d.parent = ctx
 	d.ctx, d.cancel = context.WithTimeout(ctx, budget)
 	context.AfterFunc(d.ctx, func() { d.answerAll(backends.StatusOf(context.Cause(d.ctx))) })
 	d.original, d.messages = m, []*message{m}

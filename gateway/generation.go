@@ -19,8 +19,10 @@ type generation struct {
 	name      string // of the process, random
 	spool     *spool
 	backends  map[string]*namedBackend
-	digests   bool              // a backend tells the digest of what it has written
-	routes    map[string]*route // by name
+	digests   bool                     // a backend tells the digest of what it has written
+	routes    map[string]*route        // by name
+	shadows   map[string]*namedBackend // by whose shadow they are
+	shadowing *shadowing
 	listeners []*listener
 
 	mu       sync.Mutex
@@ -36,10 +38,14 @@ func newGeneration(c *Config, all map[string]backends.Backend, log *slog.Logger,
 	g := &generation{
 		log: log, name: name, spool: newSpool(c.Spool), left: make(chan struct{}),
 		backends: map[string]*namedBackend{}, routes: map[string]*route{},
+		shadows: map[string]*namedBackend{}, shadowing: &shadowing{},
 	}
 	for name, b := range all {
 		g.backends[name] = &namedBackend{Backend: b, name: name, BackendConfig: c.Backends[name], suspects: newSuspects()}
 		g.digests = g.digests || backends.CapabilitiesOf(b).Digest
+		if of := c.Backends[name].ShadowOf; of != "" {
+			g.shadows[of] = g.backends[name]
+		}
 	}
 	for name, names := range c.NamedRoutes {
 		g.routes[name] = &route{names}
@@ -89,6 +95,7 @@ func (g *generation) check() {
 // and, where their configuration is the same, what rates have counted, keys of
 // TLS tickets and the spool's budget.
 func (g *generation) inherit(before *generation) {
+	g.shadowing = before.shadowing
 	if g.spool.config == before.spool.config {
 		g.spool = before.spool
 	}

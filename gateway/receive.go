@@ -152,6 +152,8 @@ func (g *generation) newDelivery(d *dialog, log *slog.Logger) *delivery {
 		backends:    g.backends,
 		routes:      g.routes,
 		spool:       g.spool,
+		shadows:     g.shadows,
+		shadowing:   g.shadowing,
 		maxSize:     maxReplaced(int64(d.Limits.MessageSize)),
 		log:         log.With("tx", tx.id, "ident", ident, "from", tx.sender),
 		received:    time.Now(),

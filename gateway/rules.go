@@ -155,6 +155,18 @@ func (l *ListenerConfig) RoutePatterns() []string {
 // Routed returns the names of the backends that are needed: those that stand
 // in a route, or are asked.
 func (c *Config) Routed() []string {
+	names := c.inRoutes()
+	for name, b := range c.Backends {
+		if slices.Contains(names, b.ShadowOf) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// inRoutes returns the names that stand in a route or an ask.
+func (c *Config) inRoutes() []string {
 	names := slices.Concat(slices.Collect(maps.Values(c.NamedRoutes))...)
 	for _, l := range c.Listeners {
 		names = append(names, l.Ask...)
@@ -162,8 +174,7 @@ func (c *Config) Routed() []string {
 			names = append(names, route...)
 		}
 	}
-	slices.Sort(names)
-	return slices.Compact(names)
+	return names
 }
 
 // lastOf returns the names of the backends in which routes of l end, and those

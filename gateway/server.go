@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/internal/settings"
 )
 
 // A Server is a gateway with all its listeners.
@@ -70,6 +71,12 @@ func (c *Config) checkCapabilities(all map[string]backends.Backend) (problems Pr
 		}
 		problems = append(problems, c.checkAsked(all, l, key)...)
 	}
+	for name, b := range c.Backends {
+		if shadow, ok := all[name]; ok && b.ShadowOf != "" && !backends.IsEffectFree(shadow) {
+			problems = append(problems, c.Problem(settings.Join("backend", name)+".shadow_of", "it does not declare that it is free of effects"))
+		}
+	}
+	c.Sort(problems)
 	return problems
 }
 
@@ -281,6 +288,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	for _, c := range conns {
 		c.close(false)
 	}
+	defer s.shadowing.running.Wait()
 	defer s.cancel()
 	select {
 	case <-s.ended:

@@ -177,6 +177,21 @@ func (v *validation) backend(key, name string, b BackendConfig) BackendConfig {
 	}
 	v.oneOf(key+".on_failure", b.OnFailure, "tempfail", "pass", "reject")
 	v.notNegative(key, map[string]int{"recipients_per_transaction": b.RecipientsPerTransaction, "poison_crashes": b.PoisonCrashes})
+	if b.ShadowOf != "" {
+		v.known(key+".shadow_of", b.ShadowOf, nil)
+		if slices.Contains(v.inRoutes(), name) {
+			v.fault(key+".shadow_of", "a shadow decides nothing, but this one stands in a route")
+		}
+		switch of := v.Backends[b.ShadowOf]; {
+		case b.ShadowOf == name || of.ShadowOf != "":
+			v.fault(key+".shadow_of", "%q is a shadow itself", b.ShadowOf)
+		case slices.ContainsFunc(slices.Sorted(maps.Keys(v.Backends)), func(other string) bool { return other < name && v.Backends[other].ShadowOf == b.ShadowOf }):
+			v.fault(key+".shadow_of", "%q has a shadow already", b.ShadowOf)
+		}
+	}
+	if b.ShadowShare <= 0 || b.ShadowShare > 100 {
+		v.fault(key+".shadow_share", "%v is no share in percent; want more than 0, and 100 at most", b.ShadowShare)
+	}
 	switch route, there := v.NamedRoutes[b.PoisonRoute]; {
 	case b.PoisonRoute == "":
 	case !there:

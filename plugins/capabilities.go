@@ -23,6 +23,9 @@ func (h *Host) Capabilities() backends.Capabilities {
 // MayEdit is what the plugin announced when it started first.
 func (h *Host) MayEdit() backends.EditKinds { return h.mayEdit }
 
+// IsEffectFree is what the plugin announced when it started first.
+func (h *Host) IsEffectFree() bool { return h.effectFree }
+
 // capabilities are what is known of a plugin's.
 type capabilities struct {
 	mu   sync.Mutex

@@ -56,6 +56,8 @@ func (c *changing) Changed() <-chan struct{} {
 
 func (c *changing) MayEdit() backends.EditKinds { return backends.EditHeader | backends.EditEnvelope }
 
+func (c *changing) IsEffectFree() bool { return true }
+
 // waitFor asks for what is known of the plugin until it is as wanted.
 func waitFor(t *testing.T, h *Host, want backends.Capabilities) {
 	t.Helper()
@@ -91,6 +93,9 @@ func TestAnnouncedEdits(t *testing.T) {
 	h := runCommand(t, command(t, "changing", newGatewayLog()), defaultTimes)
 	if got := h.MayEdit(); got != backends.EditHeader|backends.EditEnvelope {
 		t.Errorf("got %v", got)
+	}
+	if !h.IsEffectFree() {
+		t.Error("that it is free of effects is lost")
 	}
 	for _, k := range []backends.EditKinds{0, backends.EditHeader, backends.EditMessage, backends.EditEnvelope, backends.EditAll} {
 		if got := mayEditFromWire(mayEditToWire(k)); got != k {

@@ -63,6 +63,7 @@ type Host struct {
 	capabilities capabilities
 	answers      map[backends.Topic]bool
 	mayEdit      backends.EditKinds
+	effectFree   bool
 	times        times
 
 	ctx    context.Context // of the supervisor

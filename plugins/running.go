@@ -49,6 +49,7 @@ type running struct {
 	answers      map[backends.Topic]bool // what it can be asked about
 	mayEdit      backends.EditKinds
 	changing     bool // the capabilities
+	effectFree   bool
 
 	outputs []*lines
 	words   *words
@@ -79,6 +80,7 @@ func launch(ctx context.Context, c Command, t times, sockets string, request *pb
 	r.capabilities = capabilitiesFromWire(answer.GetCapabilities())
 	r.answers = announcementFromWire(answer.GetAnswers())
 	r.mayEdit, r.changing = mayEditFromWire(answer.GetMayEdit()), answer.GetWatch()
+	r.effectFree = answer.GetEffectFree()
 	r.chunk = smallChunk
 	if announced := answer.GetMaxChunk(); announced > 0 {
 		r.chunk = int(min(announced, maxChunk))

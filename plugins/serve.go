@@ -266,6 +266,7 @@ func (s *server) configure(text string) *pb.ConfigureResponse {
 	answer.Capabilities = capabilitiesToWire(backends.CapabilitiesOf(backend))
 	answer.MayEdit = mayEditToWire(backends.EditsOf(backend))
 	_, answer.Watch = backend.(backends.Changing)
+	answer.EffectFree = backends.IsEffectFree(backend)
 	return answer
 }
 

@@ -51,7 +51,7 @@ func (h *Host) supervise(ctx context.Context, started chan<- error) {
 		started <- err
 		return
 	}
-	h.answers, h.mayEdit = r.answers, r.mayEdit
+	h.answers, h.mayEdit, h.effectFree = r.answers, r.mayEdit, r.effectFree
 	h.capabilities.learn(r.capabilities)
 	h.began(r)
 	started <- nil

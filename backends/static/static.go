@@ -82,6 +82,9 @@ func (b backend) Capabilities() backends.Capabilities {
 	return can
 }
 
+// IsEffectFree is true of what only answers.
+func (b backend) IsEffectFree() bool { return true }
+
 func (b backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 	if err := ctx.Err(); err != nil {
 		return err

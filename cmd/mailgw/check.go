@@ -171,6 +171,9 @@ func printBackend(w io.Writer, name string, b gateway.BackendConfig, h *plugins.
 	fmt.Fprintf(w, "backend %s: %s\n", name, describe(b))
 	fmt.Fprintf(w, "  starts, settings accepted, timeout %v, on_failure %s, recipients_per_transaction %s\n", b.Timeout, b.OnFailure, limit(b.RecipientsPerTransaction))
 	fmt.Fprintf(w, "  can do %s; may edit %v\n", capabilities(h.Capabilities()), h.MayEdit())
+	if b.ShadowOf != "" {
+		fmt.Fprintf(w, "  shadow of %s, for %g%% of its mail\n", b.ShadowOf, b.ShadowShare)
+	}
 	var answers []string
 	for _, t := range backends.Topics() {
 		if h.Answers(t) {

@@ -250,6 +250,7 @@ type ConfigureResponse struct {
 	Answers       []Question_Topic       `protobuf:"varint,6,rep,packed,name=answers,proto3,enum=mailgw.plugin.v1.Question_Topic" json:"answers,omitempty"` // what it can be asked about; it counts at the first start
 	MayEdit       *MayEdit               `protobuf:"bytes,7,opt,name=may_edit,json=mayEdit,proto3" json:"may_edit,omitempty"`                               // absent: anything; it counts at the first start
 	Watch         bool                   `protobuf:"varint,8,opt,name=watch,proto3" json:"watch,omitempty"`                                                 // capabilities change: it has the method Watch
+	EffectFree    bool                   `protobuf:"varint,9,opt,name=effect_free,json=effectFree,proto3" json:"effect_free,omitempty"`                     // changes nothing outside itself, so that mail may be shown to it for a try
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -336,6 +337,13 @@ func (x *ConfigureResponse) GetMayEdit() *MayEdit {
 func (x *ConfigureResponse) GetWatch() bool {
 	if x != nil {
 		return x.Watch
+	}
+	return false
+}
+
+func (x *ConfigureResponse) GetEffectFree() bool {
+	if x != nil {
+		return x.EffectFree
 	}
 	return false
 }
@@ -2507,7 +2515,7 @@ const file_plugin_proto_rawDesc = "" +
 	"\x10ConfigureRequest\x12#\n" +
 	"\rsettings_json\x18\x01 \x01(\tR\fsettingsJson\x12'\n" +
 	"\x0fgateway_version\x18\x02 \x01(\tR\x0egatewayVersion\x12\x1b\n" +
-	"\tlog_level\x18\x03 \x01(\tR\blogLevel\"\xdf\x02\n" +
+	"\tlog_level\x18\x03 \x01(\tR\blogLevel\"\x80\x03\n" +
 	"\x11ConfigureResponse\x12/\n" +
 	"\x06faults\x18\x01 \x03(\v2\x17.mailgw.plugin.v1.FaultR\x06faults\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12B\n" +
@@ -2516,7 +2524,9 @@ const file_plugin_proto_rawDesc = "" +
 	"\tmax_chunk\x18\x05 \x01(\rR\bmaxChunk\x12:\n" +
 	"\aanswers\x18\x06 \x03(\x0e2 .mailgw.plugin.v1.Question.TopicR\aanswers\x124\n" +
 	"\bmay_edit\x18\a \x01(\v2\x19.mailgw.plugin.v1.MayEditR\amayEdit\x12\x14\n" +
-	"\x05watch\x18\b \x01(\bR\x05watch\"W\n" +
+	"\x05watch\x18\b \x01(\bR\x05watch\x12\x1f\n" +
+	"\veffect_free\x18\t \x01(\bR\n" +
+	"effectFree\"W\n" +
 	"\aMayEdit\x12\x16\n" +
 	"\x06header\x18\x01 \x01(\bR\x06header\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\bR\amessage\x12\x1a\n" +
