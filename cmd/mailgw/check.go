@@ -44,9 +44,9 @@ sequence each that a server might take for the end.
 Exit codes:
   0   the configuration is good, and no target splits messages
   64  wrong usage
-  75  a target could not be tested: it does not answer, or does not take the
-      address
-  76  a target splits messages
+  75  a target could not be tested to the end: it does not answer, or does not
+      take the address
+  76  a target splits messages, whatever else
   78  the configuration has a problem, a backend does not start, or there is no
       target to test`,
 		Example: `  mailgw check

@@ -46,7 +46,7 @@ func checkAddress(to string) error {
 }
 
 // smugglingTimeout bounds the test of one end.
-const smugglingTimeout = time.Minute
+const smugglingTimeout = 30 * time.Second
 
 // checkSmuggling tests whether the targets of the relays in c split messages that
 // are sent to an address.
@@ -65,7 +65,7 @@ func checkSmuggling(ctx context.Context, c *gateway.Config, to string, stdout io
 			splits += split
 			if err != nil {
 				failures++
-				fmt.Fprintf(stdout, "  not tested any further: %v\n", err)
+				fmt.Fprintf(stdout, "  not tested: %v\n", err)
 			}
 		}
 	}
@@ -75,20 +75,25 @@ func checkSmuggling(ctx context.Context, c *gateway.Config, to string, stdout io
 	case splits > 0:
 		return exitError{exitSplits, fmt.Errorf("%d messages were split: whoever writes a message to such a server can write a second one into it, with a sender of his choice", splits)}
 	case failures > 0:
-		return exitError{exitTemporary, fmt.Errorf("%d of %d targets not tested", failures, tested)}
+		return exitError{exitTemporary, fmt.Errorf("%d of %d targets not tested to the end", failures, tested)}
 	}
 	return nil
 }
 
-// smuggle tests one target, and returns how many of the ends split messages.
+// smuggle tests one target, and returns how many of the ends split messages. An
+// error is why it cannot tell that of all.
 func smuggle(ctx context.Context, s relay.Settings, i int, to string, stdout io.Writer) (splits int, err error) {
+	silent := 0
 	for _, end := range ends {
 		replies, err := provoke(ctx, s, i, to, end)
-		if err != nil {
-			return splits, err
-		}
 		verdict := "one message: "
-		if len(replies) > 1 {
+		switch e, ok := errors.AsType[*smtpclient.Error](err); {
+		case ok && (e.Stage == smtpclient.Message || e.Stage == smtpclient.EndOfMessage):
+			silent++
+			verdict = "no reply: " + e.Error()
+		case err != nil:
+			return splits, err
+		case len(replies) > 1:
 			splits++
 			verdict = "SPLIT: "
 		}
@@ -97,6 +102,9 @@ func smuggle(ctx context.Context, s relay.Settings, i int, to string, stdout io.
 			lines = append(lines, smtpclient.Line(r))
 		}
 		fmt.Fprintf(stdout, "  %-23s  %s%s\n", endName(end), verdict, strings.Join(lines, "; "))
+	}
+	if silent > 0 {
+		return splits, fmt.Errorf("no reply to %d of %d messages", silent, len(ends))
 	}
 	return splits, nil
 }
