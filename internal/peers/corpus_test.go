@@ -66,6 +66,10 @@ plugin = "dkim"
 [backend.dkim.settings]
 authserv_id = "mx.peers.example"
 resolver = %q
+[backend.counter]
+plugin = "exec"
+[backend.counter.settings]
+command = ["/bin/sh", "-c", "echo X-Counted:; wc -c | sed 's/^/\\t/'"]
 [backend.attachments]
 plugin = %q
 [backend.chunks]
@@ -111,9 +115,9 @@ targets = ["smtp://%s"]
 
 const throughFilters = `
 [listener.routes]
-"@inbox.example" = ["dkim", "attachments", "inbox"]
-"@chunks.example" = ["dkim", "attachments", "chunks"]
-"@dots.example" = ["dkim", "attachments", "dots"]
+"@inbox.example" = ["dkim", "counter", "attachments", "inbox"]
+"@chunks.example" = ["dkim", "counter", "attachments", "chunks"]
+"@dots.example" = ["dkim", "counter", "attachments", "dots"]
 `
 
 // checkFiltered checks that mail is one message, the one that was sent below
@@ -133,7 +137,7 @@ func checkFiltered(t *testing.T, name string, mail []string, sent string, dotted
 	}
 }
 
-var filtered = regexp.MustCompile(`^(X-Attachment: .*\r\n)*Authentication-Results: mx\.peers\.example;\r\n(\t.*\r\n)+$`)
+var filtered = regexp.MustCompile(`^(X-Attachment: .*\r\n)*X-Counted:\r\n\t\d+\r\nAuthentication-Results: mx\.peers\.example;\r\n(\t.*\r\n)+$`)
 
 // buildExample builds a plugin of examples, and returns its path.
 func buildExample(t *testing.T, name string) string {
