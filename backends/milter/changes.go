@@ -1,0 +1,198 @@
+package milter
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/mailgw/mailgw/backends"
+)
+
+const (
+	maxChanges     = 10000   // of one message, but for pieces of a body
+	maxChangedText = 1 << 20 // octets in them
+)
+
+// Changes are what a milter makes of a message. They are gathered before its
+// verdict, and made after it, all or none.
+type changes struct {
+	tx    *backends.DataContext
+	route string // of what is quarantined
+
+	header      header
+	body        *body   // nil: it stays
+	sender      *string // nil: it stays
+	added       []backends.Recipient
+	deleted     map[int]bool
+	quarantined bool
+	reason      string
+
+	directory string // of temporary files
+	n, octets int
+}
+
+func newChanges(b *backend, tx *backends.DataContext) changes {
+	return changes{tx: tx, route: b.Quarantine, directory: b.Directory, deleted: map[int]bool{}}
+}
+
+// close gives back what the changes take up.
+func (c *changes) close() {
+	if c.body != nil {
+		c.body.close()
+	}
+}
+
+// note adds a change to those before.
+func (c *changes) note(a answer) error {
+	if a.code == answerBody {
+		if c.body == nil {
+			c.body = &body{directory: c.directory}
+		}
+		return c.body.add(a.body)
+	}
+	c.n++
+	for _, text := range a.texts {
+		c.octets += len(text)
+	}
+	if c.n > maxChanges || c.octets > maxChangedText {
+		return fmt.Errorf("more than %d changes, or %d octets in them", maxChanges, maxChangedText)
+	}
+	place := int(min(a.index, math.MaxInt32))
+	switch a.code {
+	case answerAddField:
+		return c.header.add(a.texts[0], a.texts[1])
+	case answerInsertField:
+		return c.header.insert(place, a.texts[0], a.texts[1])
+	case answerChangeField:
+		return c.header.change(place, a.texts[0], a.texts[1])
+	case answerAddRcpt:
+		c.add(backends.Recipient{Address: bare(a.texts[0])})
+	case answerAddRcptPar:
+		c.add(backends.Recipient{Address: bare(a.texts[0]), Params: strings.Fields(strings.Join(a.texts[1:], ""))})
+	case answerDeleteRcpt:
+		c.remove(bare(a.texts[0]))
+	case answerSender:
+		sender := bare(a.texts[0])
+		c.sender = &sender
+	case answerQuarantine:
+		if c.route == "" {
+			return errors.New("quarantine was not offered")
+		}
+		c.quarantined, c.reason = true, a.texts[0]
+	}
+	return nil
+}
+
+// bare returns what stands within the angle brackets of an address, or else the
+// address.
+func bare(address string) string {
+	if _, after, ok := strings.Cut(address, "<"); ok {
+		address, _, _ = strings.Cut(after, ">")
+	}
+	return strings.TrimSpace(address)
+}
+
+// add adds a recipient, if it is none yet.
+func (c *changes) add(to backends.Recipient) {
+	is := func(r backends.Recipient) bool { return strings.EqualFold(r.Address, to.Address) }
+	there := slices.ContainsFunc(c.added, is)
+	for i, r := range c.tx.Envelope.Recipients {
+		if is(r) && c.tx.Undecided(i) {
+			delete(c.deleted, i)
+			there = true
+		}
+	}
+	if !there {
+		c.added = append(c.added, to)
+	}
+}
+
+// remove takes all recipients away that have an address. Upper and lower case are
+// the same, as in the routes.
+func (c *changes) remove(address string) {
+	is := func(r backends.Recipient) bool { return strings.EqualFold(r.Address, address) }
+	c.added = slices.DeleteFunc(c.added, is)
+	for i, r := range c.tx.Envelope.Recipients {
+		if is(r) && c.tx.Undecided(i) {
+			c.deleted[i] = true
+		}
+	}
+}
+
+// carryOut makes the changes. Those who lose the message come last: by then nothing
+// can go wrong any more.
+func (c *changes) carryOut(ctx context.Context) error {
+	if err := c.editMessage(); err != nil {
+		return err
+	}
+	if c.sender != nil {
+		if err := c.tx.SetSender(*c.sender); err != nil {
+			return err
+		}
+	}
+	if err := c.editRecipients(ctx); err != nil {
+		return err
+	}
+	for i := range c.deleted {
+		c.tx.SetStatus(i, discarded)
+	}
+	return nil
+}
+
+func (c *changes) editMessage() error {
+	if c.body == nil {
+		return c.header.edit(c.tx)
+	}
+	body, err := c.body.reader()
+	if err != nil {
+		return err
+	}
+	header := append(c.header.appendTo(nil), "\r\n"...)
+	return c.tx.ReplaceMessage(io.MultiReader(bytes.NewReader(header), body))
+}
+
+func (c *changes) editRecipients(ctx context.Context) error {
+	if c.quarantined {
+		slog.InfoContext(ctx, "quarantined", "route", c.route, "reason", c.reason)
+		return c.quarantine()
+	}
+	for _, to := range c.added {
+		if err := c.tx.AddRecipient(to); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// quarantine diverts all recipients. Those that are added have no route of their
+// own, and go where the first one goes.
+func (c *changes) quarantine() error {
+	for i, to := range c.tx.Envelope.Recipients {
+		if c.deleted[i] || !c.tx.Undecided(i) {
+			continue
+		}
+		if err := c.tx.Divert(i, c.route); err != nil {
+			return err
+		}
+		if len(c.added) > 0 {
+			addresses := []string{to.Address}
+			for _, added := range c.added {
+				addresses = append(addresses, added.Address)
+			}
+			if err := c.tx.Redirect(i, addresses...); err != nil {
+				return err
+			}
+			c.added = nil
+		}
+	}
+	if len(c.added) > 0 {
+		return errors.New("the milter quarantines a message, and of its recipients none is left")
+	}
+	return nil
+}
