@@ -16,6 +16,7 @@ import (
 	"github.com/mailgw/mailgw/backends/dkim"
 	"github.com/mailgw/mailgw/backends/exec"
 	"github.com/mailgw/mailgw/backends/maildir"
+	"github.com/mailgw/mailgw/backends/milter"
 	"github.com/mailgw/mailgw/backends/relay"
 	"github.com/mailgw/mailgw/backends/rspamd"
 	"github.com/mailgw/mailgw/backends/static"
@@ -32,6 +33,7 @@ var shippedDefaults = map[string]any{
 	"discard": discard.Defaults,
 	"exec":    exec.Defaults,
 	"maildir": maildir.Defaults,
+	"milter":  milter.Defaults,
 	"relay":   relay.Defaults,
 	"rspamd":  rspamd.Defaults,
 	"static":  static.Defaults,

@@ -102,7 +102,7 @@ func TestPluginList(t *testing.T) {
 	if code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	for _, name := range []string{"clamav", "discard", "dkim", "maildir", "static", "users", "webhook"} {
+	for _, name := range []string{"clamav", "discard", "dkim", "maildir", "milter", "static", "users", "webhook"} {
 		if !strings.Contains("\n"+stdout, "\n"+name+" ") {
 			t.Errorf("%s is not in\n%s", name, stdout)
 		}

@@ -20,6 +20,7 @@ import (
 	"github.com/mailgw/mailgw/backends/dkim"
 	"github.com/mailgw/mailgw/backends/exec"
 	"github.com/mailgw/mailgw/backends/maildir"
+	"github.com/mailgw/mailgw/backends/milter"
 	"github.com/mailgw/mailgw/backends/relay"
 	"github.com/mailgw/mailgw/backends/rspamd"
 	"github.com/mailgw/mailgw/backends/static"
@@ -40,6 +41,7 @@ var shipped = []struct {
 	{"discard", "take every message and throw it away", func() { plugins.Serve(discard.Defaults, discard.New) }},
 	{"exec", "run a program for each message", func() { plugins.Serve(exec.Defaults, exec.New) }},
 	{"maildir", "deliver into Maildirs", func() { plugins.Serve(maildir.Defaults, maildir.New) }},
+	{"milter", "ask a milter, such as opendkim", func() { plugins.Serve(milter.Defaults, milter.New) }},
 	{"relay", "pass mail on to other servers, over SMTP or LMTP", func() { plugins.Serve(relay.Defaults, relay.New) }},
 	{"rspamd", "ask rspamd what to do with a message", func() { plugins.Serve(rspamd.Defaults, rspamd.New) }},
 	{"static", "answer by recipient pattern, for tests and demonstrations", func() { plugins.Serve(static.Defaults, static.New) }},

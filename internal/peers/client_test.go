@@ -129,11 +129,17 @@ func (c *client) send(message []byte, from string, to ...string) error {
 	if err := c.begin(from, to...); err != nil {
 		return err
 	}
-	stuffed := bytes.ReplaceAll(append([]byte("\r\n"), message...), []byte("\r\n."), []byte("\r\n.."))
-	if _, err := c.W.Write(stuffed[2:]); err != nil {
+	if err := c.message(message); err != nil {
 		return err
 	}
 	return c.end(len(to))
+}
+
+// message sends a message without its end.
+func (c *client) message(message []byte) error {
+	stuffed := bytes.ReplaceAll(append([]byte("\r\n"), message...), []byte("\r\n."), []byte("\r\n.."))
+	_, err := c.W.Write(stuffed[2:])
+	return err
 }
 
 func (c *client) quit() error {
