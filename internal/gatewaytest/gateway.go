@@ -76,39 +76,62 @@ func Start(t *testing.T, program Program, config ...string) *Gateway {
 	if err := os.WriteFile(g.Path("gateway.toml"), []byte(common+strings.Join(config, "")), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	log, err := os.Create(g.Log)
+	ShowOnFailure(t, g.Log)
+	g.start()
+	return g
+}
+
+// start starts the process and waits until it listens.
+func (g *Gateway) start() {
+	g.t.Helper()
+	events := Follow(g.t, g.Log)
+	events.Lines() // of one that ran before
+	log, err := os.OpenFile(g.Log, os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
-		t.Fatal(err)
+		g.t.Fatal(err)
 	}
 	defer log.Close()
-	ShowOnFailure(t, g.Log)
-
-	g.cmd = exec.Command(path, "serve", "--hints", "--config", g.Path("gateway.toml"))
-	g.cmd.Dir = g.Dir
+	g.cmd = g.Command("serve", "--hints")
 	g.cmd.Stderr = log
 	// It ends even if the tests are killed.
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	stdout, err := g.cmd.StdoutPipe()
 	if err != nil {
-		t.Fatal(err)
+		g.t.Fatal(err)
 	}
 	if err := g.cmd.Start(); err != nil {
-		t.Fatal(err)
+		g.t.Fatal(err)
 	}
-	t.Cleanup(g.Stop)
+	g.t.Cleanup(g.Stop)
 	// The hints come when it listens.
 	hints := bufio.NewScanner(stdout)
 	for hints.Scan() && !strings.HasPrefix(hints.Text(), "Ctrl-C") {
 	}
 	if hints.Text() == "" {
-		t.Fatal("mailgw serve does not listen")
+		g.t.Fatal("mailgw serve does not listen")
 	}
-	for _, e := range Follow(t, g.Log).Events() {
+	for _, e := range events.Events() {
 		if e.Message == "listening" {
 			g.addresses[e.Listener] = e.Address
 		}
 	}
-	return g
+}
+
+// Command returns a command of the program that reads the configuration.
+func (g *Gateway) Command(args ...string) *exec.Cmd {
+	cmd := exec.Command(g.program, append(args, "--config", g.Path("gateway.toml"))...)
+	cmd.Dir = g.Dir
+	return cmd
+}
+
+// Kill kills the process, sees its plugins end by themselves, and starts it
+// again.
+func (g *Gateway) Kill() {
+	g.t.Helper()
+	g.cmd.Process.Kill()
+	g.cmd.Wait()
+	Eventually(g.t, "the plugins have ended as their gateway has", func() bool { return len(g.Running()) == 0 })
+	g.start()
 }
 
 // Path returns the path of a file of the gateway's.

@@ -76,6 +76,12 @@ type Event struct {
 	Event      string
 	PID        int
 	Error      string
+
+	// What XFORWARD told.
+	ClientName  string `json:"client_name"`
+	ClientAddr  string `json:"client_addr"`
+	ClientHELO  string `json:"client_helo"`
+	ClientProto string `json:"client_proto"`
 }
 
 // ShowOnFailure shows the end of a log if the test fails.

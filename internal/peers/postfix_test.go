@@ -26,6 +26,7 @@ type postfix struct {
 	t        *testing.T
 	dir      string
 	address  string // of its SMTP server, HOST:PORT
+	services string // of master.cf, besides those that all have
 	owner    *user.User
 	log      string // path
 	cmd      *exec.Cmd
@@ -48,16 +49,12 @@ func newPostfix(t *testing.T) *postfix {
 	if os.Geteuid() != 0 {
 		gatewaytest.Without(t, "Postfix runs as root only")
 	}
-	p := &postfix{Postfix: findPostfix(t), t: t, dir: gatewaytest.Directory(t)}
+	p := &postfix{Postfix: findPostfix(t), t: t, dir: gatewaytest.Directory(t), address: freeAddress(t)}
 	p.log = filepath.Join(p.dir, "maillog")
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.address = listener.Addr().String()
-	listener.Close()
+	p.services = p.address + "  inet  n  -  n  -     -  smtpd\n"
 	// Where Postfix is only unpacked it has no user. It bears any other one
 	// that is not its group's.
+	var err error
 	p.owner, err = user.Lookup("postfix")
 	if err != nil {
 		p.owner, err = user.Lookup("mail")
@@ -65,16 +62,34 @@ func newPostfix(t *testing.T) *postfix {
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.makeQueue()
 	return p
+}
+
+// freeAddress returns an address that nobody listens on now.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return listener.Addr().String()
 }
 
 // start starts Postfix with more lines for main.cf, and stops it at the end
 // of the test.
 func (p *postfix) start(main string) {
 	p.t.Helper()
-	p.makeQueue()
 	p.configure(main)
 	gatewaytest.ShowOnFailure(p.t, p.log)
+	p.launch()
+	p.t.Cleanup(p.stop)
+}
+
+// launch starts Postfix and waits until it listens.
+func (p *postfix) launch() {
+	p.t.Helper()
 	// Postfix ends when the shell finds the end of its standard input, which
 	// it does even if the tests and their process group are killed.
 	p.cmd = p.Command(context.Background(), "/bin/sh", "-c", `"$@" & read _; kill $!; wait $!`, "sh", p.Daemons+"/master", "-c", p.dir, "-s")
@@ -87,7 +102,6 @@ func (p *postfix) start(main string) {
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}
-	p.t.Cleanup(p.stop)
 	gatewaytest.Eventually(p.t, "Postfix listens", func() bool {
 		c, err := net.Dial("tcp", p.address)
 		if err == nil {
@@ -168,11 +182,8 @@ smtpd_peername_lookup = no
 smtp_host_lookup = native
 alias_maps =
 alias_database =
-# Messages stay as they were sent.
-local_header_rewrite_clients =
-lmtp_line_length_limit = 0
 %[7]s`, p.dir, p.Daemons, p.Commands, p.owner.Username, p.sgidGroup().Name, environment, main),
-		"master.cf": p.address + `  inet  n  -  n  -     -  smtpd
+		"master.cf": p.services + `
 cleanup    unix       n  -  n  -     0  cleanup
 qmgr       unix       n  -  n  300   1  qmgr
 rewrite    unix       -  -  n  -     -  trivial-rewrite
@@ -203,10 +214,25 @@ postlog    unix-dgram n  -  n  -     1  postlogd
 
 // stop stops Postfix and sees to it that nothing of it is left.
 func (p *postfix) stop() {
-	// master is the leader of the group of all its processes.
-	text, err := os.ReadFile(filepath.Join(p.dir, "queue/pid/master.pid"))
+	group := p.group()
 	p.lifeline.Close()
 	p.cmd.Wait()
+	gatewaytest.Eventually(p.t, "all of Postfix has ended", func() bool { return len(p.running(group)) == 0 })
+}
+
+// kill kills all processes of Postfix at once.
+func (p *postfix) kill() {
+	group := p.group()
+	syscall.Kill(-group, syscall.SIGKILL)
+	p.lifeline.Close()
+	p.cmd.Wait()
+	gatewaytest.Eventually(p.t, "all of Postfix has been killed", func() bool { return len(p.running(group)) == 0 })
+}
+
+// group is the group of all processes of Postfix. Its leader is master.
+func (p *postfix) group() int {
+	p.t.Helper()
+	text, err := os.ReadFile(filepath.Join(p.dir, "queue/pid/master.pid"))
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -214,9 +240,12 @@ func (p *postfix) stop() {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	gatewaytest.Eventually(p.t, "all of Postfix has ended", func() bool {
-		return !slices.ContainsFunc(gatewaytest.Processes(p.t), func(s gatewaytest.Process) bool { return s.Group == group && !s.Zombie })
-	})
+	return group
+}
+
+// running returns the processes of a group that have not ended.
+func (p *postfix) running(group int) []gatewaytest.Process {
+	return slices.DeleteFunc(gatewaytest.Processes(p.t), func(s gatewaytest.Process) bool { return s.Group != group || s.Zombie })
 }
 
 // run runs one of the commands of Postfix and returns what it prints.
@@ -241,10 +270,16 @@ func (p *postfix) trusted() string {
 	return fmt.Sprintf("group = %q\nxforward = [\"uid:%s\"]\n", group.Name, p.owner.Username)
 }
 
+// asSent is for main.cf: messages stay as they were sent.
+const asSent = `
+local_header_rewrite_clients =
+lmtp_line_length_limit = 0
+`
+
 // deliversTo is for main.cf: mail for peers.example goes to the LMTP socket of
 // a gateway.
 func deliversTo(g *gatewaytest.Gateway) string {
-	return "virtual_mailbox_domains = peers.example\n" +
+	return asSent + "virtual_mailbox_domains = peers.example\n" +
 		"virtual_transport = lmtp:unix:" + g.Address("lmtp") + "\n" +
 		"lmtp_send_xforward_command = yes\n"
 }

@@ -15,7 +15,7 @@ func TestPostfixWithTLS(t *testing.T) {
 	t.Parallel()
 	c := startComplete(t)
 	p := newPostfix(t)
-	p.start(securesTo(c) + fmt.Sprintf(`
+	p.start(asSent + securesTo(c) + fmt.Sprintf(`
 transport_maps = inline:{ unix.example=lmtp:unix:%s, tcp.example=lmtp:inet:%s,
 	starttls.example=smtp:[127.0.0.1]:%s, implicit.example=smtps:[127.0.0.1]:%s }
 `, c.Address("lmtp"), c.Address("lmtp-tcp"), port(c.Address("smtp")), port(c.Address("smtps"))))
