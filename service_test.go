@@ -19,7 +19,7 @@ import (
 func TestReadmeService(t *testing.T) {
 	dir := t.TempDir()
 	m := boot(t, dir)
-	build(t, filepath.Join(dir, "bin"), "./cmd/mailgw")
+	build(t, filepath.Join(dir, "bin"), "./cmd/mailgw", "./examples/attachments")
 	installPostfix(t, m)
 	m.run(t, "! id mailgw || userdel mailgw") // which this machine may have
 	for _, block := range snippets(t, "bash") {
@@ -44,6 +44,7 @@ func TestReadmeService(t *testing.T) {
 	t.Run("verified", func(t *testing.T) { verifyUnit(t, m, text, privileged) })
 	t.Run("enabled", func(t *testing.T) { enableUnit(t, m) })
 	t.Run("delivers", func(t *testing.T) { deliverAndStop(t, m, u) })
+	t.Run("filters", func(t *testing.T) { filterBeforeQueue(t, m, u) })
 	t.Run("below 1024", func(t *testing.T) { listenBelow1024(t, m, u, parseUnit(privileged)) })
 	t.Run("logs in", func(t *testing.T) { logIn(t, m, parseUnit(privileged)) })
 	t.Run("fails", func(t *testing.T) { failForGood(t, m, u) })
@@ -155,6 +156,51 @@ func deliverAndStop(t *testing.T, m machine, u unit) {
 	if left := m.run(t, "readlink /proc/[0-9]*/exe || true"); strings.Contains(left, "mailgw") {
 		t.Errorf("what still runs:\n%s", left)
 	}
+}
+
+// filterBeforeQueue sees a message go through the filter of README.md, for which
+// the program attachments stands, back into Postfix, and to the listener that
+// delivers. Postfix's side is what mailgw postfix prints.
+func filterBeforeQueue(t *testing.T, m machine, u unit) {
+	m.run(t, "rm -r /var/vmail/example.org; cp /mnt/bin/attachments /etc/mailgw/my-filter")
+	m.write(t, "/etc/mailgw/gateway.toml", snippets(t, "toml")[0]+snippets(t, "toml")[1])
+	master := snippets(t, "master")[0]
+	m.run(t, "/usr/lib/postfix/configure-instance.sh -") // makes the chroot, as the start of the service does on Debian
+	m.write(t, "/root/printed", m.run(t, inline(t, "`(mailgw postfix .*)` prints")+" --listener filter master.cf"))
+	m.write(t, "/root/readme", master)
+	const normal = `
+for file in printed readme; do
+	mkdir $file.d
+	touch $file.d/main.cf
+	cp $file $file.d/master.cf
+	postconf -c $file.d -M >$file
+done
+cat printed
+diff printed readme
+`
+	if out, err := m.command("cd /root" + normal).CombinedOutput(); err != nil {
+		t.Errorf("mailgw postfix prints other lines than README.md has: %v\n%s", err, out)
+	}
+
+	m.write(t, "/etc/postfix/main.cf", mainCF+snippets(t, "postfix")[0])
+	m.run(t, "sed -i '/^smtp *inet/d' /etc/postfix/master.cf")
+	m.write(t, "/etc/postfix/master.cf", contents(t, m.path("/etc/postfix/master.cf"))+master)
+	s := m.start(t, u, "")
+	s.wait(t, "it listens", func() bool { return m.command(": </dev/tcp/127.0.0.1/10025").Run() == nil })
+	m.run(t, "postfix start")
+	out, _ := m.command("mailgw send --to ann@example.org --file - tcp:127.0.0.1:25 <<<'" + contents(t, "examples/attachments/message.eml") + "'").CombinedOutput()
+	if !strings.Contains(string(out), "ann@example.org  250 2.0.0") {
+		t.Errorf("Postfix answers\n%s", out)
+	}
+	s.wait(t, "the message is delivered", func() bool { return m.command("test -e /var/vmail/example.org/ann/new/*").Run() == nil })
+	if message := m.run(t, "cat /var/vmail/example.org/ann/new/*"); !strings.Contains(message, "\r\nX-Attachment: ") {
+		t.Errorf("it has not been through the filter:\n%s", message)
+	}
+	if log := contents(t, m.path("/var/log/readme.log")); !strings.Contains(log, "proxy-accept: END-OF-MESSAGE: 250 2.0.0 ") {
+		t.Errorf("Postfix logs\n%s", log)
+	}
+	m.run(t, "postfix stop; kill -TERM $(cat /run/service.pid)")
+	s.exit(t, u.stopTimeout(t))
 }
 
 // listenBelow1024 sees that port 25 takes the capability that is commented out,
