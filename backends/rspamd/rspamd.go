@@ -12,10 +12,8 @@
 // never changed.
 //
 // Header fields that a sender could have made up are removed from all messages, also
-// from those that go on without a scan: too large ones, and, if on_error says so,
-// those that rspamd has no good answer to. Otherwise that is a failure, for which
-// on_failure of the backend is. That a message cannot be read, or that the deadline
-// of the transaction passes, never lets it go on by on_error.
+// from those that are too large for a scan. If rspamd has no good answer, that is a
+// failure, for which on_failure of the backend is.
 //
 // If the recipients of a message have several routes, rspamd is asked for each.
 package rspamd
@@ -53,10 +51,6 @@ type Settings struct {
 	// go on. Zero is no limit.
 	MaxSize settings.Size `toml:"max_size"`
 
-	// OnError says what a message gets that rspamd has no answer to:
-	// "tempfail", which is a failure of the backend, or "pass".
-	OnError string `toml:"on_error"`
-
 	// Strip names the header fields that are removed from every message,
 	// since a sender could have forged them.
 	Strip []string `toml:"strip"`
@@ -79,7 +73,6 @@ var Defaults = Settings{
 	Address: "tcp:127.0.0.1:11333",
 	Timeout: 30 * time.Second,
 	MaxSize: 50 << 20, // as max_message of rspamd
-	OnError: "tempfail",
 	Strip:   []string{spamField, actionField},
 	Actions: map[string]string{
 		"no action": "pass",
@@ -119,9 +112,6 @@ func New(s Settings) (backends.Backend, error) {
 	}
 	if s.Timeout <= 0 {
 		fault("timeout", "%v is no time", s.Timeout)
-	}
-	if s.OnError != "tempfail" && s.OnError != "pass" {
-		fault("on_error", "%q is neither tempfail nor pass", s.OnError)
 	}
 	for i, name := range s.Strip {
 		if !isFieldName(name) {
@@ -202,9 +192,6 @@ func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 		return m.err
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case err != nil && b.OnError == "pass":
-		slog.WarnContext(ctx, "passed without a scan: rspamd has no answer", "address", b.Address, "error", err.Error())
-		return h.err
 	case err != nil:
 		return fmt.Errorf("rspamd at %s: %w", b.Address, err)
 	}

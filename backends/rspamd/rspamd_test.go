@@ -118,22 +118,13 @@ func TestNoGoodAnswer(t *testing.T) {
 		if len(undecided) != 2 || err != nil && !backends.StatusOf(err).Temporary() {
 			t.Errorf("%s: got %q, undecided %v, want no answer", name, backends.StatusOf(err), undecided)
 		}
-
-		tx = transaction(message, "ann@example.org", "bob@example.org")
-		undecided, err = backends.Run(t.Context(), newBackend(t, address, func(s *Settings) {
-			impatient(s)
-			s.OnError = "pass"
-		}), tx, backends.Hooks{})
-		if got := summary(tx, undecided); err != nil || got != passed {
-			t.Errorf("%s, on_error = pass: got %q, %v, want %q", name, got, err, passed)
-		}
 	}
 }
 
 // That a message cannot be read is no trouble with rspamd.
 func TestUnreadableMessageNeverPasses(t *testing.T) {
 	broken := errors.New("broken")
-	b := newBackend(t, serve(t, answering(`{"action": "no action"}`)), func(s *Settings) { s.OnError = "pass" })
+	b := newBackend(t, serve(t, answering(`{"action": "no action"}`)), func(*Settings) {})
 	for _, readable := range []string{"", "Subject: x\r\n", someMessage} {
 		tx := transaction(someMessage+strings.Repeat("x\r\n", 1<<16), "ann@example.org")
 		tx.Body = io.MultiReader(strings.NewReader(readable), failing{broken})
@@ -186,7 +177,6 @@ func TestBadSettingsNameTheirKey(t *testing.T) {
 		{func(s *Settings) { s.PasswordFile = "/nonexistent" }, "password_file: open /nonexistent"},
 		{func(s *Settings) { s.PasswordFile = empty }, "password_file: " + empty + ": there is no password"},
 		{func(s *Settings) { s.Timeout = 0 }, "timeout: 0s is no time"},
-		{func(s *Settings) { s.OnError = "reject" }, `on_error: "reject" is neither`},
 		{func(s *Settings) { s.Strip = []string{"X-Spam", "X-Spam:"} }, `strip[1]: "X-Spam:" is no name`},
 		{func(s *Settings) { s.Hostname = "mx\r\nIP: 127.0.0.1" }, `hostname: "mx\r\nIP: 127.0.0.1" has a control character`},
 		{func(s *Settings) { s.SettingsID = "x\n" }, `settings_id: "x\n" has a control character`},

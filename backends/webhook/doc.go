@@ -108,11 +108,8 @@
 // # When the hook fails
 //
 // With any other HTTP status, too, the recipients get 451: the hook refuses mail
-// by verdicts only, never by an HTTP status. If it cannot be asked at present,
-// because of the network, TLS, timeout, or a status of 408, 425, 429 or 5yz, then
-// on_error = "pass" lets all recipients go on instead. The cause is in the log.
-// on_failure of the backend, in gateway.toml, is for this and for every other
-// failure.
+// by verdicts only, never by an HTTP status. The cause is in the log. on_failure of
+// the backend, in gateway.toml, can let them go on instead.
 //
 // Nothing is posted twice for one transaction: that is for the client, who has
 // the message. When it sends it again, because it has not heard our answer or

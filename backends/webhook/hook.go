@@ -24,12 +24,6 @@ type hook struct {
 	beyond    *http.Transport // to others, where redirects lead
 }
 
-// An unavailable error says that the hook cannot be asked at present.
-type unavailable struct{ err error }
-
-func (u unavailable) Error() string { return u.err.Error() }
-func (u unavailable) Unwrap() error { return u.err }
-
 const (
 	maxAnswer       = 1 << 20  // octets
 	maxAnswerHeader = 64 << 10 // octets
@@ -89,11 +83,8 @@ func (h *hook) post(ctx context.Context, f *form) (answer []byte, whole bool, er
 	for followed := 0; ; followed++ {
 		body := &body{Reader: f.body()}
 		response, err := h.postTo(ctx, u, f, body)
-		if errors.Is(err, errNotAllowed) {
-			return nil, false, err
-		}
 		if err != nil {
-			return nil, false, unavailable{err}
+			return nil, false, err
 		}
 		if s := response.StatusCode; s != http.StatusTemporaryRedirect && s != http.StatusPermanentRedirect {
 			answer, err := read(response)
@@ -173,18 +164,17 @@ func target(u *url.URL, location string) (*url.URL, error) {
 // read returns the answer that came with a response.
 func read(response *http.Response) ([]byte, error) {
 	defer response.Body.Close()
-	switch status := response.StatusCode; {
-	case status == http.StatusNoContent:
+	switch response.StatusCode {
+	case http.StatusOK:
+	case http.StatusNoContent:
 		return []byte("{}"), nil
-	case status == http.StatusRequestTimeout, status == http.StatusTooEarly, status == http.StatusTooManyRequests, status/100 == 5:
-		return nil, unavailable{fmt.Errorf("answered %s", response.Status)}
-	case status != http.StatusOK:
+	default:
 		return nil, fmt.Errorf("answered %s, want 200 or 204", response.Status)
 	}
 	answer, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer+1))
 	switch {
 	case err != nil:
-		return nil, unavailable{fmt.Errorf("answer: %w", err)}
+		return nil, fmt.Errorf("answer: %w", err)
 	case len(answer) > maxAnswer:
 		return nil, fmt.Errorf("answer of more than %d octets", maxAnswer)
 	}

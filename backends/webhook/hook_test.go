@@ -67,7 +67,7 @@ func TestRedirects(t *testing.T) {
 			}
 			return countdown[path]
 		})
-		b := newBackend(t, hook.URL+test.start, func(s *Settings) { s.Redirects, s.OnError = test.follow, "pass" }, withSecret(t))
+		b := newBackend(t, hook.URL+test.start, func(s *Settings) { s.Redirects = test.follow }, withSecret(t))
 		want := map[bool]string{false: later}[test.reason == ""]
 		run(t, b, transaction(hello)).wants(t, test.name, test.reason, want, want)
 		if len(w.asked) != test.asked {
@@ -101,7 +101,7 @@ func TestRedirectsToOtherHosts(t *testing.T) {
 	bearer := file(t, "token", 0o600)
 	ask := func(name, reason, want string, changes ...func(*Settings)) {
 		t.Helper()
-		follow := func(s *Settings) { s.Redirects, s.BearerFile, s.OnError = 1, bearer, "pass" }
+		follow := func(s *Settings) { s.Redirects, s.BearerFile = 1, bearer }
 		run(t, newBackend(t, hook.URL, append(changes, follow)...), transaction(hello)).wants(t, name, reason, want, want)
 		if a := outside.last.Header.Get("Authorization"); a != "Bearer token" {
 			t.Errorf("%s: got Authorization %q", name, a)
@@ -133,7 +133,7 @@ func TestAddresses(t *testing.T) {
 		{hook.URL, []string{"192.0.2.0/24", "2001:db8::/32"}, false},
 		{strings.Replace(hook.URL, "127.0.0.1", "[::ffff:127.0.0.1]", 1), []string{"127.0.0.1"}, true},
 	} {
-		b := newBackend(t, test.url, func(s *Settings) { s.Addresses, s.OnError = test.addresses, "pass" })
+		b := newBackend(t, test.url, func(s *Settings) { s.Addresses = test.addresses })
 		reason, want := "not allowed", later
 		if test.allowed {
 			reason, want = "", ""

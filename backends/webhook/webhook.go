@@ -7,12 +7,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"net/url"
 	"os"
-	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -42,10 +39,6 @@ type Settings struct {
 	// Timeout is how long the hook may take for a message, redirects and all.
 	Timeout time.Duration `toml:"timeout"`
 
-	// OnError says what becomes of a message if the hook cannot be asked:
-	// "tempfail" or "pass".
-	OnError string `toml:"on_error"`
-
 	// Redirects is how many are followed for a message, up to 10.
 	Redirects int `toml:"redirects"`
 
@@ -59,7 +52,7 @@ type Settings struct {
 
 // Defaults are the Settings that hold for keys that are not given. URL has
 // none.
-var Defaults = Settings{Timeout: 30 * time.Second, OnError: "tempfail"}
+var Defaults = Settings{Timeout: 30 * time.Second}
 
 const (
 	maxRedirects = 10
@@ -96,9 +89,6 @@ func New(s Settings) (backends.Backend, error) {
 	if s.Timeout <= 0 {
 		fault("timeout", fmt.Errorf("%v, want more than 0s", s.Timeout))
 	}
-	if values := []string{"tempfail", "pass"}; !slices.Contains(values, s.OnError) {
-		fault("on_error", fmt.Errorf("%q is none of %s", s.OnError, strings.Join(values, ", ")))
-	}
 	if s.Redirects < 0 || s.Redirects > maxRedirects {
 		fault("redirects", fmt.Errorf("%d, want 0 to %d", s.Redirects, maxRedirects))
 	}
@@ -112,7 +102,6 @@ func New(s Settings) (backends.Backend, error) {
 		hook:      newHook(u, s, allowed, &tls.Config{RootCAs: roots, Certificates: certificates}, string(bearer)),
 		secret:    secret,
 		timeout:   s.Timeout,
-		pass:      s.OnError == "pass",
 		directory: s.Directory,
 	}, nil
 }
@@ -216,7 +205,6 @@ type backend struct {
 	hook      *hook
 	secret    []byte // nil: no signature
 	timeout   time.Duration
-	pass      bool // if the hook cannot be asked
 	directory string
 }
 
@@ -236,10 +224,6 @@ func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 	defer m.Close()
 
 	answer, err := b.ask(ctx, tx, m)
-	if _, ok := errors.AsType[unavailable](err); ok && b.pass && ctx.Err() == nil {
-		slog.WarnContext(ctx, "the message goes on without the hook", "error", err)
-		return nil
-	}
 	if err != nil {
 		return err
 	}
@@ -250,8 +234,7 @@ func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 	return nil
 }
 
-// ask posts a message to the hook. An error is unavailable if the hook may
-// answer another time.
+// ask posts a message to the hook.
 func (b *backend) ask(ctx context.Context, tx *backends.DataContext, m *message) (*answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, b.timeout)
 	defer cancel()

@@ -2,7 +2,6 @@ package webhook
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -10,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -34,7 +32,6 @@ func TestConformance(t *testing.T) {
 		change  func(*Settings)
 	}{
 		{"filter", says(204, ""), backendtest.Options{}, func(*Settings) {}},
-		{"filter that passes", says(500, ""), backendtest.Options{}, func(s *Settings) { s.OnError = "pass" }},
 		{"editor", says(200, `{"add_headers": ["X-Spam: yes"], "remove_headers": ["Subject"]}`), backendtest.Options{}, func(*Settings) {}},
 		{"destination", says(200, `{"default": {"code": 250}}`), backendtest.Options{Final: true}, func(*Settings) {}},
 		{"quarantine", says(200, `{"default": {"divert": "quarantine"}}`), backendtest.Options{Final: true}, func(*Settings) {}},
@@ -47,55 +44,48 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// Only a clear word of the hook decides; whatever else it says is 451, and goes
-// on only if that is trouble that passes, and the operator wants it.
+// Only a clear word of the hook decides; whatever else it says is 451.
 func TestAnswers(t *testing.T) {
 	for _, test := range []struct {
-		status   int
-		answer   string
-		reason   string // part of the error
-		tempfail string // answers of both recipients, parted by |
-		pass     string
+		status int
+		answer string
+		reason string // part of the error
+		want   string // answers of both recipients, parted by |
 	}{
 		// No objection.
-		{status: 204, tempfail: "|", pass: "|"},
-		{status: 200, answer: `{}`, tempfail: "|", pass: "|"},
-		{status: 200, answer: " \n{\"recipients\": [], \"add_headers\": []}\n", tempfail: "|", pass: "|"},
+		{status: 204, want: "|"},
+		{status: 200, answer: `{}`, want: "|"},
+		{status: 200, answer: " \n{\"recipients\": [], \"add_headers\": []}\n", want: "|"},
 		// Verdicts.
-		{status: 200, answer: `{"default": {"code": 250}}`, tempfail: "250 2.0.0 delivered|250 2.0.0 delivered", pass: "250 2.0.0 delivered|250 2.0.0 delivered"},
+		{status: 200, answer: `{"default": {"code": 250}}`, want: "250 2.0.0 delivered|250 2.0.0 delivered"},
 		{status: 200, answer: `{"default": {"code": 250, "text": "id 7"}, "recipients": [{"index": 1, "code": 550, "enhanced": "5.1.1", "text": "no such user"}]}`,
-			tempfail: "250 2.0.0 id 7|550 5.1.1 no such user", pass: "250 2.0.0 id 7|550 5.1.1 no such user"},
-		{status: 200, answer: `{"default": {"code": 554}, "recipients": [{"index": 0, "continue": true}]}`, tempfail: "|554 5.0.0 refused", pass: "|554 5.0.0 refused"},
-		{status: 200, answer: `{"recipients": [{"index": 0, "code": 450, "text": "a\r\nb\u00e4"}]}`, tempfail: "450 4.0.0 a b?|", pass: "450 4.0.0 a b?|"},
+			want: "250 2.0.0 id 7|550 5.1.1 no such user"},
+		{status: 200, answer: `{"default": {"code": 554}, "recipients": [{"index": 0, "continue": true}]}`, want: "|554 5.0.0 refused"},
+		{status: 200, answer: `{"recipients": [{"index": 0, "code": 450, "text": "a\r\nb\u00e4"}]}`, want: "450 4.0.0 a b?|"},
 		// The hook cannot do it at present.
-		{status: 500, reason: "500 Internal", tempfail: later + "|" + later, pass: "|"},
-		{status: 503, answer: `{"default": {"code": 550}}`, reason: "503", tempfail: later + "|" + later, pass: "|"},
-		{status: 408, reason: "408", tempfail: later + "|" + later, pass: "|"},
-		{status: 425, reason: "425", tempfail: later + "|" + later, pass: "|"},
-		{status: 429, reason: "429", tempfail: later + "|" + later, pass: "|"},
+		{status: 500, reason: "500 Internal", want: later + "|" + later},
+		{status: 503, answer: `{"default": {"code": 550}}`, reason: "503", want: later + "|" + later},
+		{status: 408, reason: "408", want: later + "|" + later},
+		{status: 425, reason: "425", want: later + "|" + later},
+		{status: 429, reason: "429", want: later + "|" + later},
 		// It is none, or says nothing that counts.
-		{status: 400, reason: "400", tempfail: later + "|" + later, pass: later + "|" + later},
-		{status: 401, reason: "401", tempfail: later + "|" + later, pass: later + "|" + later},
-		{status: 404, answer: "<html>", reason: "404", tempfail: later + "|" + later, pass: later + "|" + later},
-		{status: 550, reason: "550", tempfail: later + "|" + later, pass: "|"},
-		{status: 202, answer: `{}`, reason: "202", tempfail: later + "|" + later, pass: later + "|" + later},
-		{status: 301, reason: "301", tempfail: later + "|" + later, pass: later + "|" + later},
-		{status: 307, reason: "redirects is 0", tempfail: later + "|" + later, pass: later + "|" + later},
-		{status: 200, reason: "want a JSON object", tempfail: later + "|" + later, pass: later + "|" + later},
-		{status: 200, answer: "OK", reason: "want a JSON object", tempfail: later + "|" + later, pass: later + "|" + later},
-		{status: 200, answer: `{"add_headers": ["no field"]}`, reason: "field name", tempfail: later + "|" + later, pass: later + "|" + later},
-		{status: 200, answer: `{"default": {"divert": "no route"}}`, reason: "is no name", tempfail: later + "|" + later, pass: later + "|" + later},
-		{status: 200, answer: `{"default": {"code": 250}, "add_headers": ["X: a\nb"]}`, reason: "bare", tempfail: later + "|" + later, pass: later + "|" + later},
-		{status: 200, answer: `{}` + strings.Repeat(" ", maxAnswer), reason: "more than 1048576", tempfail: later + "|" + later, pass: later + "|" + later},
+		{status: 400, reason: "400", want: later + "|" + later},
+		{status: 401, reason: "401", want: later + "|" + later},
+		{status: 404, answer: "<html>", reason: "404", want: later + "|" + later},
+		{status: 550, reason: "550", want: later + "|" + later},
+		{status: 202, answer: `{}`, reason: "202", want: later + "|" + later},
+		{status: 301, reason: "301", want: later + "|" + later},
+		{status: 307, reason: "redirects is 0", want: later + "|" + later},
+		{status: 200, reason: "want a JSON object", want: later + "|" + later},
+		{status: 200, answer: "OK", reason: "want a JSON object", want: later + "|" + later},
+		{status: 200, answer: `{"add_headers": ["no field"]}`, reason: "field name", want: later + "|" + later},
+		{status: 200, answer: `{"default": {"divert": "no route"}}`, reason: "is no name", want: later + "|" + later},
+		{status: 200, answer: `{"default": {"code": 250}, "add_headers": ["X: a\nb"]}`, reason: "bare", want: later + "|" + later},
+		{status: 200, answer: `{}` + strings.Repeat(" ", maxAnswer), reason: "more than 1048576", want: later + "|" + later},
 	} {
 		name := fmt.Sprintf("%d %.60q", test.status, test.answer)
 		hook := serve(t, says(test.status, test.answer))
-		run(t, newBackend(t, hook.URL), transaction(hello)).wants(t, name, test.reason, strings.Split(test.tempfail, "|")...)
-		if test.pass == "|" {
-			test.reason = ""
-		}
-		pass := newBackend(t, hook.URL, func(s *Settings) { s.OnError = "pass" })
-		run(t, pass, transaction(hello)).wants(t, name+", pass", test.reason, strings.Split(test.pass, "|")...)
+		run(t, newBackend(t, hook.URL), transaction(hello)).wants(t, name, test.reason, strings.Split(test.want, "|")...)
 	}
 }
 
@@ -130,28 +120,12 @@ func TestHookThatHangs(t *testing.T) {
 	timeout := func(s *Settings) { s.Timeout = 50 * time.Millisecond }
 	const timedOut = "451 4.4.7 not delivered in time, try again later"
 	run(t, newBackend(t, hook.URL, timeout), transaction(hello)).wants(t, "tempfail", "deadline exceeded", timedOut, timedOut)
-	pass := func(s *Settings) { s.OnError = "pass" }
-	run(t, newBackend(t, hook.URL, timeout, pass), transaction(hello)).wants(t, "pass", "", "", "")
 
 	// The transaction's own deadline is no trouble of the hook's.
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := newBackend(t, hook.URL, pass).Deliver(ctx, transaction(hello)); !errors.Is(err, context.DeadlineExceeded) {
+	if err := newBackend(t, hook.URL).Deliver(ctx, transaction(hello)); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v, want the deadline", err)
-	}
-}
-
-// The log says why a message went on without the hook.
-func TestPassIsLogged(t *testing.T) {
-	var log bytes.Buffer
-	old := slog.Default()
-	slog.SetDefault(slog.New(slog.NewTextHandler(&log, nil)))
-	defer slog.SetDefault(old)
-	hook := serve(t, says(503, ""))
-	b := newBackend(t, hook.URL+"/path-with-a-token", func(s *Settings) { s.OnError = "pass" })
-	run(t, b, transaction(hello)).wants(t, "pass", "", "", "")
-	if line := log.String(); !strings.Contains(line, hook.URL+": answered 503") || strings.Contains(line, "token") {
-		t.Errorf("got %q", line)
 	}
 }
 
@@ -257,7 +231,6 @@ func TestNobodyThere(t *testing.T) {
 	url := "http://" + l.Addr().String()
 	l.Close()
 	run(t, newBackend(t, url), transaction(hello)).wants(t, "tempfail", "refused", later, later)
-	run(t, newBackend(t, url, func(s *Settings) { s.OnError = "pass" }), transaction(hello)).wants(t, "pass", "", "", "")
 }
 
 func TestUnixSocket(t *testing.T) {
@@ -334,7 +307,6 @@ func TestFaultsInSettings(t *testing.T) {
 		{func(s *Settings) { s.Certificate = short }, "certificate and key go together"},
 		{func(s *Settings) { s.Certificate, s.Key = short, short }, "certificate: "},
 		{func(s *Settings) { s.Timeout = 0 }, "timeout: 0s, want more than 0s"},
-		{func(s *Settings) { s.OnError = "reject" }, `on_error: "reject" is none of tempfail, pass`},
 		{func(s *Settings) { s.Redirects = 11 }, "redirects: 11, want 0 to 10"},
 		{func(s *Settings) { s.Redirects = -1 }, "redirects: -1"},
 		{func(s *Settings) { s.Socket, s.Redirects = "hook.sock", 1 }, "socket: with it"},
@@ -363,7 +335,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	t.Cleanup(func() { syscall.Unmount(dir, 0) })
 	hook := serve(t, says(204, ""))
-	b := newBackend(t, hook.URL, func(s *Settings) { s.Directory, s.OnError = dir, "pass" })
+	b := newBackend(t, hook.URL, func(s *Settings) { s.Directory = dir })
 	full := backends.StorageFull.Error()
 	for range 2 {
 		run(t, b, transaction(strings.Repeat("x", 1<<20))).wants(t, "large", "no space left", full, full)
