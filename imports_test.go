@@ -20,7 +20,7 @@ var imports = map[string][]string{
 	"backends":             {"xforward"},
 	"backends/...":         {"backends", "internal/settings", "internal/smtp"},
 	"backends/dkim":        {"backends", "blitiri.com.ar/go/spf", "github.com/emersion/go-msgauth/...", "golang.org/x/net/..."},
-	"backends/exec":        {"backends", "golang.org/x/sys/unix"},
+	"backends/exec":        {"backends", "internal/settings", "golang.org/x/sys/unix"},
 	"backends/relay":       {"backends", "internal/smtp", "internal/smtpclient", "xforward"},
 	"backends/users":       {"backends", "internal/smtp", "github.com/xdg-go/...", "golang.org/x/crypto/bcrypt"},
 	"xforward":             {},

@@ -3,7 +3,6 @@ package exec
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -105,9 +104,9 @@ func clean(value string) string {
 func checkVariable(name, value string) error {
 	switch {
 	case name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00"):
-		return fmt.Errorf("%q: a name must not be empty or have a =, and nothing may have a NUL", name)
+		return errors.New("a name must not be empty or have a =, and nothing may have a NUL")
 	case slices.ContainsFunc(variables, func(v variable) bool { return v.name == name }):
-		return errors.New(name + " is what the transaction says")
+		return errors.New("the transaction says what it is")
 	}
 	return nil
 }

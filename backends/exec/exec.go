@@ -61,6 +61,7 @@ import (
 	"strings"
 
 	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/internal/settings"
 )
 
 // Settings say which program is run, and how.
@@ -103,7 +104,7 @@ func New(s Settings) (backends.Backend, error) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Env)) {
 		if err := checkVariable(name, s.Env[name]); err != nil {
-			fault("env", "%w", err)
+			fault(settings.Join("env", name), "%w", err)
 		}
 	}
 	if s.LineEnds != "crlf" && s.LineEnds != "lf" {
