@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/xforward"
@@ -71,6 +72,11 @@ func protoOf(protocol string) string {
 		return protocol
 	}
 	return "ESMTP"
+}
+
+// isWord reports whether s can be the argument of EHLO.
+func isWord(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
 // sourceOf tells processes on this machine from other hosts.

@@ -193,6 +193,10 @@ func (d *delivery) introduce(ctx context.Context) error {
 	}
 	d.c.single = true // it is this client's from now on
 	attrs := presented(&d.tx.Session)
+	// Servers go by the EHLO that follows, and forget the HELO of XCLIENT.
+	if isWord(attrs.HELO) {
+		d.c.Name = attrs.HELO
+	}
 	if err := d.c.XClient(ctx, attrs.Commands(d.c.Words("XCLIENT"))); err != nil {
 		return err
 	}

@@ -218,7 +218,7 @@ func (s Settings) options() (options, error) {
 		check("hello", err)
 		o.hello = name
 	}
-	if strings.ContainsFunc(o.hello, func(r rune) bool { return r <= ' ' || r > '~' }) {
+	if !isWord(o.hello) {
 		check("hello", fmt.Errorf("%q is no name", o.hello))
 	}
 	if s.CredentialsFile != "" {
