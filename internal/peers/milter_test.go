@@ -1,10 +1,7 @@
 package peers
 
 import (
-	"crypto/rand"
-	"crypto/rsa"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -65,7 +62,8 @@ func throughMilter(t *testing.T, socket, settings string) *gatewaytest.Gateway {
 	return gatewaytest.Start(t, gatewaytest.AsTested, `
 [named_routes]
 quarantine = ["quarantine"]
-`, gatewaytest.LMTP, `xforward = ["unix"]
+`, gatewaytest.LMTP, `chunking = true
+xforward = ["unix"]
 [listener.routes]
 "*" = ["milter", "inbox"]
 `, gatewaytest.Inbox, `
@@ -204,58 +202,45 @@ func TestOpenDKIM(t *testing.T) {
 	t.Parallel()
 	program := peer(t, "/usr/sbin/opendkim")
 	dir := gatewaytest.Directory(t)
-	path := func(name string) string { return filepath.Join(dir, name) }
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	key, config, socket := filepath.Join(dir, "key"), filepath.Join(dir, "config"), filepath.Join(dir, "milter.sock")
+	k := newDKIMKeys(t)
+	der, err := x509.MarshalPKCS8PrivateKey(k.keys["r"])
 	if err != nil {
 		t.Fatal(err)
 	}
-	public, err := x509.MarshalPKIXPublicKey(key.Public())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, text := range map[string]string{
-		"key": string(pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})),
-		"config": fmt.Sprintf(`
+	for path, text := range map[string][]byte{
+		key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}),
+		config: fmt.Appendf(nil, `
 Socket           local:%s
 Mode             s
-Domain           peers.example
-Selector         test
+Domain           author.example
+Selector         r
 KeyFile          %s
-Canonicalization simple/simple
-Background       no
-Syslog           no
 RequireSafeKeys  no
-`, path("milter.sock"), path("key")),
+Canonicalization simple/simple
+SignHeaders      From,To,Subject,X-Odd,X-Case,X-Empty,X-Twice,X-Long,X-Latin,X-UTF-8,Received,Content-Type
+Syslog           no
+`, socket, key),
 	} {
-		if err := os.WriteFile(path(name), []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(path, text, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	runMilter(t, path("milter.sock"), program, "-f", "-x", path("config"))
-	g := throughMilter(t, path("milter.sock"), "")
+	runMilter(t, socket, program, "-f", "-x", config)
+	g := throughMilter(t, socket, "")
 
-	message := "From: Ann <ann@peers.example>\r\nTo:bob@peers.example\r\nsubject: odd\r\n\t folding \r\n" +
-		"Date:\t Sat, 21 Nov 2026 15:00:00 +0000\r\nMessage-ID: <1@peers.example>\r\n\r\n.\r\n\r\n8-bit \xff\r\n\r\n\r\n"
-	if got := answerTo(t, g, []byte(message), "bob@peers.example"); got != "" {
-		t.Fatal(got)
-	}
-	mail := g.Mail("bob")
-	if len(mail) != 1 {
-		t.Fatalf("bob has %q", mail)
-	}
-	_, signed, _ := strings.Cut(mail[0], "Delivered-To: bob@peers.example\r\n")
-	if !strings.HasPrefix(signed, "DKIM-Signature:") || !strings.HasSuffix(signed, "\r\n"+message) {
-		t.Errorf("bob has %q, want a signature before %q", signed, message)
-	}
-	verifications, err := dkim.VerifyWithOptions(strings.NewReader(signed), &dkim.VerifyOptions{
-		LookupTXT: func(domain string) ([]string, error) {
-			if domain != "test._domainkey.peers.example" {
-				return nil, fmt.Errorf("%s is not known", domain)
-			}
-			return []string{"v=DKIM1; k=rsa; p=" + base64.StdEncoding.EncodeToString(public)}, nil
-		},
-	})
-	if err != nil || len(verifications) != 1 || verifications[0].Err != nil {
-		t.Errorf("%v, %+v\nis what became of the signature of\n%q", err, verifications, signed)
+	for i, m := range corpus() {
+		user := fmt.Sprint("user", i)
+		sendSigned(t, "unix", g.Address("lmtp"), "BDAT", m.text, user+"@peers.example")
+		_, mail, _ := strings.Cut(strings.Join(g.Mail(user), ""), "Delivered-To: "+user+"@peers.example\r\n")
+		if !strings.HasPrefix(mail, "DKIM-Signature: ") || !strings.HasSuffix(mail, "\r\n"+m.text) {
+			t.Errorf("%s: got\n%.2000q, want it below a signature", m.name, mail)
+		}
+		verified, err := dkim.VerifyWithOptions(strings.NewReader(mail), &dkim.VerifyOptions{
+			LookupTXT: func(name string) ([]string, error) { return []string{k.records[name]}, nil },
+		})
+		if err != nil || len(verified) != 1 || verified[0].Err != nil {
+			t.Errorf("%s: %v, %+v, want a good signature of\n%.2000q", m.name, err, verified, mail)
+		}
 	}
 }
