@@ -109,7 +109,7 @@ quarantine = ["quarantine"]
 "ann@*" = ["strict", "inbox"]
 "bob@*" = ["lenient", "inbox"]
 "carol@*" = ["keeping", "inbox"]
-"*" = ["inbox"]
+"dave@*" = ["hasty", "inbox"]
 `, gatewaytest.Inbox, `
 [backend.quarantine]
 plugin = "maildir"
@@ -119,6 +119,7 @@ path = "mail/quarantine"
 		clamav("strict", "tempfail", `on_too_large = "reject"`),
 		clamav("lenient", "pass", `on_virus = "pass"`, `header = "X-Virus-Status"`),
 		clamav("keeping", "tempfail", `on_virus = "divert"`, `divert_to = "quarantine"`, `max_size = "1KiB"`, `on_too_large = "tempfail"`),
+		strings.Replace(clamav("hasty", "pass"), "\n", "\ntimeout = \"200ms\"\n", 1),
 	)
 
 	clean := lines("Subject: clean", "X-Virus-Status: Clean, says the sender", "", "8-bit \xff\xfe", ".", "..", "end")
@@ -149,12 +150,18 @@ path = "mail/quarantine"
 		{"too large for clamd", "ann", large, "552 5.3.4 <ann@peers.example> the message is too large for the virus scanner", "", ""},
 		{"too large for clamd, passes", "bob", large, "", "bob", "Not scanned (too large)"},
 		{"too large for us", "carol", large, "451 4.7.1 <carol@peers.example> the message is too large for the virus scanner, try again later", "", ""},
-		{"killed", "", nil, "", "", ""},
+		{"hangs", "stop", nil, "", "", ""},
+		{"clamd hangs, passes", "dave", infected, "", "dave", "-"},
+		{"ends", "kill", nil, "", "", ""},
 		{"no clamd", "ann", clean, down, "", ""},
 		{"no clamd, passes", "bob", infected, "", "bob", "-"},
 	}
 	for _, s := range steps {
-		if s.to == "" {
+		switch s.to {
+		case "stop":
+			c.cmd.Process.Signal(syscall.SIGSTOP)
+			continue
+		case "kill":
 			c.kill()
 			continue
 		}
