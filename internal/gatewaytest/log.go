@@ -73,6 +73,8 @@ type Event struct {
 	To         string
 	Backend    string
 	Code       int
+	Body       string // what was edited on the way
+	Header     string
 	Event      string
 	PID        int
 	Error      string
