@@ -33,7 +33,7 @@ type clamd struct {
 
 func startClamd(t *testing.T) *clamd {
 	t.Helper()
-	program := findClamd(t)
+	program := unpackedPeer(t, "clamav", "/usr/sbin/clamd")
 	dir := gatewaytest.Directory(t)
 	c := &clamd{t: t, socket: filepath.Join(dir, "clamd.sock")}
 	write := func(name, text string) string {
@@ -71,20 +71,6 @@ MaxThreads 2
 		return err == nil
 	})
 	return c
-}
-
-// findClamd finds the clamd that the script install has unpacked, or the one that
-// is installed.
-func findClamd(t *testing.T) string {
-	t.Helper()
-	program, err := filepath.Abs("../../var/peers/clamav/usr/sbin/clamd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(program); err != nil {
-		program = peer(t, "/usr/sbin/clamd")
-	}
-	return program
 }
 
 func (c *clamd) kill() {

@@ -200,7 +200,7 @@ func answersThrough(t *testing.T, g *gatewaytest.Gateway, message []byte, to ...
 // and the signature is good for what leaves.
 func TestOpenDKIM(t *testing.T) {
 	t.Parallel()
-	program := peer(t, "/usr/sbin/opendkim")
+	program := unpackedPeer(t, "opendkim", "/usr/sbin/opendkim")
 	dir := gatewaytest.Directory(t)
 	key, config, socket := filepath.Join(dir, "key"), filepath.Join(dir, "config"), filepath.Join(dir, "milter.sock")
 	k := newDKIMKeys(t)

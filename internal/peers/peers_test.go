@@ -3,6 +3,7 @@ package peers
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 
 	"github.com/mailgw/mailgw/internal/gatewaytest"
@@ -23,6 +24,20 @@ func peer(t *testing.T, name string) string {
 		gatewaytest.Without(t, "%v: internal/peers/install installs it", err)
 	}
 	return path
+}
+
+// unpackedPeer returns the path of a program in a package that the script install
+// has unpacked below that name, or of the one that is installed.
+func unpackedPeer(t *testing.T, name, program string) string {
+	t.Helper()
+	path, err := filepath.Abs(filepath.Join("../../var/peers", name, program))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
+	return peer(t, program)
 }
 
 // Routes and a backend that defer mail for busy, refuse it for gone, and
