@@ -24,7 +24,7 @@ func forwarded(tx *backends.DataContext) xforward.Attrs {
 		c := clientOf(&tx.Session, addr)
 		a.Name, a.Addr, a.Port, a.Proto, a.HELO = c.Name, c.Addr, c.Port, c.Proto, c.HELO
 		a.Forwarded = true
-		a.Source = cmp.Or(a.Source, sourceOf(addr))
+		a.Source = cmp.Or(a.Source, sourceOf(&tx.Session, addr.Addr()))
 	}
 	a.Ident = cmp.Or(a.Ident, tx.ID)
 	return a
@@ -79,10 +79,11 @@ func isWord(s string) bool {
 	return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
-// sourceOf tells processes on this machine from other hosts.
-func sourceOf(addr netip.AddrPort) string {
-	if addr.Addr().IsValid() && !addr.Addr().IsLoopback() {
-		return "REMOTE"
+// sourceOf tells processes on this machine from other hosts. Postfix rewrites the
+// header of what is local, so a client of which a proxy tells no address is not.
+func sourceOf(s *backends.Session, addr netip.Addr) string {
+	if addr.IsLoopback() || !addr.IsValid() && s.Client == nil {
+		return "LOCAL"
 	}
-	return "LOCAL"
+	return "REMOTE"
 }

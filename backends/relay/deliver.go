@@ -21,6 +21,9 @@ func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 		last  untouched
 	)
 	for t := b.choose(tried, time.Now()); t != nil; t = b.choose(tried, time.Now()) {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		tried = append(tried, t)
 		d := delivery{backend: b, target: t, tx: tx}
 		err := d.try(ctx, len(tried) < len(b.targets))
@@ -30,9 +33,6 @@ func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 		}
 		if !last.status.Temporary() { // one that could not be asked may be able to take it
 			last = next
-		}
-		if ctx.Err() != nil {
-			break
 		}
 	}
 	for _, r := range last.refused {
@@ -63,7 +63,8 @@ type delivery struct {
 	tx *backends.DataContext
 
 	c       *conn
-	to      []int // the recipients that the target hears of
+	to      []int     // the recipients that the target hears of
+	cannot  []refusal // those that it cannot take the message for
 	passage *passage
 	told    bool  // what was written, and the answer of an SMTP client
 	logged  error // the last one
@@ -142,6 +143,9 @@ func (d *delivery) converse(ctx context.Context, began time.Time) error {
 	if d.ended != nil {
 		return d.ended
 	}
+	for _, r := range d.cannot {
+		d.tx.SetStatus(r.recipient, r.status)
+	}
 	if e, ok := errors.AsType[*smtpclient.Error](d.c.Err()); ok && e.Reply.Code == 421 {
 		d.giveUp(ctx, began, e)
 	} else {
@@ -156,32 +160,25 @@ func (d *delivery) isOurselves() bool {
 	return name != "" && name == d.tx.Session.Gateway
 }
 
-// sift answers the recipients that the target cannot take the message for. If
-// that is so for all, another target may be able to.
+// sift parts the recipients that the target cannot take the message for from the
+// others. If there are no others, another target may be able to.
 func (d *delivery) sift() error {
 	if s := d.c.refuses(d.tx); !s.IsZero() {
 		return untouched{status: s}
 	}
-	var refused []refusal
-	d.to = nil
+	d.to, d.cannot = nil, nil
 	most := d.c.limit("RCPTMAX")
 	for i, r := range d.tx.Envelope.Recipients {
-		if !d.tx.Undecided(i) {
-			continue
-		}
 		if s := d.c.refusesRecipient(r); !s.IsZero() {
-			refused = append(refused, refusal{i, s})
+			d.cannot = append(d.cannot, refusal{i, s})
 		} else if most > 0 && len(d.to) == most {
-			refused = append(refused, refusal{i, tooMany})
+			d.cannot = append(d.cannot, refusal{i, tooMany})
 		} else {
 			d.to = append(d.to, i)
 		}
 	}
 	if len(d.to) == 0 {
-		return untouched{refused: refused}
-	}
-	for _, r := range refused {
-		d.tx.SetStatus(r.recipient, r.status)
+		return untouched{refused: d.cannot}
 	}
 	return nil
 }
@@ -251,7 +248,7 @@ func (d *delivery) delivered(i int, reply smtp.Reply) {
 	s := replyStatus(reply)
 	if !d.told {
 		d.told = true
-		d.tx.Wrote(d.passage.wrote(d.tx.Size == 0 || !d.c.has("CHUNKING")))
+		d.tx.Wrote(d.passage.wrote(!d.c.has("CHUNKING")))
 		d.tx.SetSMTPResponse(s)
 	}
 	d.tx.SetStatus(i, s)

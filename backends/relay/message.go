@@ -24,16 +24,16 @@ type passage struct {
 	// anywhere; zero if the target takes them.
 	inHeader, anywhere backends.Status
 
-	line    int  // octets of the line so far, CRs aside
-	inBody  bool // an empty line was read
-	last    byte
+	line    int             // octets of the line so far, CRs aside
+	inBody  bool            // an empty line was read
+	last    byte            // that was read; LF before the first
 	refused backends.Status // why it has ended
 }
 
 // newPassage returns the passage of a message to a target that makes this
 // offer.
 func newPassage(tx *backends.DataContext, o offer) *passage {
-	p := &passage{message: tx.Body, left: tx.Size, digest: backends.NewDigester()}
+	p := &passage{message: tx.Body, left: tx.Size, digest: backends.NewDigester(), last: '\n'}
 	if !o.has("8BITMIME") {
 		p.anywhere = noEightBit
 	}

@@ -3,6 +3,7 @@ package relay
 import (
 	"errors"
 	"io"
+	"reflect"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -55,6 +56,29 @@ func TestPassageOfAnotherSize(t *testing.T) {
 		tx.Body, tx.Size = strings.NewReader("1234"), size
 		if _, err := io.ReadAll(newPassage(tx, offer{})); err != errSize {
 			t.Errorf("size %d: %v, want %v", size, err, errSize)
+		}
+	}
+}
+
+// The digest is of what has left: DATA ends the last line.
+func TestPassageTellsWhatWasWritten(t *testing.T) {
+	for _, test := range []struct{ message, data string }{
+		{"", ""},
+		{"Subject: a", "Subject: a\r\n"},
+		{"Subject: a\r\n\r\nb\r\n", "Subject: a\r\n\r\nb\r\n"},
+		{"Subject: a\r\n\r\nb", "Subject: a\r\n\r\nb\r\n"},
+		{"Subject: a\r\n\r\n\x00", "Subject: a\r\n\r\n\x00\r\n"},
+	} {
+		for data, want := range map[bool]string{true: test.data, false: test.message} {
+			tx := newTransaction()
+			tx.Body, tx.Size = strings.NewReader(test.message), int64(len(test.message))
+			p := newPassage(tx, offer{})
+			io.Copy(io.Discard, p)
+			digester := backends.NewDigester()
+			io.WriteString(digester, want)
+			if got, want := p.wrote(data), digester.Digest(); !reflect.DeepEqual(got, want) {
+				t.Errorf("%q, by DATA %t: got %v, want %v", test.message, data, got, want)
+			}
 		}
 	}
 }

@@ -84,7 +84,7 @@ func (t *target) connect(ctx context.Context) (*conn, error) {
 		if t.answers(ctx, c) {
 			return c, nil
 		}
-		c.Close()
+		t.leave.Go(func() { t.quit(context.Background(), c) })
 	}
 	c, err := t.open(ctx)
 	if err != nil {
