@@ -20,11 +20,10 @@ func forwarded(tx *backends.DataContext) xforward.Attrs {
 		a = *x
 	}
 	if !a.Forwarded {
-		addr := addrPortOf(&tx.Session)
-		c := clientOf(&tx.Session, addr)
+		c := clientOf(&tx.Session)
 		a.Name, a.Addr, a.Port, a.Proto, a.HELO = c.Name, c.Addr, c.Port, c.Proto, c.HELO
 		a.Forwarded = true
-		a.Source = cmp.Or(a.Source, sourceOf(&tx.Session, addr.Addr()))
+		a.Source = cmp.Or(a.Source, sourceOf(&tx.Session))
 	}
 	a.Ident = cmp.Or(a.Ident, tx.ID)
 	return a
@@ -33,21 +32,21 @@ func forwarded(tx *backends.DataContext) xforward.Attrs {
 // presented returns what XCLIENT tells the target of the client.
 func presented(s *backends.Session) xforward.ClientAttrs {
 	if x := s.XForward; x != nil && x.Forwarded {
-		return xforward.ClientAttrs{Name: x.Name, Addr: x.Addr, Port: x.Port, Proto: protoOf(x.Proto), HELO: x.HELO, Readdressed: true}
+		return xforward.ClientAttrs{Name: x.Name, Addr: x.Addr, Port: x.Port, Proto: protoOf(x.Proto), HELO: x.HELO}
 	}
-	a := clientOf(s, addrPortOf(s))
+	a := clientOf(s)
 	a.Login = s.User
 	return a
 }
 
 // clientOf returns who the client is to us.
-func clientOf(s *backends.Session, addr netip.AddrPort) xforward.ClientAttrs {
-	a := xforward.ClientAttrs{Proto: protoOf(s.Protocol), HELO: s.HELO, Readdressed: true}
-	if addr.Addr().IsValid() {
-		a.Addr = addr.Addr().Unmap().WithZone("").String()
-	}
-	if addr.Port() != 0 {
-		a.Port = strconv.Itoa(int(addr.Port()))
+func clientOf(s *backends.Session) xforward.ClientAttrs {
+	a := xforward.ClientAttrs{Proto: protoOf(s.Protocol), HELO: s.HELO}
+	if addr := addrOf(s); addr.Addr().IsValid() {
+		a.Addr = addr.Addr().String()
+		if addr.Port() != 0 {
+			a.Port = strconv.Itoa(int(addr.Port()))
+		}
 	}
 	if c := s.Client; c != nil {
 		a.Name, a.ReverseName = c.Name, c.ReverseName
@@ -57,33 +56,34 @@ func clientOf(s *backends.Session, addr netip.AddrPort) xforward.ClientAttrs {
 	return a
 }
 
-func addrPortOf(s *backends.Session) netip.AddrPort {
+func addrOf(s *backends.Session) netip.AddrPort {
+	addr := s.Peer.Addr
 	if s.Client != nil {
-		return s.Client.Addr
+		addr = s.Client.Addr
 	}
-	return s.Peer.Addr
+	return netip.AddrPortFrom(addr.Addr().Unmap().WithZone(""), addr.Port())
 }
 
 // protoOf returns the protocol in the words of Postfix, which has SMTP and ESMTP:
 // what comes by LMTP has extensions as ESMTP has.
 func protoOf(protocol string) string {
-	switch {
-	case protocol == "" || protocol == "SMTP":
+	if protocol == "" || protocol == "SMTP" {
 		return protocol
 	}
 	return "ESMTP"
 }
 
-// isWord reports whether s can be the argument of EHLO.
-func isWord(s string) bool {
-	return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
-}
-
 // sourceOf tells processes on this machine from other hosts. Postfix rewrites the
 // header of what is local, so a client of which a proxy tells no address is not.
-func sourceOf(s *backends.Session, addr netip.Addr) string {
+func sourceOf(s *backends.Session) string {
+	addr := addrOf(s).Addr()
 	if addr.IsLoopback() || !addr.IsValid() && s.Client == nil {
 		return "LOCAL"
 	}
 	return "REMOTE"
+}
+
+// isWord reports whether s can be the argument of EHLO.
+func isWord(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
 }
