@@ -220,41 +220,43 @@ func underway(s *Server) int {
 // What a client announces is taken until it comes, so that messages that come
 // side by side are no more than the rate, and given back if they do not come.
 func TestBytesSideBySide(t *testing.T) {
-	s := testServer(t, testBackends, "protocol = 'smtp'\n[[listener.rate]]\nby = 'client'\nbytes = 100\n")
-	t.Cleanup(s.cancel)
-	var d [2]*dialog
-	for i := range d {
-		d[i] = s.listeners[0].dialog(backends.Peer{Addr: netip.MustParseAddrPort("192.0.2.1:1")}, "test")
-		d[i].command("EHLO x")
-	}
-	for i, step := range []struct {
-		d    *dialog
-		say  string
-		want int
-	}{
-		{d[0], "MAIL FROM:<> SIZE=70", 250},
-		{d[1], "MAIL FROM:<> SIZE=31", 450},
-		{d[1], "MAIL FROM:<> SIZE=30", 250},
-		{d[0], "RSET", 250},
-		{d[0], "MAIL FROM:<> SIZE=71", 450},
-		{d[0], "MAIL FROM:<> SIZE=70", 250},
-		{d[1], "EHLO x", 250},
-		{d[1], "MAIL FROM:<> SIZE=31", 450},
-		{d[1], "MAIL FROM:<> SIZE=30", 250},
-	} {
-		if r, _ := step.d.command(step.say); r.Code != step.want {
-			t.Errorf("step %d: %s gets %v, want %d", i, step.say, r, step.want)
+	synctest.Test(t, func(t *testing.T) { // no time passes
+		s := testServer(t, testBackends, "protocol = 'smtp'\n[[listener.rate]]\nby = 'client'\nbytes = 100\n")
+		t.Cleanup(s.cancel)
+		var d [2]*dialog
+		for i := range d {
+			d[i] = s.listeners[0].dialog(backends.Peer{Addr: netip.MustParseAddrPort("192.0.2.1:1")}, "test")
+			d[i].command("EHLO x")
 		}
-	}
-	// What comes is all that counts in the end.
-	d[0].tx.message = &message{size: 50}
-	d[0].rates.leave(d[0].endMessage())
-	for size, want := range map[int]int{21: 450, 20: 250} {
-		if r, _ := d[0].command(fmt.Sprintf("MAIL FROM:<> SIZE=%d", size)); r.Code != want {
-			t.Errorf("SIZE=%d: %v, want %d", size, r, want)
+		for i, step := range []struct {
+			d    *dialog
+			say  string
+			want int
+		}{
+			{d[0], "MAIL FROM:<> SIZE=70", 250},
+			{d[1], "MAIL FROM:<> SIZE=31", 450},
+			{d[1], "MAIL FROM:<> SIZE=30", 250},
+			{d[0], "RSET", 250},
+			{d[0], "MAIL FROM:<> SIZE=71", 450},
+			{d[0], "MAIL FROM:<> SIZE=70", 250},
+			{d[1], "EHLO x", 250},
+			{d[1], "MAIL FROM:<> SIZE=31", 450},
+			{d[1], "MAIL FROM:<> SIZE=30", 250},
+		} {
+			if r, _ := step.d.command(step.say); r.Code != step.want {
+				t.Errorf("step %d: %s gets %v, want %d", i, step.say, r, step.want)
+			}
 		}
-		d[0].command("RSET")
-	}
+		// What comes is all that counts in the end.
+		d[0].tx.message = &message{size: 50}
+		d[0].rates.leave(d[0].endMessage())
+		for size, want := range map[int]int{21: 450, 20: 250} {
+			if r, _ := d[0].command(fmt.Sprintf("MAIL FROM:<> SIZE=%d", size)); r.Code != want {
+				t.Errorf("SIZE=%d: %v, want %d", size, r, want)
+			}
+			d[0].command("RSET")
+		}
+	})
 }
 
 // A message counts with the octets that came, also when it came to no end.

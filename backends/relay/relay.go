@@ -183,7 +183,7 @@ func (s Settings) servers() (servers []server, err error) {
 	for i, text := range s.Targets {
 		server, err := parseURL(text)
 		if err == nil && s.CredentialsFile != "" && !server.private() {
-			err = errors.New("everybody on the way could read the credentials; want smtps: or smtp+starttls:")
+			err = errors.New("everybody on the way could read the credentials; want smtps or smtp+starttls")
 		}
 		if err != nil {
 			faults = append(faults, fault(fmt.Sprintf("targets[%d]", i), "%q: %w", text, err))

@@ -49,7 +49,7 @@ func TestSettings(t *testing.T) {
 			s.Targets, s.CredentialsFile = []string{"smtp://[::1]", "lmtp+unix:///run/lmtp"}, secret
 		}, nil},
 		{"credentials in the clear", func(s *Settings) { s.Targets, s.CredentialsFile = []string{"lmtp://a.example"}, secret }, []string{
-			`targets[0]: "lmtp://a.example": everybody on the way could read the credentials; want smtps: or smtp+starttls:`}},
+			`targets[0]: "lmtp://a.example": everybody on the way could read the credentials; want smtps or smtp+starttls`}},
 		{"credentials for all to read", func(s *Settings) { s.Targets, s.CredentialsFile = []string{"smtps://a.example"}, open }, []string{
 			"credentials_file: " + open + ": mode 0604 lets everybody at the password; want chmod o= " + open}},
 		{"no password", func(s *Settings) { s.Targets, s.CredentialsFile = []string{"smtps://a.example"}, short }, []string{
