@@ -17,7 +17,8 @@ import (
 // it is delivered to the inbox of the same gateway.
 type loop struct {
 	*postfix
-	g *gatewaytest.Gateway
+	g    *gatewaytest.Gateway
+	back string // where mail comes back, HOST:PORT
 }
 
 // A way is how mail goes through the gateway.
@@ -48,8 +49,9 @@ func startLoop(t *testing.T, w way, main string, config ...string) loop {
 	if strings.HasSuffix(w.address, ":0") {
 		w.address = "tcp:" + freeAddress(t)
 	}
+	address := freeAddress(t)
 	if w.back == "" {
-		w.back = "smtp://" + freeAddress(t)
+		w.back = "smtp://" + address
 	}
 	shared := filepath.Join(p.dir, "queue/mailgw")
 	if err := os.Mkdir(shared, 0o755); err != nil {
@@ -71,7 +73,7 @@ func startLoop(t *testing.T, w way, main string, config ...string) loop {
 		p.services += p.address + "  inet  n  -  n  -     -  smtpd\n"
 	}
 	p.start(printed(t, g, p, w, "main.cf") + main)
-	return loop{p, g}
+	return loop{p, g, address}
 }
 
 // printed returns what mailgw postfix prints.
