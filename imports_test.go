@@ -20,6 +20,7 @@ var imports = map[string][]string{
 	"backends":             {"xforward"},
 	"backends/...":         {"backends", "internal/settings", "internal/smtp"},
 	"backends/dkim":        {"backends", "blitiri.com.ar/go/spf", "github.com/emersion/go-msgauth/...", "golang.org/x/net/..."},
+	"backends/entity":      {"backends", "github.com/emersion/go-message/..."},
 	"backends/exec":        {"backends", "internal/settings", "golang.org/x/sys/unix"},
 	"backends/relay":       {"backends", "internal/smtp", "internal/smtpclient", "xforward"},
 	"backends/users":       {"backends", "internal/smtp", "github.com/xdg-go/...", "golang.org/x/crypto/bcrypt"},
@@ -37,7 +38,7 @@ var imports = map[string][]string{
 	"internal/bench":       {"internal/peers"},
 	"examples/roster":      {"backends", "plugins"},
 	"examples/gatekeeper":  {"backends", "plugins"},
-	"examples/attachments": {"backends", "plugins", "github.com/emersion/go-message/..."},
+	"examples/attachments": {"backends", "backends/entity", "plugins", "github.com/emersion/go-message"},
 }
 
 func TestImports(t *testing.T) {

@@ -4,47 +4,29 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
+	"io/fs"
 
 	"github.com/emersion/go-message"
-	_ "github.com/emersion/go-message/charset"
 
 	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/backends/entity"
 	"github.com/mailgw/mailgw/plugins"
 )
 
-// errTooMany ends the walk through a message with more parts than anybody
-// wants to see.
-var errTooMany = errors.New("too many parts")
-
 func deliver(ctx context.Context, tx *backends.DataContext) error {
-	m, err := message.Read(tx.Body)
-	if err != nil && !message.IsUnknownCharset(err) {
-		// No MIME that we understand goes on as it is, unless what could not
-		// be read is the message itself.
-		_, err = io.Copy(io.Discard, tx.Body)
-		return err
-	}
 	found := 0
-	m.Walk(func(path []int, part *message.Entity, err error) error {
-		if err != nil {
-			return err
-		}
+	return entity.Walk(tx, func(_ []int, part *message.Entity) error {
 		disposition, params, _ := part.Header.ContentDisposition()
 		if disposition != "attachment" {
 			return nil
 		}
 		if found++; found > 20 {
-			return errTooMany
+			return fs.SkipAll // more than anybody wants to see
 		}
 		kind, _, _ := part.Header.ContentType()
 		return tx.AddField(0, fmt.Sprintf("X-Attachment: %+.60q (%+.60q)", params["filename"], kind))
 	})
-	// An error of the network must not pass for a message that ends here.
-	_, err = io.Copy(io.Discard, tx.Body)
-	return err
 }
 
 func open(struct{}) (backends.Backend, error) { return backends.Func(deliver), nil }
