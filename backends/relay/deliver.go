@@ -194,11 +194,14 @@ func (d *delivery) introduce(ctx context.Context) error {
 	if isWord(attrs.HELO) {
 		d.c.Name = attrs.HELO
 	}
-	if err := d.c.XClient(ctx, attrs.Commands(d.c.Words("XCLIENT"))); err != nil {
-		return err
+	err := d.c.XClient(ctx, attrs.Commands(d.c.Words("XCLIENT")))
+	if e, ok := errors.AsType[*smtpclient.Error](err); ok && e.Reply.Code != 0 && e.Reply.Code != 421 {
+		// It may be this client that it does not want, and the target is well.
+		slog.WarnContext(ctx, "the target refuses XCLIENT", "target", d.url, "error", e)
+		return untouched{status: notTrusted}
 	}
 	d.c.offer = offerOf(d.c.Conn)
-	return nil
+	return err
 }
 
 // forward tells the target who the client is.
@@ -213,7 +216,7 @@ func (d *delivery) forward(ctx context.Context) error {
 		return err
 	case d.xforwardErrors == "fail":
 		slog.WarnContext(ctx, "the target refuses XFORWARD", "target", d.url, "error", refused)
-		return untouched{status: noXForward}
+		return untouched{status: notTrusted}
 	default:
 		slog.WarnContext(ctx, "the target refuses XFORWARD, and the message goes on without it", "target", d.url, "error", refused)
 	}

@@ -39,8 +39,9 @@
 //   - BODY=BINARYMIME without BINARYMIME and CHUNKING: 554 5.6.3
 //   - REQUIRETLS without it, or without a verified certificate: 550 5.7.30
 //   - NOTIFY=SUCCESS without DSN: 451 4.3.3. RFC 3461, section 5.2.2, has a relay
-//     notify the sender itself, which this one cannot. Its other parameters are left
-//     out, as that section says
+//     notify the sender itself, which this one cannot. The other parameters of DSN are
+//     left out, as that section says; NEVER is, too, for which it recommends a null
+//     sender, since that would be an edit
 //
 // An octet that cannot pass shows up in mid-message. The connection is then given
 // up before the end of the message, so that the target delivers nothing.

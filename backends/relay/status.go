@@ -18,7 +18,7 @@ var (
 	notNow     = backends.NewStatus(451, "4.3.2", "the next hop takes no mail now, try again later")
 	noTLS      = backends.NewStatus(451, "4.7.5", "no secure connection to the next hop, try again later")
 	noAuth     = backends.NewStatus(451, "4.7.0", "not authenticated by the next hop, try again later")
-	noXForward = backends.NewStatus(451, "4.3.0", "not trusted by the next hop, try again later")
+	notTrusted = backends.NewStatus(451, "4.3.0", "not trusted by the next hop, try again later")
 	loop       = backends.NewStatus(451, "4.4.6", "routing loop: the next hop is this gateway")
 	tooMany    = backends.NewStatus(452, "4.5.3", "too many recipients for the next hop") // RFC 9422, section 4.1
 
