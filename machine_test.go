@@ -34,16 +34,66 @@ mount -t sysfs sysfs "$1/root/sys"
 mount --rbind /dev "$1/root/dev"
 mount --bind "$2" "$1/root/mnt"
 echo 0x9 >"$1/root/sys/class/net/lo/flags" # IFF_UP and IFF_LOOPBACK
-exec chroot "$1/root" bash -c 'echo booted; read -r _'
+`
+
+// waitScript is all that the first process of a machine does.
+const waitScript = `exec chroot "$1/root" bash -c 'echo booted; read -r _'`
+
+// systemdScript makes systemd the first process, which starts nothing but what it
+// is told to. All its groups of processes are in the one that the directory $3
+// names.
+const systemdScript = `
+for directory in /etc/systemd/system /lib/systemd/system; do
+	rm -rf "$1/root$directory"/*.wants
+done
+rm -rf "$1/root/lib/systemd/system-generators"
+mount -t tmpfs tmpfs "$1/root/run"
+mount -t cgroup2 cgroup2 "$1/root/sys/fs/cgroup"
+mkdir "$1/root/sys/fs/cgroup/$3"
+echo $$ >"$1/root/sys/fs/cgroup/$3/cgroup.procs"
+umount "$1/root/sys/fs/cgroup"
+exec unshare --cgroup bash -euc '
+	mount -t cgroup2 cgroup2 "$1/root/sys/fs/cgroup"
+	exec 3>&1 0</dev/null 1>/dev/null
+	(
+		until chroot "$1/root" systemctl is-active --quiet basic.target; do sleep 0.05; done
+		echo booted >&3
+	) &
+	exec chroot "$1/root" env container=test /lib/systemd/systemd --system --unit=basic.target
+' bash "$1"
 `
 
 // boot makes a machine, or skips the test where it may not.
 func boot(t *testing.T, mnt string) machine {
 	t.Helper()
+	return bootWith(t, waitScript, t.TempDir(), mnt)
+}
+
+// bootSystemd makes a machine that systemd runs.
+func bootSystemd(t *testing.T, mnt string) machine {
+	t.Helper()
+	group := fmt.Sprintf("mailgw-test-%d", os.Getpid())
+	t.Cleanup(func() { removeGroup(t, group) })
+	return bootWith(t, systemdScript, t.TempDir(), mnt, group)
+}
+
+// removeGroup removes the groups of processes that systemd has left behind.
+func removeGroup(t *testing.T, group string) {
+	const script = `
+mount -t cgroup2 cgroup2 "$1"
+test ! -e "$1/$2" || find "$1/$2" -depth -type d -exec rmdir {} +
+`
+	if out, err := exec.Command("unshare", "--mount", "bash", "-euc", script, "bash", t.TempDir(), group).CombinedOutput(); err != nil {
+		t.Errorf("remove the groups of systemd: %v\n%s", err, out)
+	}
+}
+
+func bootWith(t *testing.T, script string, args ...string) machine {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		missing(t, "only root can set up the service, on a copy of this machine")
 	}
-	cmd := exec.Command("bash", "-euc", bootScript, "bash", t.TempDir(), mnt)
+	cmd := exec.Command("bash", append([]string{"-euc", bootScript + script, "bash"}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET}
 	var complaint bytes.Buffer
 	cmd.Stderr = &complaint
@@ -60,6 +110,7 @@ func boot(t *testing.T, mnt string) machine {
 	}
 	t.Cleanup(func() {
 		stdin.Close()
+		cmd.Process.Kill() // and with the first process all others
 		cmd.Wait()
 	})
 	if _, err := io.ReadFull(stdout, make([]byte, len("booted\n"))); err != nil {

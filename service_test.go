@@ -42,7 +42,6 @@ func TestReadmeService(t *testing.T) {
 	const capability = "AmbientCapabilities"
 	privileged := strings.Replace(text, "\n#"+capability, "\n"+capability, 1)
 	t.Run("verified", func(t *testing.T) { verifyUnit(t, m, text, privileged) })
-	t.Run("enabled", func(t *testing.T) { enableUnit(t, m) })
 	t.Run("delivers", func(t *testing.T) { deliverAndStop(t, m, u) })
 	t.Run("filters", func(t *testing.T) { filterBeforeQueue(t, m, u) })
 	t.Run("below 1024", func(t *testing.T) { listenBelow1024(t, m, u, parseUnit(privileged)) })
@@ -102,21 +101,6 @@ func verifyUnit(t *testing.T, m machine, texts ...string) {
 			t.Error(out)
 		}
 	}
-}
-
-// enableUnit does what README.md says of systemctl as far as there is something
-// to see without systemd: the link of enable. Of daemon-reload and --now it only
-// sees that they are there.
-func enableUnit(t *testing.T, m machine) {
-	if _, err := exec.LookPath("systemctl"); err != nil {
-		missing(t, fmt.Sprintf("%v: internal/peers/install installs it", err))
-	}
-	const want = "systemctl daemon-reload\nsystemctl enable --now mailgw\n"
-	if got := snippets(t, "shell"); len(got) != 1 || got[0] != want {
-		t.Fatalf("README.md has\n%q\nwant\n%s", got, want)
-	}
-	m.run(t, "systemctl --root=/ enable mailgw")
-	m.run(t, "test -e /etc/systemd/system/multi-user.target.wants/mailgw.service")
 }
 
 // deliverAndStop sees mail flow through Postfix, whose programs are in a
