@@ -174,7 +174,7 @@ func (p *postfixSide) delivery() {
 			why: "Users, or Postfix takes mail for everybody in these domains, and bounces what is refused here."},
 		postfixParameter{name: "virtual_transport", value: transport + ":" + p.nexthop()},
 	)
-	p.warnOfClient(transport)
+	p.limitClient(transport)
 }
 
 // domains returns the domains that have routes.
@@ -214,17 +214,18 @@ func (p *postfixSide) afterQueue() {
 	if p.Mirror {
 		p.warn("until the relay has reached its target, Postfix bounces mail that needs SMTPUTF8; want mirror = false, since Postfix takes all of it back")
 	}
-	p.warnOfClient(transport)
+	p.limitClient(transport)
 }
 
-// warnOfClient tells what goes wrong with a client of Postfix's, and lets
-// it send no more recipients at once than the listener takes.
-func (p *postfixSide) warnOfClient(transport string) {
-	if n := p.Limits.Recipients; n > 0 && n < defaultRecipients {
-		p.main = append(p.main, postfixParameter{name: transport + "_destination_recipient_limit", value: strconv.Itoa(n)})
-	}
+// limitClient lets a client of Postfix's send no more recipients at once than the
+// listener takes, and warns of other limits.
+func (p *postfixSide) limitClient(transport string) {
+	most, why := p.Limits.Recipients, ""
 	if p.Protocol == "smtp" {
-		p.remark("After a 4xx a message comes again for all its recipients; in LMTP each has an answer of its own.")
+		most, why = 1, "SMTP has one answer for all recipients of a message, so each gets one of its own; in LMTP they share it."
+	}
+	if most > 0 && most < defaultRecipients {
+		p.main = append(p.main, postfixParameter{name: transport + "_destination_recipient_limit", value: strconv.Itoa(most), why: why})
 	}
 	if wait := p.Limits.AskTimeout; wait >= commandPatience {
 		p.warn("Postfix waits %s for the answer to a command; want a shorter limits.ask_timeout", seconds(commandPatience))
