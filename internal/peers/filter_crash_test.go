@@ -16,14 +16,12 @@ const (
 	strikes  = 6
 )
 
-// Postfix does not wait for long after a failure, of others or its own. Its
-// client is one from elsewhere, whose header it leaves alone.
+// Postfix does not wait for long after a failure, of others or its own.
 const quickly = `
 queue_run_delay = 1s
 minimal_backoff_time = 2s
 maximal_backoff_time = 2s
 service_throttle_time = 1s
-local_header_rewrite_clients =
 `
 
 // Messages flow from Postfix through a filter and back. What takes them is
@@ -37,7 +35,7 @@ func TestNothingIsLostInTheLoop(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			l := startLoop(t, afterByLMTP, quickly)
+			l := startLoop(t, way{address: onUnix, listener: afterByLMTP, target: toTCP}, quickly)
 			s := &striker{lines: gatewaytest.Follow(t, l.g.Log), open: map[string]bool{}, broken: map[string]bool{}}
 			var striking sync.Mutex
 			var sending sync.WaitGroup

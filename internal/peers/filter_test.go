@@ -3,6 +3,7 @@ package peers
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/textproto"
 	"os"
 	"path/filepath"
@@ -21,72 +22,80 @@ type loop struct {
 	back string // where mail comes back, HOST:PORT
 }
 
-// A way is how mail goes through the gateway.
+// A way is how mail goes through the gateway. QUEUE is the queue directory, and
+// BACK is where mail comes back, over TCP.
 type way struct {
-	address string // of the listener; %s is a directory that both find
-	listen  string // other lines of the listener
-	back    string // the URL of the relay's target; %s is Postfix's directory of sockets
-	flags   string // of mailgw postfix
-	edit    *strings.Replacer
+	address  string // of the listener
+	listener string // more lines of it
+	target   string // of the relay
+	relay    string // more lines of it
+	flags    string // of mailgw postfix
+	edit     *strings.Replacer
 }
 
-// ways that mail can take. The listener takes all that Postfix may say.
-var (
-	afterByLMTP = way{address: "unix:%s/filter.sock", listen: "protocol = \"lmtp\"\ndsn = true\n"}
-	afterBySMTP = way{address: "tcp:127.0.0.1:0", listen: "protocol = \"smtp\"\ndsn = true\n"}
+const (
+	onUnix = "unix:QUEUE/mailgw/filter.sock"
+	onTCP  = "tcp:127.0.0.1:0"
+	toTCP  = "smtp://BACK"
+
+	// Listeners take all that Postfix may say.
+	afterByLMTP = "protocol = \"lmtp\"\ndsn = true\n"
+	afterBySMTP = "protocol = \"smtp\"\ndsn = true\n"
+	beforeQueue = "protocol = \"smtp\"\nunknown_parameters = \"keep\"\nlimits.answer_timeout = \"90s\"\n"
 )
 
-const beforeListener = `protocol = "smtp"
-unknown_parameters = "keep"
-limits.answer_timeout = "90s"
-`
-
 // startLoop starts both. Postfix has just those lines for them that mailgw
-// postfix prints, but for the port where it takes mail.
-func startLoop(t *testing.T, w way, main string, config ...string) loop {
+// postfix prints, but for the port where it takes mail, and for the client there,
+// which may say that it is elsewhere and is not taken for a local one.
+func startLoop(t *testing.T, w way, main string) loop {
 	t.Helper()
-	p := newPostfix(t)
-	if strings.HasSuffix(w.address, ":0") {
-		w.address = "tcp:" + freeAddress(t)
-	}
-	address := freeAddress(t)
-	if w.back == "" {
-		w.back = "smtp://" + address
-	}
-	shared := filepath.Join(p.dir, "queue/mailgw")
-	if err := os.Mkdir(shared, 0o755); err != nil {
+	l := loop{postfix: newPostfix(t), back: freeAddress(t)}
+	if err := os.Mkdir(filepath.Join(l.dir, "queue/mailgw"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	trusted := p.trusted()
-	if strings.HasPrefix(w.address, "tcp:") {
-		trusted = "xforward = [\"127.0.0.0/8\"]\n"
+	trusted := l.trusted()
+	if w.address == onTCP {
+		w.address, trusted = "tcp:"+freeAddress(t), "xforward = [\"127.0.0.0/8\"]\n"
 	}
-	filter := fmt.Sprintf("\n[[listener]]\nname = \"filter\"\naddress = %q\n%s%s[listener.routes]\n\"*\" = [\"rules\", \"back\"]\n",
-		strings.ReplaceAll(w.address, "%s", shared), w.listen, trusted)
-	back := fmt.Sprintf("\n[backend.back]\nplugin = \"relay\"\n[backend.back.settings]\ntargets = [%q]\nhello = \"gw.peers.example\"\n",
-		strings.ReplaceAll(w.back, "%s", filepath.Join(p.dir, "queue/public")))
-	delivery := gatewaytest.LMTP + p.trusted() + "[listener.routes]\n\"@peers.example\" = [\"inbox\"]\n"
-	g := gatewaytest.Start(t, gatewaytest.AsTested, filter, delivery, rules, back, gatewaytest.Inbox, strings.Join(config, ""))
+	filter := fmt.Sprintf(`
+[[listener]]
+name = "filter"
+address = %q
+%s%s[listener.routes]
+"*" = ["rules", "back"]
 
-	p.services = strings.Replace(printed(t, g, p, w, "master.cf"), "smtp  inet", p.address+"  inet", 1)
-	if !strings.Contains(p.services, p.address) {
-		p.services += p.address + "  inet  n  -  n  -     -  smtpd\n"
+[backend.back]
+plugin = "relay"
+[backend.back.settings]
+targets = [%q]
+hello = "gw.peers.example"
+%s`, w.address, w.listener, trusted, w.target, w.relay)
+	filter = strings.NewReplacer("QUEUE", filepath.Join(l.dir, "queue"), "BACK", l.back).Replace(filter)
+	l.g = gatewaytest.Start(t, gatewaytest.AsTested, gatewaytest.LMTP, l.trusted(), toPeers, filter, rules, gatewaytest.Inbox)
+
+	const believed = "  -o smtpd_authorized_xclient_hosts=127.0.0.0/8\n  -o local_header_rewrite_clients=\n"
+	services := l.printed(w, "master.cf")
+	if !strings.Contains(services, "smtp  inet") {
+		services += "smtp  inet  n  -  n  -  -  smtpd\n"
 	}
-	p.start(printed(t, g, p, w, "main.cf") + main)
-	return loop{p, g, address}
+	l.services = regexp.MustCompile(`(?m)^smtp(  inet  .*\n)`).ReplaceAllString(services, l.address+"$1"+believed)
+	l.start(l.printed(w, "main.cf") + main)
+	return l
 }
 
-// printed returns what mailgw postfix prints.
-func printed(t *testing.T, g *gatewaytest.Gateway, p *postfix, w way, file string) string {
-	t.Helper()
-	args := append([]string{"postfix", file, "--queue-directory", p.dir + "/queue"}, strings.Fields(w.flags)...)
-	out, err := g.Command(args...).Output()
-	if err != nil {
-		t.Fatalf("mailgw %q: %v\n%s", args, err, out)
-	}
+const toPeers = `
+[listener.routes]
+"@peers.example" = ["inbox"]
+`
+
+// printed returns what mailgw postfix prints for a file.
+func (l loop) printed(w way, file string) string {
+	l.t.Helper()
+	args := append([]string{"postfix", file, "--queue-directory", l.dir + "/queue"}, strings.Fields(w.flags)...)
+	out, err := l.g.Command(args...).Output()
 	text := string(out)
-	if strings.Contains(text, "WARNING") {
-		t.Errorf("mailgw %q warns:\n%s", args, text)
+	if err != nil || strings.Contains(text, "WARNING") {
+		l.t.Errorf("mailgw %q: %v\n%s", args, err, text)
 	}
 	if w.edit != nil {
 		text = w.edit.Replace(text)
@@ -94,11 +103,10 @@ func printed(t *testing.T, g *gatewaytest.Gateway, p *postfix, w way, file strin
 	return text
 }
 
-// The client that Postfix is told of by one that it trusts.
+// The client that Postfix is told of.
 const (
-	elsewhere    = "XCLIENT NAME=mail.elsewhere.example ADDR=192.0.2.7 PORT=4711"
-	mayElsewhere = "smtpd_authorized_xclient_hosts = 127.0.0.0/8\nlocal_header_rewrite_clients =\n"
-	fromThere    = "from client.peers.example (mail.elsewhere.example [192.0.2.7])"
+	elsewhere = "XCLIENT NAME=mail.elsewhere.example ADDR=192.0.2.7 PORT=4711"
+	fromThere = "from client.peers.example (mail.elsewhere.example [192.0.2.7])"
 )
 
 // connectElsewhere connects to Postfix as a client of another place.
@@ -133,10 +141,10 @@ var delicate = lines(
 	"", "",
 )
 
-var receivedField = regexp.MustCompile(`^Received: (from [^\r]*)\r\n\tby mx\.peers\.example \(Postfix\) with (\w+)(?: id (\w+))?(?:\r\n\t[^\r]*)*;\r\n(?:\t[^\r]*\r\n)*`)
+var receivedField = regexp.MustCompile(`^Received: (from [^\r]*)\r\n\tby mx\.peers\.example \(Postfix\) with \w+(?: id (\w+))?[^\r]*\r\n(?:\t[^\r]*\r\n)*`)
 
 // A hop is a Received field of Postfix.
-type hop struct{ from, with, id string }
+type hop struct{ from, id string }
 
 // hops cuts the fields of Postfix off from a message.
 func hops(message string) (all []hop, rest string) {
@@ -145,7 +153,7 @@ func hops(message string) (all []hop, rest string) {
 		if m == nil {
 			return all, message
 		}
-		all = append(all, hop{m[1], m[2], m[3]})
+		all = append(all, hop{m[1], m[2]})
 		message = message[len(m[0]):]
 	}
 }
@@ -165,15 +173,20 @@ func (l loop) mailOf(t *testing.T, user string) ([]hop, string) {
 // Mail goes through the filter after Postfix has it, and comes back as it was:
 // the client, the queue id, DSN, and each octet.
 func TestFilterAfterQueue(t *testing.T) {
+	ca := newIssuer(t)
+	cert, _ := ca.file(gatewayName)
+	tls := fmt.Sprintf("tls.certificates = [%q]\ntls.mode = ", cert)
 	for name, w := range map[string]way{
-		"LMTP on a unix socket":      afterByLMTP,
-		"LMTP over TCP":              {address: "tcp:127.0.0.1:0", listen: afterByLMTP.listen},
-		"SMTP":                       afterBySMTP,
-		"back through a unix socket": {address: afterByLMTP.address, listen: afterByLMTP.listen, back: "smtp+unix://%s/filtered"},
+		"LMTP on a unix socket":          {address: onUnix, listener: afterByLMTP, target: toTCP},
+		"LMTP over TCP":                  {address: onTCP, listener: afterByLMTP, target: toTCP},
+		"SMTP":                           {address: onTCP, listener: afterBySMTP, target: toTCP},
+		"back through a unix socket":     {address: onUnix, listener: afterByLMTP, target: "smtp+unix://QUEUE/public/filtered"},
+		"STARTTLS there and back":        {address: onTCP, listener: afterBySMTP + tls + `"starttls"` + "\n", target: "smtp+starttls://BACK", relay: fmt.Sprintf("tls_ca = %q\n", ca.path())},
+		"TLS from the first octet, both": {address: onTCP, listener: afterByLMTP + tls + `"implicit"` + "\n", target: "smtps://BACK", relay: fmt.Sprintf("tls_ca = %q\n", ca.path())},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			l := startLoop(t, w, mayElsewhere+"always_bcc = all@peers.example\n")
+			l := startLoop(t, w, "always_bcc = all@peers.example\nsmtpd_tls_cert_file = "+cert+"\n")
 			c, err := l.connectElsewhere()
 			if err != nil {
 				t.Fatal(err)
@@ -185,21 +198,26 @@ func TestFilterAfterQueue(t *testing.T) {
 				t.Fatal(err)
 			}
 
-			var id string // of what has come back
-			for _, user := range []string{"ann", "\u00fcnn", "all"} {
+			users := []string{"ann", "\u00fcnn"}
+			if strings.HasPrefix(w.listener, afterByLMTP) {
+				users = append(users, "all") // who gets all messages, of which there is one
+			}
+			ids := map[string]string{} // of what has come back
+			for _, user := range users {
 				received, rest := l.mailOf(t, user)
 				if rest != string(delicate) {
 					t.Errorf("%s has\n%q\nwant\n%q", user, rest, delicate)
 				}
-				if len(received) != 2 || received[0].with != "UTF8SMTP" || received[1].from != fromThere || received[1].with != "UTF8SMTP" {
+				if len(received) != 2 || received[1].from != fromThere {
 					t.Fatalf("%s has hops %+v, want two, the last one %s", user, received, fromThere)
 				}
-				id = received[0].id
-				l.checkClientKnown(t, id, received[1].id)
+				ids[user] = received[0].id
+				l.checkClientKnown(t, received[0].id, received[1].id)
 			}
+			l.checkStatus(t, map[string]string{"ann": "sent", "\u00fcnn": "sent", "gone": "bounced"})
 			_, report := l.mailOf(t, "sender")
 			for _, want := range []string{
-				"\r\nX-Postfix-Queue-ID: " + id + "\r\n",
+				"\r\nX-Postfix-Queue-ID: " + ids["ann"] + "\r\n",
 				"\r\nOriginal-Envelope-Id: e+1\r\n",
 				"\r\nOriginal-Recipient: rfc822;first@elsewhere.example\r\n",
 				"\r\nStatus: 2.0.0\r\n",
@@ -239,6 +257,22 @@ func (l loop) checkClientKnown(t *testing.T, id, before string) {
 	}
 }
 
+// checkStatus checks what Postfix has logged of each user first.
+func (l loop) checkStatus(t *testing.T, want map[string]string) {
+	t.Helper()
+	got := map[string]string{}
+	for _, line := range gatewaytest.Follow(t, l.log).Lines() {
+		entry, ok := parseLogged(line)
+		user, _, _ := strings.Cut(entry.to, "@")
+		if _, again := got[user]; ok && !again && want[user] != "" {
+			got[user] = entry.status
+		}
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("Postfix has logged %v, want %v", got, want)
+	}
+}
+
 // received returns the messages that a listener of the gateway has logged under
 // an ident.
 func (l loop) received(t *testing.T, listener, ident string) (events []gatewaytest.Event) {
@@ -255,15 +289,15 @@ func (l loop) received(t *testing.T, listener, ident string) (events []gatewayte
 func TestFilterBeforeQueue(t *testing.T) {
 	speedAdjust := strings.NewReplacer("#-o smtpd_proxy_options", "-o smtpd_proxy_options")
 	for name, w := range map[string]way{
-		"TCP":                       {address: "tcp:127.0.0.1:0"},
-		"TCP, speed_adjust":         {address: "tcp:127.0.0.1:0", edit: speedAdjust},
-		"unix socket":               {address: "unix:%s/filter.sock"},
-		"unix socket, speed_adjust": {address: "unix:%s/filter.sock", edit: speedAdjust},
+		"TCP":                       {address: onTCP},
+		"TCP, speed_adjust":         {address: onTCP, edit: speedAdjust},
+		"unix socket":               {address: onUnix},
+		"unix socket, speed_adjust": {address: onUnix, edit: speedAdjust},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w.listen, w.flags = beforeListener, "--before-queue"
-			l := startLoop(t, w, mayElsewhere)
+			w.listener, w.target, w.flags = beforeQueue, toTCP, "--before-queue"
+			l := startLoop(t, w, "")
 			c, err := l.connectElsewhere()
 			if err != nil {
 				t.Fatal(err)
@@ -290,7 +324,7 @@ func TestFilterBeforeQueue(t *testing.T) {
 				if rest != string(delicate) {
 					t.Errorf("%s has\n%q\nwant\n%q", user, rest, delicate)
 				}
-				if len(received) != 2 || received[0].with != "UTF8SMTP" || received[1].from != fromThere || received[1].with != "UTF8SMTP" {
+				if len(received) != 2 || received[1].from != fromThere {
 					t.Fatalf("%s has hops %+v, want two, the last one %s", user, received, fromThere)
 				}
 				// Before the queue a message has no id yet but that of the gateway.
@@ -304,5 +338,16 @@ func TestFilterBeforeQueue(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A relay that does not say who the client is lets Postfix take it for a local
+// one. Even so the header stays as it is.
+func TestFilterThatHidesTheClient(t *testing.T) {
+	t.Parallel()
+	l := startLoop(t, way{address: onUnix, listener: afterByLMTP, target: toTCP, relay: "xforward = false\n"}, "")
+	sendOne(t, "tcp", l.address, delicate, "sender@peers.example> SMTPUTF8 BODY=8BITMIME", "ann@peers.example")
+	if _, rest := l.mailOf(t, "ann"); rest != string(delicate) {
+		t.Errorf("ann has\n%q\nwant\n%q", rest, delicate)
 	}
 }
