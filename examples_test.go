@@ -19,7 +19,8 @@ var examples = map[string]struct {
 		"\nmail/example.org/archive/new/",
 		"\nquarantine/example.org/ann/new/",
 	}},
-	"attachments": {"tcp:127.0.0.1:2525", []string{`X-Attachment: "invoice.pdf" ("application/pdf")`}},
+	"attachments":    {"tcp:127.0.0.1:2525", []string{`X-Attachment: "invoice.pdf" ("application/pdf")`}},
+	"content-filter": {}, // TestReadmeService does what it says
 }
 
 // Each example does what its README says.
@@ -38,6 +39,9 @@ func TestExamples(t *testing.T) {
 			example, ok := examples[filepath.Base(sh.dir)]
 			if !ok {
 				t.Fatal("no test runs this example")
+			}
+			if example.address == "" {
+				return
 			}
 			var out strings.Builder
 			for line := range strings.Lines(contents(t, readme)) {

@@ -43,7 +43,8 @@ func TestReadmeService(t *testing.T) {
 	privileged := strings.Replace(text, "\n#"+capability, "\n"+capability, 1)
 	t.Run("verified", func(t *testing.T) { verifyUnit(t, m, text, privileged) })
 	t.Run("delivers", func(t *testing.T) { deliverAndStop(t, m, u) })
-	t.Run("filters", func(t *testing.T) { filterBeforeQueue(t, m, u) })
+	t.Run("filters before the queue", func(t *testing.T) { filterBeforeQueue(t, m, u) })
+	t.Run("filters after the queue", func(t *testing.T) { filterAfterQueue(t, m, u) })
 	t.Run("below 1024", func(t *testing.T) { listenBelow1024(t, m, u, parseUnit(privileged)) })
 	t.Run("logs in", func(t *testing.T) { logIn(t, m, parseUnit(privileged)) })
 	t.Run("fails", func(t *testing.T) { failForGood(t, m, u) })
@@ -146,7 +147,7 @@ func deliverAndStop(t *testing.T, m machine, u unit) {
 // the program attachments stands, back into Postfix, and to the listener that
 // delivers. Postfix's side is what mailgw postfix prints.
 func filterBeforeQueue(t *testing.T, m machine, u unit) {
-	m.run(t, "rm -r /var/vmail/example.org; cp /mnt/bin/attachments /etc/mailgw/my-filter")
+	m.run(t, "cp /mnt/bin/attachments /etc/mailgw/my-filter")
 	m.write(t, "/etc/mailgw/gateway.toml", snippets(t, "toml")[0]+snippets(t, "toml")[1])
 	master := snippets(t, "master")[0]
 	m.run(t, "/usr/lib/postfix/configure-instance.sh -") // makes the chroot, as the start of the service does on Debian
@@ -172,6 +173,49 @@ diff printed readme
 	s := m.start(t, u, "")
 	s.wait(t, "it listens", func() bool { return m.command(": </dev/tcp/127.0.0.1/10025").Run() == nil })
 	m.run(t, "postfix start")
+	if log := sendThroughFilter(t, m, s); !strings.Contains(log, "proxy-accept: END-OF-MESSAGE: 250 2.0.0 ") {
+		t.Errorf("Postfix logs\n%s", log)
+	}
+	m.run(t, "postfix stop; kill -TERM $(cat /run/service.pid)")
+	s.exit(t, u.stopTimeout(t))
+}
+
+// filterAfterQueue does what the example says, and sees a message go through it.
+// Postfix delivers to the listener of README.md, which is added.
+func filterAfterQueue(t *testing.T, m machine, u unit) {
+	m.run(t, "cp /usr/share/postfix/master.cf.dist /etc/postfix/master.cf")
+	m.write(t, "/etc/postfix/main.cf", mainCF+snippets(t, "postfix")[0])
+	m.run(t, "postfix start; mkdir /mnt/example")
+	m.write(t, "/mnt/example/gateway.toml", contents(t, "examples/content-filter/gateway.toml"))
+	var s service
+	for line := range strings.Lines(contents(t, "examples/content-filter/README.md")) {
+		command, ok := strings.CutPrefix(line, "    ")
+		switch {
+		case !ok:
+		case strings.HasPrefix(command, "go build -o /usr/local/bin/attachments "):
+			m.run(t, "cp /mnt/bin/attachments /usr/local/bin")
+		case command == "systemctl restart mailgw\n":
+			s = m.start(t, u, "")
+			s.wait(t, "it listens", func() bool { return dial("", "unix:"+m.path("/var/spool/postfix/mailgw/filter.sock")) == nil })
+		default:
+			m.run(t, "cd /mnt/example\n"+command)
+		}
+		if strings.HasPrefix(command, "cp gateway.toml ") {
+			m.write(t, "/etc/mailgw/gateway.toml", contents(t, "examples/content-filter/gateway.toml")+snippets(t, "toml")[0])
+		}
+	}
+	if log := sendThroughFilter(t, m, s); !strings.Contains(log, ", orig_queue_id=") {
+		t.Errorf("Postfix logs\n%s", log)
+	}
+	m.run(t, "postfix stop; kill -TERM $(cat /run/service.pid)")
+	s.exit(t, u.stopTimeout(t))
+}
+
+// sendThroughFilter sees Postfix take a message, which the program attachments
+// filters, and deliver it. It returns Postfix's log.
+func sendThroughFilter(t *testing.T, m machine, s service) string {
+	t.Helper()
+	m.run(t, "rm -rf /var/vmail/example.org")
 	out, _ := m.command("mailgw send --to ann@example.org --file - tcp:127.0.0.1:25 <<<'" + contents(t, "examples/attachments/message.eml") + "'").CombinedOutput()
 	if !strings.Contains(string(out), "ann@example.org  250 2.0.0") {
 		t.Errorf("Postfix answers\n%s", out)
@@ -180,11 +224,7 @@ diff printed readme
 	if message := m.run(t, "cat /var/vmail/example.org/ann/new/*"); !strings.Contains(message, "\r\nX-Attachment: ") {
 		t.Errorf("it has not been through the filter:\n%s", message)
 	}
-	if log := contents(t, m.path("/var/log/readme.log")); !strings.Contains(log, "proxy-accept: END-OF-MESSAGE: 250 2.0.0 ") {
-		t.Errorf("Postfix logs\n%s", log)
-	}
-	m.run(t, "postfix stop; kill -TERM $(cat /run/service.pid)")
-	s.exit(t, u.stopTimeout(t))
+	return contents(t, m.path("/var/log/readme.log"))
 }
 
 // listenBelow1024 sees that port 25 takes the capability that is commented out,
