@@ -60,8 +60,13 @@ func longestCommon(a, b []uint64) int {
 	return row[len(b)]
 }
 
+// maxDigested is how many fields of a header are told apart. A stranger who
+// sends more must not make the digest as large as his message.
+const maxDigested = 16 << 10
+
 // A Digester makes the Digest of a message that is written to it. The header
 // ends before the first empty line, or before the first line that is no field.
+// Of many thousand fields, the last ones count as one.
 type Digester struct {
 	fields  []uint64
 	field   hash.Hash // nil before the first field
@@ -115,7 +120,7 @@ func (d *Digester) begin() {
 		d.body = sha256.New()
 		d.body.Write(d.line)
 	default:
-		if d.line[0] != ' ' && d.line[0] != '\t' {
+		if starts := d.line[0] != ' ' && d.line[0] != '\t'; starts && len(d.fields) < maxDigested-1 || d.field == nil {
 			d.endField()
 			d.field = sha256.New()
 		}

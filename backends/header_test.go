@@ -147,6 +147,20 @@ func TestDigestOfVeryManyFields(t *testing.T) {
 	}
 }
 
+// A header of a great many fields does not make a digest as large as itself, and
+// no field of it goes unseen.
+func TestDigestIsBounded(t *testing.T) {
+	header := strings.Repeat("a:\r\n", 1<<20)
+	digest := digestOf(header+"\r\n", 1<<16)
+	if got := len(digest.Fields); got != maxDigested {
+		t.Errorf("%d fields, want %d", got, maxDigested)
+	}
+	added, removed, body := digestOf(header+"b:\r\n\r\n", 1<<16).Since(digest)
+	if added != 1 || removed != 1 || body {
+		t.Errorf("one more: got +%d-%d, body %t", added, removed, body)
+	}
+}
+
 // digestOf writes a message in pieces of size octets.
 func digestOf(message string, size int) Digest {
 	d := NewDigester()
