@@ -154,11 +154,16 @@ func (o offer) known(params backends.Params) (kept []string) {
 	return kept
 }
 
+// ofHop are the parameters of MAIL that are between a client and its server, so
+// that the target gets our own or none. PRDR has the server answer for each
+// recipient, which we do: to us the target gives one answer for all.
+var ofHop = map[string]bool{"SIZE": true, "AUTH": true, "PRDR": true}
+
 // mailParams returns the parameters of MAIL as the target gets them.
 func (o offer) mailParams(tx *backends.DataContext) []string {
 	params := slices.DeleteFunc(slices.Clone(tx.Envelope.Params), func(p string) bool {
 		keyword, _, _ := strings.Cut(p, "=")
-		return strings.EqualFold(keyword, "SIZE") || strings.EqualFold(keyword, "AUTH")
+		return ofHop[strings.ToUpper(keyword)]
 	})
 	all := o.known(params)
 	if o.has("SIZE") {
