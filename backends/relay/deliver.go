@@ -195,10 +195,10 @@ func (d *delivery) introduce(ctx context.Context) error {
 		d.c.Name = attrs.HELO
 	}
 	err := d.c.XClient(ctx, attrs.Commands(d.c.Words("XCLIENT")))
-	if e, ok := errors.AsType[*smtpclient.Error](err); ok && e.Reply.Code != 0 && e.Reply.Code != 421 {
+	if e, ok := errors.AsType[*smtpclient.Error](err); ok && e.Err == nil {
 		// It may be this client that it does not want, and the target is well.
 		slog.WarnContext(ctx, "the target refuses XCLIENT", "target", d.url, "error", e)
-		return untouched{status: notTrusted}
+		return untouched{status: clientStatus(e.Reply)}
 	}
 	d.c.offer = offerOf(d.c.Conn)
 	return err

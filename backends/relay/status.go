@@ -63,6 +63,17 @@ func transactionStatus(ctx context.Context, e *smtpclient.Error) backends.Status
 // Its settings or ours are wrong.
 var ofSession = map[int]bool{502: true, 503: true, 530: true, 534: true, 535: true, 538: true}
 
+// clientStatus returns what it means for a message that the target refuses
+// XCLIENT: with these codes Postfix does not let us say it, and with any other it
+// refuses the client in our place, which must not rest it for all others.
+func clientStatus(r smtp.Reply) backends.Status {
+	switch r.Code {
+	case 500, 501, 502, 503, 550:
+		return notTrusted
+	}
+	return replyStatus(r)
+}
+
 // replyStatus returns the target's words as a Status. Codes that no reply to a
 // message has become those of their class.
 func replyStatus(r smtp.Reply) backends.Status {
