@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 	"unicode"
 
@@ -67,7 +68,7 @@ func (w blockWriter) Write(p []byte) (int, error) {
 	if err := w.c.await(w.c.timeout(Message)); err != nil {
 		return 0, err
 	}
-	if w.c.inMessage && w.c.saidEarly() {
+	if w.c.inMessage && w.c.saidMore() {
 		return 0, errEarly
 	}
 	return w.c.conn.Write(p)
@@ -130,12 +131,51 @@ func (c *Conn) trace(line string) {
 // inTurn reports whether the client may speak. If the server has said more
 // than it was asked, what it says next would answer something else.
 func (c *Conn) inTurn(stage Stage) bool {
-	if c.broken == nil && c.r.Buffered() > 0 {
+	if c.broken == nil && c.saidMore() {
 		if reply, err := c.hear(stage); err == nil {
 			c.fail(stage, fmt.Errorf("reply %d to nothing", reply.Code))
 		}
 	}
 	return c.broken == nil
+}
+
+// saidMore reports whether there is a reply to read, or the end, without waiting for
+// one. What the server says next would not answer what it is about to hear, then;
+// and if it refuses a message in its middle, it is spared the rest.
+func (c *Conn) saidMore() bool {
+	if c.r.Buffered() > 0 {
+		return true
+	}
+	readable := c.readable()
+	if c.conn == c.raw {
+		return readable
+	}
+	// Over TLS that may be a record without text, a session ticket say, and what
+	// was read before may have text that was not decrypted yet.
+	patience := -time.Second
+	if readable {
+		patience = time.Millisecond
+	}
+	c.raw.SetReadDeadline(time.Now().Add(patience))
+	_, err := c.r.Peek(1)
+	return !errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// readable reports whether the socket has something to read, or its end.
+func (c *Conn) readable() bool {
+	socket, ok := c.raw.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	control, err := socket.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var nothing error
+	err = control.Control(func(fd uintptr) {
+		_, _, nothing = syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	})
+	return err == nil && nothing == nil
 }
 
 // lastWords ends the connection after an error of a write. If the server has
@@ -196,11 +236,8 @@ func (c *Conn) expect(stage Stage, wanted func(code int) bool) (smtp.Reply, erro
 	case isRefusal(reply):
 		return reply, &Error{Stage: stage, Reply: reply}
 	}
-	unexpected := fmt.Errorf("unexpected reply %d", reply.Code)
-	if reply.Code/100 == 3 { // the server waits for more, nobody knows of what
-		return reply, c.fail(stage, unexpected)
-	}
-	return reply, &Error{Stage: stage, Err: unexpected}
+	// Nobody knows what it answers, or what the server waits for.
+	return reply, c.fail(stage, fmt.Errorf("unexpected reply %d", reply.Code))
 }
 
 func isRefusal(r smtp.Reply) bool { return r.Code/100 == 4 || r.Code/100 == 5 }

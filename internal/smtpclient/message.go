@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"syscall"
 
 	"github.com/mailgw/mailgw/internal/smtp"
 )
@@ -90,25 +89,6 @@ func (c *Conn) copy(w io.Writer, message io.Reader) (octets int64, err error) {
 }
 
 var errEarly = errors.New("reply before the end of the message")
-
-// saidEarly reports whether there is a reply to read in the middle of a message,
-// or the end. What the server says next would not be of the whole message, then;
-// and if it refuses the message already, it is spared the rest.
-func (c *Conn) saidEarly() bool {
-	socket, ok := c.raw.(syscall.Conn)
-	if !ok {
-		return false
-	}
-	control, err := socket.SyscallConn()
-	if err != nil {
-		return false
-	}
-	var nothing error
-	err = control.Control(func(fd uintptr) {
-		_, _, nothing = syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-	})
-	return err == nil && nothing == nil
-}
 
 // messageError makes a MessageError of the one error of a DotWriter that the
 // message is to blame for.
