@@ -18,13 +18,14 @@ func TestGenerated(t *testing.T) {
 	if got := strings.TrimSpace(string(version)); got != "libprotoc 3.21.12" {
 		t.Skipf("protoc is %s, want libprotoc 3.21.12", got)
 	}
-	const pb = "plugins/internal/pb"
+	const pb, python = "plugins/internal/pb", "plugins/python/plugin_pb2.py"
 	dir := checkout(t)
-	made := filepath.Join(dir, pb)
-	if err := os.RemoveAll(made); err != nil {
-		t.Fatal(err)
+	for _, generated := range []string{pb, python} {
+		if err := os.RemoveAll(filepath.Join(dir, generated)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := os.Mkdir(made, 0o755); err != nil {
+	if err := os.Mkdir(filepath.Join(dir, pb), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	generate := exec.Command("go", "generate", "./plugins")
@@ -32,7 +33,9 @@ func TestGenerated(t *testing.T) {
 	if out, err := generate.CombinedOutput(); err != nil {
 		t.Fatalf("go generate: %v\n%s", err, out)
 	}
-	if out, err := exec.Command("diff", "-r", pb, made).CombinedOutput(); err != nil {
-		t.Errorf("%s is not what make generate makes: %v\n%s", pb, err, out)
+	for _, generated := range []string{pb, python} {
+		if out, err := exec.Command("diff", "-r", generated, filepath.Join(dir, generated)).CombinedOutput(); err != nil {
+			t.Errorf("%s is not what make generate makes: %v\n%s", generated, err, out)
+		}
 	}
 }
