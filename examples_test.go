@@ -12,7 +12,8 @@ var examples = map[string]struct {
 	address string
 	want    []string
 }{
-	"roster": {"unix:lmtp.sock", []string{"ann@example.org    250 2.0.0", "carol@example.org  450 4.2.1", "eve@example.org    550 5.1.1"}},
+	"roster":        {"unix:lmtp.sock", []string{"ann@example.org    250 2.0.0", "carol@example.org  450 4.2.1", "eve@example.org    550 5.1.1"}},
+	"roster-python": {"unix:lmtp.sock", []string{"ann@example.org    250 2.0.0", "carol@example.org  450 4.2.1", "eve@example.org    550 5.1.1"}},
 	"gatekeeper": {"unix:lmtp.sock", []string{
 		"eve@example.org  550 5.1.1",
 		"\nmail/example.org/ann/new/",
@@ -42,6 +43,9 @@ func TestExamples(t *testing.T) {
 			}
 			if example.address == "" {
 				return
+			}
+			if strings.HasSuffix(sh.dir, "-python") {
+				needPython(t)
 			}
 			var out strings.Builder
 			for line := range strings.Lines(contents(t, readme)) {
