@@ -287,6 +287,27 @@ func TestReadmeProxy(t *testing.T) {
 	}
 }
 
+// The plugin that README.md starts for a debugger is found by the gateway. It does
+// without the debugger here.
+func TestReadmeDebugger(t *testing.T) {
+	dir := t.TempDir()
+	build(t, dir, "./cmd/mailgw", "./examples/roster")
+	elsewhere := strings.NewReplacer("/tmp/", dir+"/", "dlv exec ", "")
+	sh := shell{dir}
+	sh.background(t, "env "+elsewhere.Replace(inline(t, "`(MAILGW_ATTACH=.* dlv exec .*)`")), "unix:roster.sock")
+	roster := strings.Replace(contents(t, "examples/roster/gateway.toml"), `plugin = "./roster"`, elsewhere.Replace(inline(t, "`(plugin = \"unix:.*)`")), 1)
+	if err := os.WriteFile(filepath.Join(dir, "gateway.toml"), []byte(roster), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	sh.background(t, "./mailgw serve", "unix:lmtp.sock")
+	out := sh.run(t, "./mailgw send --to ann@example.org --to eve@example.org unix:lmtp.sock")
+	for _, want := range []string{"ann@example.org  250 2.0.0", "eve@example.org  550 5.1.1"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+}
+
 // The call of backendtest in README.md is that of the example.
 func TestReadmeContract(t *testing.T) {
 	call := inline(t, "`(err := backendtest.*)`")

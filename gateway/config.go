@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"io/fs"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/mailgw/mailgw/internal/settings"
@@ -159,7 +160,7 @@ type AccessConfig struct {
 
 // A BackendConfig is one backend.
 type BackendConfig struct {
-	Plugin                   string            `toml:"plugin"` // a name that ships, or the path of a program
+	Plugin                   string            `toml:"plugin"` // a name that ships, the path of a program, or unix:PATH
 	Args                     []string          `toml:"args"`
 	Env                      map[string]string `toml:"env"`
 	Timeout                  time.Duration     `toml:"timeout"`
@@ -170,6 +171,18 @@ type BackendConfig struct {
 	ShadowShare              float64           `toml:"shadow_share"`   // percent
 	RecipientsPerTransaction int               `toml:"recipients_per_transaction"`
 	Settings                 map[string]any    `toml:"settings"`
+}
+
+const attachedPrefix = "unix:"
+
+// Attached returns the socket of a plugin that was started by hand. It is empty
+// for one that mailgw starts.
+func (b BackendConfig) Attached() string {
+	path, ok := strings.CutPrefix(b.Plugin, attachedPrefix)
+	if !ok {
+		return ""
+	}
+	return path
 }
 
 // SetDefaults sets what holds for keys that are not given.

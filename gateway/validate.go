@@ -154,6 +154,11 @@ func (v *validation) backend(key, name string, b BackendConfig) BackendConfig {
 	switch {
 	case b.Plugin == "":
 		v.fault(key+".plugin", "is missing; want %s", v.pluginsWanted())
+	case b.Attached() != "":
+		b.Plugin = attachedPrefix + v.path(b.Attached())
+		if len(b.Args) > 0 || len(b.Env) > 0 {
+			v.fault(key+".plugin", "args and env are for programs that mailgw starts")
+		}
 	case strings.Contains(b.Plugin, "/"):
 		b.Plugin = v.path(b.Plugin)
 		if info, err := os.Stat(b.Plugin); err != nil {

@@ -43,7 +43,7 @@ func (h *Host) Ask(ctx context.Context, q backends.Question) (backends.Answer, e
 		}
 	}
 	if err != nil {
-		return backends.Answer{}, lost(ctx, began, r.process.pid, err)
+		return backends.Answer{}, lost(ctx, began, r, err)
 	}
 	return answerFromWire(answer, q.About)
 }

@@ -378,20 +378,20 @@ func (c *call) explain(err error) error {
 	case err == nil || err == io.EOF:
 		return errors.New("protocol: the call has ended without an answer")
 	}
-	return lost(c.caller, c.began, c.plugin.process.pid, err)
+	return lost(c.caller, c.began, c.plugin, err)
 }
 
-// errVanished is the error of a call whose plugin, with that pid, is gone.
-type errVanished int
+// errVanished is the error of a call whose plugin is gone.
+type errVanished struct{ plugin *running }
 
 func (e errVanished) Error() string {
-	return fmt.Sprintf("plugin with pid %d has ended, or has closed its socket", int(e))
+	return fmt.Sprintf("%v has ended, or has closed its socket", e.plugin)
 }
 
 // crash makes an error a CrashError if it came of the end of the plugin, which
 // nobody wanted.
 func (h *Host) crash(r *running, err error) error {
-	if _, ok := errors.AsType[errVanished](err); !ok {
+	if _, ok := errors.AsType[errVanished](err); !ok || r.process == nil {
 		return err
 	}
 	r.doubt()
@@ -412,14 +412,14 @@ func (h *Host) crash(r *running, err error) error {
 const crashTime = time.Second
 
 // lost says why a call of a plugin has no answer. ctx is the caller's.
-func lost(ctx context.Context, began time.Time, pid int, err error) error {
+func lost(ctx context.Context, began time.Time, r *running, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return endOf(ctx, began)
 	case status.Code(err) == codes.DeadlineExceeded:
 		return noAnswer(time.Since(began)) // by the plugin's clock
 	case status.Code(err) == codes.Unavailable:
-		return errVanished(pid)
+		return errVanished{r}
 	}
-	return fmt.Errorf("plugin with pid %d: %s", pid, cut(err.Error()))
+	return fmt.Errorf("%v: %s", r, cut(err.Error()))
 }

@@ -27,6 +27,10 @@ type Command struct {
 	Path string
 	Args []string
 
+	// Attach is the socket of a plugin that was started by hand. It is used
+	// instead of a program of our own, and never killed.
+	Attach string
+
 	// Env is the environment of the program. It inherits none.
 	Env map[string]string
 
@@ -136,8 +140,11 @@ func (h *Host) start(ctx context.Context) error {
 		GatewayVersion: version(),
 		LogLevel:       leastLevel(h.command.Log).String(),
 	}
-	if h.sockets, err = newSocketDirectory(h.command.Directory, h.command.Name); err != nil {
-		return err
+	h.sockets = &socketDirectory{} // none, for a plugin that has its own
+	if h.command.Attach == "" {
+		if h.sockets, err = newSocketDirectory(h.command.Directory, h.command.Name); err != nil {
+			return err
+		}
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	started := make(chan error)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"time"
@@ -32,17 +33,20 @@ const (
 	maxFaults = 100
 )
 
-// A running plugin is a process and the connection to it.
+// A running plugin is a process and the connection to it, or nothing but a
+// connection if it was started by hand.
 type running struct {
 	log     *slog.Logger
 	client  *plugin.Client
-	process *process
+	process *process // nil if there is only socket
+	socket  net.Conn
 	conn    *grpc.ClientConn
 	plugin  pb.PluginClient
 
-	launched, began time.Time     // when its process started, and when it was ready
-	suspect         chan struct{} // gets something when it is to be checked at once
-	stopped         chan struct{} // closed when nothing of it is left
+	launched, began time.Time       // when its process started, and when it was ready
+	suspect         chan struct{}   // gets something when it is to be checked at once
+	ended           <-chan struct{} // closed when it has ended
+	stopped         chan struct{}   // closed when nothing of it is left
 
 	chunk        int // size of the chunks that it gets
 	capabilities backends.Capabilities
@@ -56,15 +60,22 @@ type running struct {
 	rate    *rate
 }
 
-// launch starts the plugin and configures it. It is to be called on a thread
-// that lives as long as the plugin shall. sockets is the directory for its
-// socket.
+// launch starts the plugin, or attaches to it, and configures it. It is to be
+// called on a thread that lives as long as the plugin shall. sockets is the
+// directory for its socket.
 func launch(ctx context.Context, c Command, t times, sockets string, request *pb.ConfigureRequest) (*running, error) {
 	r := &running{log: c.Log, launched: time.Now(), suspect: make(chan struct{}, 1), stopped: make(chan struct{}), words: &words{}, rate: &rate{}}
-	err := r.connect(ctx, c, t.handshake, sockets)
+	var err error
+	patience := configureTimeout
+	if c.Attach != "" {
+		patience = attachTimeout
+		err = r.attach(ctx, c.Attach, t.handshake)
+	} else {
+		err = r.connect(ctx, c, t.handshake, sockets)
+	}
 	var answer *pb.ConfigureResponse
 	if err == nil {
-		answer, err = r.configure(ctx, request)
+		answer, err = r.configure(ctx, request, patience)
 	}
 	if err != nil {
 		r.stop()
@@ -84,6 +95,11 @@ func launch(ctx context.Context, c Command, t times, sockets string, request *pb
 	r.chunk = smallChunk
 	if announced := answer.GetMaxChunk(); announced > 0 {
 		r.chunk = int(min(announced, maxChunk))
+	}
+	if r.process != nil {
+		r.ended = r.process.exited
+	} else {
+		r.ended = r.awaitLoss()
 	}
 	return r, nil
 }
@@ -165,8 +181,8 @@ func dialOptions() []grpc.DialOption {
 
 // configure also makes sure that the plugin answers health checks, without
 // which it would be taken for sick later.
-func (r *running) configure(ctx context.Context, request *pb.ConfigureRequest) (*pb.ConfigureResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, configureTimeout)
+func (r *running) configure(ctx context.Context, request *pb.ConfigureRequest, timeout time.Duration) (*pb.ConfigureResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	answer, err := r.plugin.Configure(ctx, request)
 	if err != nil {
@@ -227,6 +243,10 @@ func (r *running) drain() {
 // left. It aborts the transactions that are with it.
 func (r *running) stop() {
 	defer close(r.stopped)
+	if r.client == nil {
+		r.detach()
+		return
+	}
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
@@ -243,6 +263,30 @@ func (r *running) stop() {
 	if r.process != nil {
 		os.RemoveAll(r.process.sockets) // go-plugin leaves it if there was no process
 	}
+}
+
+// id names the process, or the socket, in the log.
+func (r *running) id() slog.Attr {
+	if r.process == nil {
+		return slog.String("attached", r.socket.RemoteAddr().String())
+	}
+	return slog.Int("pid", r.process.pid)
+}
+
+// how says how the process ended, if there is one.
+func (r *running) how() string {
+	if r.process == nil {
+		return "detached"
+	}
+	return r.process.how()
+}
+
+// String names the plugin in errors.
+func (r *running) String() string {
+	if r.process == nil {
+		return "attached plugin"
+	}
+	return fmt.Sprintf("plugin with pid %d", r.process.pid)
 }
 
 // explain adds to an error of the start what is known after stop.

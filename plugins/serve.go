@@ -121,17 +121,25 @@ type opener func(values map[string]any) (backends.Backend, []settings.Fault, err
 
 func serve(open opener) {
 	if os.Getenv(handshake.MagicCookieKey) != handshake.MagicCookieValue {
-		fmt.Fprint(os.Stderr, manual(os.Args))
-		os.Exit(64) // EX_USAGE
+		path := os.Getenv(attachEnv)
+		if path == "" {
+			fmt.Fprint(os.Stderr, manual(os.Args))
+			os.Exit(64) // EX_USAGE
+		}
+		if err := serveAttached(open, path); err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", attachEnv, err)
+			os.Exit(71) // EX_OSERR
+		}
+		os.Exit(0)
 	}
 	// A signal that is caught, unlike one that is ignored, is not ignored by
 	// the programs that the plugin starts.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	followLifeline()
-	s := &server{open: open, stdout: os.Stdout, stderr: os.Stderr}
+	s := &server{open: open, level: &slog.LevelVar{}, stdout: os.Stdout, stderr: os.Stderr}
 	// What the package log writes is of one level, before this and after it.
 	slog.SetLogLoggerLevel(slog.LevelWarn)
-	handler := slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: &s.level, ReplaceAttr: readable})
+	handler := slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: s.level, ReplaceAttr: readable})
 	slog.SetDefault(slog.New(idHandler{root: handler}))
 	trouble := &strings.Builder{}
 	plugin.Serve(&plugin.ServeConfig{
@@ -173,8 +181,9 @@ func manual(args []string) string {
     [backend.NAME]
     plugin = %q
 
-and name the backend in a route of a listener.
-`, program)
+and name the backend in a route of a listener. To look into it with a debugger, start
+it by hand with the path of a socket in the variable %s.
+`, program, attachEnv)
 }
 
 // followLifeline ends the plugin when the gateway has ended without stopping
@@ -194,22 +203,26 @@ func followLifeline() {
 }
 
 func newServer(options []grpc.ServerOption) *grpc.Server {
-	return grpc.NewServer(append(options,
+	return grpc.NewServer(append(options, serverOptions()...)...)
+}
+
+func serverOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
 		grpc.Creds(newSameUser()),
 		grpc.ForceServerCodecV2(newCodec(0)),
 		grpc.MaxRecvMsgSize(maxTransaction),
 		grpc.WriteBufferSize(0), // so that a buffer that is freed was written
-		grpc.StaticStreamWindowSize(4*maxChunk),
-		grpc.StaticConnWindowSize(64*maxChunk),
-	)...)
+		grpc.StaticStreamWindowSize(4 * maxChunk),
+		grpc.StaticConnWindowSize(64 * maxChunk),
+	}
 }
 
 // A server is the plugin's end of the border.
 type server struct {
 	pb.UnimplementedPluginServer
 	open           opener
-	level          slog.LevelVar
-	stdout, stderr *os.File // as they were before go-plugin
+	level          *slog.LevelVar
+	stdout, stderr *os.File // as they were before go-plugin; nil if it has left them alone
 
 	mu         sync.Mutex
 	configured bool
@@ -225,8 +238,10 @@ func (s *server) Configure(_ context.Context, request *pb.ConfigureRequest) (ans
 		return nil, status.Error(codes.FailedPrecondition, "the plugin is configured already")
 	}
 	s.configured = true
-	// Out of go-plugin's pipes the last words before an exit would be lost.
-	os.Stdout, os.Stderr = s.stdout, s.stderr
+	if s.stdout != nil {
+		// Out of go-plugin's pipes the last words before an exit would be lost.
+		os.Stdout, os.Stderr = s.stdout, s.stderr
+	}
 	if err := s.level.UnmarshalText([]byte(request.GetLogLevel())); err != nil {
 		slog.Warn("log level", "error", err)
 	}

@@ -111,6 +111,9 @@ func removeAbandoned(parent, prefix string) {
 }
 
 func (d *socketDirectory) remove() error {
+	if d.path == "" {
+		return nil
+	}
 	defer d.lock.Close()
 	return os.RemoveAll(d.path)
 }

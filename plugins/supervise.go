@@ -71,20 +71,20 @@ func (h *Host) supervise(ctx context.Context, started chan<- error) {
 }
 
 func (h *Host) began(r *running) {
-	h.command.Log.Info("backend", "event", "started", "pid", r.process.pid,
+	h.command.Log.Info("backend", "event", "started", r.id(),
 		"delay", time.Since(r.launched).Round(time.Microsecond))
 	r.began = time.Now()
 	h.set(r)
 }
 
 // watch returns when the plugin has ended, is to end, or was found sick and
-// killed.
+// killed. One that was started by hand may be sick: perhaps somebody looks at it.
 func (h *Host) watch(r *running) {
 	ticker := time.NewTicker(h.times.checkEvery)
 	defer ticker.Stop()
-	for {
+	for sick := false; ; {
 		select {
-		case <-r.process.exited:
+		case <-r.ended:
 			r.drain()
 			return
 		case <-h.ctx.Done():
@@ -95,22 +95,25 @@ func (h *Host) watch(r *running) {
 		ctx, cancel := context.WithTimeout(h.ctx, h.times.checkTimeout)
 		err := r.check(ctx)
 		cancel()
-		if err != nil && h.ctx.Err() == nil {
-			h.command.Log.Error("backend", "event", "unhealthy", "pid", r.process.pid, "error", err)
-			r.process.kill()
-			return
+		if err != nil && h.ctx.Err() == nil && !sick {
+			h.command.Log.Error("backend", "event", "unhealthy", r.id(), "error", err)
+			if r.process != nil {
+				r.process.kill()
+				return
+			}
 		}
+		sick = err != nil
 	}
 }
 
 // report logs how the plugin has ended.
 func (h *Host) report(r *running, lived time.Duration) {
-	log := h.command.Log.With("pid", r.process.pid, "how", r.process.how())
+	log := h.command.Log.With(r.id(), "how", r.how())
 	if h.ctx.Err() != nil {
 		log.Info("backend", "event", "stopped")
 		return
 	}
-	log.Error("backend", "event", "exited", "lived", lived.Round(time.Millisecond), "output", r.words.last(r.process.how()))
+	log.Error("backend", "event", "exited", "lived", lived.Round(time.Millisecond), "output", r.words.last(r.how()))
 }
 
 // restart starts the plugin again and again until it runs. It returns nil if

@@ -105,11 +105,14 @@ type host struct {
 	program os.FileInfo
 }
 
-// startHost starts a plugin.
+// startHost starts a plugin, or attaches to it.
 func startHost(ctx context.Context, command plugins.Command) (*host, error) {
-	program, err := os.Stat(command.Path)
-	if err != nil {
-		return nil, err
+	var program os.FileInfo
+	if command.Attach == "" {
+		var err error
+		if program, err = os.Stat(command.Path); err != nil {
+			return nil, err
+		}
 	}
 	h, err := plugins.Start(ctx, command)
 	if err != nil {
@@ -118,8 +121,12 @@ func startHost(ctx context.Context, command plugins.Command) (*host, error) {
 	return &host{h, command, program}, nil
 }
 
-// runs reports whether h is what starting command would bring.
+// runs reports whether h is what starting command would bring. What was started
+// by hand may be anything.
 func (h *host) runs(command plugins.Command) bool {
+	if h.program == nil {
+		return false
+	}
 	now, err := os.Stat(command.Path)
 	if err != nil || !os.SameFile(now, h.program) || !now.ModTime().Equal(h.program.ModTime()) || now.Size() != h.program.Size() {
 		return false
@@ -172,7 +179,7 @@ func pluginOf(c *gateway.Config, name string, log *slog.Logger) plugins.Command 
 		path, args = "/proc/self/exe", append([]string{"plugin", b.Plugin}, b.Args...)
 	}
 	return plugins.Command{
-		Name: name, Path: path, Args: args, Env: b.Env,
+		Name: name, Path: path, Args: args, Env: b.Env, Attach: b.Attached(),
 		Directory: c.PluginDirectory, Settings: b.Settings, Log: log,
 	}
 }

@@ -24,6 +24,12 @@
 // "tx" should be the ID of a transaction. It ignores SIGTERM and SIGINT: the
 // gateway decides when a plugin ends.
 //
+// Somebody may start the program by hand, under a debugger for instance, with
+// MAILGW_ATTACH=PATH and without MAILGW_PLUGIN. Then it listens at PATH, prints no
+// handshake, has no lifeline, and SIGTERM and SIGINT end it. Each connection
+// stands for a process of its own: Configure is its first call and comes once,
+// and the backend that it configures ends with it. There is no Shutdown.
+//
 // Besides the service Plugin it serves grpc.health.v1.Health, with SERVING
 // for the service "plugin". The gateway asks every 5 seconds, and kills a
 // plugin that does not answer within 10: it must answer while all its workers
