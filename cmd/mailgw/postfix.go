@@ -71,29 +71,29 @@ func printPostfix(stdout, stderr io.Writer, f postfixFlags, files []string) erro
 	if len(problems) > 0 {
 		return exitError{exitConfig, problems}
 	}
+	for _, name := range f.listeners {
+		if !slices.ContainsFunc(c.Listeners, func(l gateway.ListenerConfig) bool { return l.Name == name }) {
+			return fmt.Errorf("no listener %q in %s", name, f.config)
+		}
+	}
 	p := postfixPrinter{printed: map[string]string{}}
 	for i := range c.Listeners {
 		l := &c.Listeners[i]
-		named := slices.Index(f.listeners, l.Name)
-		if f.listeners != nil && named < 0 {
+		if len(f.listeners) > 0 && !slices.Contains(f.listeners, l.Name) {
 			continue
 		}
-		if named >= 0 {
-			f.listeners = slices.Delete(f.listeners, named, named+1)
-		}
 		s := setUpPostfix(c, l, f)
-		p.heading(l, &s)
+		p.comment("", "Listener "+l.Name+": "+s.use+".")
+		for _, remark := range s.remarks {
+			p.comment("", remark)
+		}
+		p.WriteString("\n")
 		if slices.Contains(files, "main.cf") && len(s.main) > 0 {
-			fmt.Fprint(&p, "# In main.cf:\n\n")
 			p.parameters(s.main)
 		}
 		if slices.Contains(files, "master.cf") && len(s.services) > 0 {
-			fmt.Fprint(&p, "# In master.cf:\n\n")
 			p.services(s.services)
 		}
-	}
-	if len(f.listeners) > 0 {
-		return fmt.Errorf("no listener %s in %s", strings.Join(f.listeners, ", "), f.config)
 	}
 	_, err = p.WriteTo(stdout)
 	return err
@@ -102,78 +102,69 @@ func printPostfix(stdout, stderr io.Writer, f postfixFlags, files []string) erro
 // A postfixPrinter prints in the form of main.cf and master.cf.
 type postfixPrinter struct {
 	bytes.Buffer
-
-	// What was printed, as a name in a file stands for one thing only: values
-	// of main.cf by their names, services of master.cf by theirs.
-	printed map[string]string
+	printed map[string]string // entries in force, by what is once in a file only
 }
 
-func (p *postfixPrinter) heading(l *gateway.ListenerConfig, s *postfixSetup) {
-	p.comment("# ", "Listener "+l.Name+": "+s.use+".")
-	for _, remark := range s.remarks {
-		p.comment("# ", remark)
-	}
-	fmt.Fprintln(p)
-}
-
-// parameters prints parameters of main.cf. Of several values of one only the
-// first holds.
 func (p *postfixPrinter) parameters(all []postfixParameter) {
+	p.WriteString("# In main.cf:\n\n")
 	for _, param := range all {
-		value, again := p.printed[param.name]
-		if again && value == param.value {
-			continue
-		}
-		p.comment("# ", param.why)
-		if again {
-			p.comment("# ", "There can be one only, and a listener above has it.")
-		} else if !param.off {
-			p.printed[param.name] = param.value
-		}
-		p.off(again || param.off)
-		fmt.Fprintln(p, strings.TrimSpace(param.name+" = "+param.value))
+		p.entry(param.name, param.why, strings.TrimSpace(param.name+" = "+param.value)+"\n", param.off)
 	}
-	fmt.Fprintln(p)
+	p.WriteString("\n")
 }
 
-// services prints services of master.cf, each of them once.
 func (p *postfixPrinter) services(all []postfixService) {
+	p.WriteString("# In master.cf:\n\n")
 	for _, s := range all {
-		if _, again := p.printed[s.name]; again {
-			continue
-		}
-		p.printed[s.name] = s.columns
-		p.comment("# ", s.why)
-		fmt.Fprintf(p, "%s  %s\n", s.name, s.columns)
+		var lines postfixPrinter
+		fmt.Fprintf(&lines, "%s  %s\n", s.name, s.columns)
 		for _, o := range s.options {
-			p.comment("  # ", o.why)
-			fmt.Fprint(p, "  ")
-			p.off(o.off)
-			fmt.Fprintf(p, "-o %s=%s\n", o.name, o.value)
+			lines.comment("  ", o.why)
+			off := ""
+			if o.off {
+				off = "#"
+			}
+			fmt.Fprintf(&lines, "  %s-o %s=%s\n", off, o.name, o.value)
 		}
-		fmt.Fprintln(p)
+		p.entry(s.name, s.why, lines.String()+"\n", false)
 	}
 }
 
-// off begins what is there to be switched on.
-func (p *postfixPrinter) off(is bool) {
-	if is {
-		fmt.Fprint(p, "#")
+// entry prints the lines of an entry, unless they stand above. They are commented
+// out if they are off, or if others of that name stand above.
+func (p *postfixPrinter) entry(name, why, lines string, off bool) {
+	above, again := p.printed[name]
+	if again && above == lines {
+		return
+	}
+	p.comment("", why)
+	if again {
+		p.comment("", "There can be one only, and a listener above has it.")
+		off = true
+	}
+	if !off {
+		p.printed[name] = lines
+	}
+	for line := range strings.Lines(lines) {
+		if off && line != "\n" {
+			p.WriteString("#")
+		}
+		p.WriteString(line)
 	}
 }
 
 // comment prints lines that are not too long.
-func (p *postfixPrinter) comment(begin, text string) {
+func (p *postfixPrinter) comment(indent, text string) {
 	const width = 80
-	line := ""
+	line := indent + "#"
 	for _, word := range strings.Fields(text) {
-		if line != "" && len(begin+line+" "+word) > width {
-			fmt.Fprintln(p, begin+line)
-			line = ""
+		if len(line)+len(" ")+len(word) > width {
+			p.WriteString(line + "\n")
+			line = indent + "#"
 		}
-		line = strings.TrimSpace(line + " " + word)
+		line += " " + word
 	}
-	if line != "" {
-		fmt.Fprintln(p, begin+line)
+	if text != "" {
+		p.WriteString(line + "\n")
 	}
 }

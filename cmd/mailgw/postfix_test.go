@@ -54,7 +54,7 @@ func TestPostfixWithoutListener(t *testing.T) {
 	t.Parallel() // it waits for processes
 	_, file := configure(t, mainTOML)
 	stdout, stderr, code := runToEnd(t, "postfix", "--config", file, "--listener", "lmtp,nobody")
-	if stdout != "" || code != exitUsage || !strings.Contains(stderr, "no listener nobody") {
+	if stdout != "" || code != exitUsage || !strings.Contains(stderr, `no listener "nobody"`) {
 		t.Errorf("exit code %d, printed\n%s%s", code, stdout, stderr)
 	}
 }

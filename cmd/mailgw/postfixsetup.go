@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/mailgw/mailgw/gateway"
 	"github.com/mailgw/mailgw/xforward"
@@ -144,6 +145,8 @@ func (p *postfixSide) obstacle(before bool) string {
 	switch {
 	case strings.HasPrefix(p.socket, "@"):
 		return "which cannot connect to a socket that is in no directory"
+	case strings.ContainsFunc(p.socket, unicode.IsSpace):
+		return "which cannot take a path with white space"
 	case p.socket != "" && p.Protocol == "smtp" && !before:
 		return "whose SMTP client cannot connect to a unix socket; want lmtp, or a filter before the queue"
 	case p.port == "0":
@@ -400,7 +403,7 @@ func (p *postfixSide) server(target string) (s postfixService, networks, why str
 	if u.Scheme == "smtp+unix" {
 		directory, name := filepath.Split(u.Path)
 		private := map[string]string{"public": "n", "private": "y"}[filepath.Base(directory)]
-		if filepath.Dir(filepath.Clean(directory)) != filepath.Clean(p.queue) || private == "" {
+		if filepath.Dir(filepath.Clean(directory)) != filepath.Clean(p.queue) || private == "" || strings.ContainsFunc(name, unicode.IsSpace) {
 			return s, "", "Postfix makes its sockets in " + p.queue + "/public"
 		}
 		return postfixService{name: name + "  unix", columns: p.columns(private, defaultProcesses) + "smtpd", options: inClear}, bothLoopbacks, ""
