@@ -44,9 +44,7 @@ const (
 	beforeQueue = "protocol = \"smtp\"\nunknown_parameters = \"keep\"\nlimits.answer_timeout = \"90s\"\n"
 )
 
-// startLoop starts both. Postfix has just those lines for them that mailgw
-// postfix prints, but for the port where it takes mail, and for the client there,
-// which may say that it is elsewhere and is not taken for a local one.
+// startLoop starts both.
 func startLoop(t *testing.T, w way, main string) loop {
 	t.Helper()
 	l := loop{postfix: newPostfix(t), back: freeAddress(t)}
@@ -73,6 +71,15 @@ hello = "gw.peers.example"
 	filter = strings.NewReplacer("QUEUE", filepath.Join(l.dir, "queue"), "BACK", l.back).Replace(filter)
 	l.g = gatewaytest.Start(t, gatewaytest.AsTested, gatewaytest.LMTP, l.trusted(), toPeers, filter, rules, gatewaytest.Inbox)
 
+	l.startAsPrinted(w, main)
+	return l
+}
+
+// startAsPrinted starts Postfix with just those lines that mailgw postfix prints,
+// but for the port where it takes mail, and for the client there, which may say
+// that it is elsewhere and is not taken for a local one.
+func (l loop) startAsPrinted(w way, main string) {
+	l.t.Helper()
 	const believed = "  -o smtpd_authorized_xclient_hosts=127.0.0.0/8\n  -o local_header_rewrite_clients=\n"
 	services := l.printed(w, "master.cf")
 	if !strings.Contains(services, "smtp  inet") {
@@ -80,7 +87,6 @@ hello = "gw.peers.example"
 	}
 	l.services = regexp.MustCompile(`(?m)^smtp(  inet  .*\n)`).ReplaceAllString(services, l.address+"$1"+believed)
 	l.start(l.printed(w, "main.cf") + main)
-	return l
 }
 
 const toPeers = `
@@ -214,7 +220,7 @@ func TestFilterAfterQueue(t *testing.T) {
 				ids[user] = received[0].id
 				l.checkClientKnown(t, received[0].id, received[1].id)
 			}
-			l.checkStatus(t, map[string]string{"ann": "sent", "\u00fcnn": "sent", "gone": "bounced"})
+			l.awaitStatus(t, map[string]string{"ann": "sent sent", "\u00fcnn": "sent sent", "gone": "bounced"})
 			_, report := l.mailOf(t, "sender")
 			for _, want := range []string{
 				"\r\nX-Postfix-Queue-ID: " + ids["ann"] + "\r\n",
@@ -257,20 +263,22 @@ func (l loop) checkClientKnown(t *testing.T, id, before string) {
 	}
 }
 
-// checkStatus checks what Postfix has logged of each user first.
-func (l loop) checkStatus(t *testing.T, want map[string]string) {
+// awaitStatus waits until Postfix has logged what became of some users, each time
+// that it had a message for them.
+func (l loop) awaitStatus(t *testing.T, want map[string]string) {
 	t.Helper()
+	log := gatewaytest.Follow(t, l.log)
 	got := map[string]string{}
-	for _, line := range gatewaytest.Follow(t, l.log).Lines() {
-		entry, ok := parseLogged(line)
-		user, _, _ := strings.Cut(entry.to, "@")
-		if _, again := got[user]; ok && !again && want[user] != "" {
-			got[user] = entry.status
+	gatewaytest.Eventually(t, fmt.Sprintf("Postfix has logged %v", want), func() bool {
+		for _, line := range log.Lines() {
+			entry, ok := parseLogged(line)
+			user, _, _ := strings.Cut(entry.to, "@")
+			if ok && want[user] != "" {
+				got[user] = strings.TrimSpace(got[user] + " " + entry.status)
+			}
 		}
-	}
-	if !maps.Equal(got, want) {
-		t.Errorf("Postfix has logged %v, want %v", got, want)
-	}
+		return maps.Equal(got, want)
+	})
 }
 
 // received returns the messages that a listener of the gateway has logged under
@@ -349,5 +357,30 @@ func TestFilterThatHidesTheClient(t *testing.T) {
 	sendOne(t, "tcp", l.address, delicate, "sender@peers.example> SMTPUTF8 BODY=8BITMIME", "ann@peers.example")
 	if _, rest := l.mailOf(t, "ann"); rest != string(delicate) {
 		t.Errorf("ann has\n%q\nwant\n%q", rest, delicate)
+	}
+}
+
+// Postfix delivers over TCP, and each recipient has its own answer, in SMTP too.
+func TestDeliveryAsPrinted(t *testing.T) {
+	for _, protocol := range []string{"lmtp", "smtp"} {
+		t.Run(protocol, func(t *testing.T) {
+			t.Parallel()
+			l := loop{postfix: newPostfix(t)}
+			l.g = gatewaytest.Start(t, gatewaytest.AsTested, fmt.Sprintf(`
+[[listener]]
+name = "inbox"
+address = "tcp:%s"
+protocol = %q
+xforward = ["127.0.0.1"]
+[listener.routes]
+"@peers.example" = ["rules", "inbox"]
+`, freeAddress(t), protocol), rules, gatewaytest.Inbox)
+			l.startAsPrinted(way{}, "")
+			sendOne(t, "tcp", l.address, delicate, "sender@peers.example> SMTPUTF8 BODY=8BITMIME", "ann@peers.example", "gone@peers.example")
+			if _, rest := l.mailOf(t, "ann"); rest != string(delicate) {
+				t.Errorf("ann has\n%q\nwant\n%q", rest, delicate)
+			}
+			l.awaitStatus(t, map[string]string{"ann": "sent", "gone": "bounced"})
+		})
 	}
 }
