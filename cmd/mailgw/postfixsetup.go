@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"net/url"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -63,9 +62,6 @@ const (
 	defaultMessageSize = 10240000 // message_size_limit
 	defaultProcesses   = 100      // of a service: default_process_limit
 )
-
-// So many servers wait for a filter before the queue: SMTPD_PROXY_README.
-const proxyProcesses = 20
 
 // A postfixSide is a listener as Postfix sees it, and what Postfix needs to use
 // it.
@@ -220,114 +216,29 @@ func (p *postfixSide) afterQueue() {
 	p.limitClient(transport)
 }
 
-// limitClient lets a client of Postfix's send no more recipients at once than the
-// listener takes, and warns of other limits.
-func (p *postfixSide) limitClient(transport string) {
-	most, why := p.Limits.Recipients, ""
-	if p.Protocol == "smtp" {
-		most, why = 1, "SMTP has one answer for all recipients of a message, so each gets one of its own; in LMTP they share it."
-	}
-	if most > 0 && most < defaultRecipients {
-		p.main = append(p.main, postfixParameter{name: transport + "_destination_recipient_limit", value: strconv.Itoa(most), why: why})
-	}
-	if wait := p.Limits.AskTimeout; wait >= commandPatience {
-		p.warn("Postfix waits %s for the answer to a command; want a shorter limits.ask_timeout", seconds(commandPatience))
-	}
-	if size := p.Limits.MessageSize; size > 0 && size < defaultMessageSize {
-		p.warn("Postfix takes messages of %d octets, and bounces those that are larger than limits.message_size; want as much, or a smaller message_size_limit in main.cf", defaultMessageSize)
-	}
-}
-
-// ownClient adds a client of Postfix's that is for the listener alone, and
-// returns its name.
-func (p *postfixSide) ownClient(why string) string {
-	options := p.client()
-	if p.TLS.Mode == "off" {
-		options = append(options, postfixParameter{name: "tls_security_level", value: "none"})
-	}
-	if addr, _ := netip.ParseAddr(p.host); addr.IsLoopback() {
-		name := "bind_address"
+// warnOfTrust warns if Postfix may not tell who its clients are. On a unix
+// socket it is known by its user, if it runs as the usual one.
+func (p *postfixSide) warnOfTrust() {
+	trust, _ := xforward.ParseTrust(p.XForward)
+	trusted, want := len(p.XForward) > 0, "127.0.0.0/8"
+	addr, _ := netip.ParseAddr(p.host)
+	switch {
+	case p.socket != "":
+		want = "uid:postfix"
+		if u, err := user.Lookup("postfix"); err == nil {
+			uid, _ := strconv.ParseUint(u.Uid, 10, 32)
+			gid, _ := strconv.ParseUint(u.Gid, 10, 32)
+			trusted = trust.Unix(uint32(uid), uint32(gid))
+		}
+	case addr.IsLoopback():
+		trusted = trust.Addr(addr)
 		if addr.Is6() {
-			name = "bind_address6"
-		}
-		options = append(options, postfixParameter{name: name, value: p.host, why: "It is trusted as long as it comes from here."})
-	}
-	options = append(options,
-		postfixParameter{name: "fallback_relay", why: "What main.cf may have for mail that leaves this machine does not hold here."},
-		postfixParameter{name: "generic_maps"},
-		postfixParameter{name: "header_checks"},
-		postfixParameter{name: "mime_header_checks"},
-		postfixParameter{name: "nested_header_checks"},
-		postfixParameter{name: "body_checks"},
-	)
-	options = p.named(options)
-	if p.Mirror {
-		options = append(options, postfixParameter{name: "disable_mime_output_conversion", value: "yes", why: "Not even where 8BITMIME is not announced."})
-	}
-	name := "mailgw-" + p.Name
-	p.services = append(p.services, postfixService{
-		name: name + "  unix", columns: p.columns("-", p.processes(defaultProcesses)) + p.Protocol, options: options, why: why,
-	})
-	return name
-}
-
-// client are the parameters that all clients of the listener need.
-func (p *postfixSide) client() []postfixParameter {
-	parameters := []postfixParameter{
-		{name: "send_xforward_command", value: "yes", why: "Who the client is, and the queue id."},
-		{name: "line_length_limit", value: "0", why: "Long lines are not broken."},
-	}
-	if wait := p.Limits.AnswerTimeout; wait >= messagePatience {
-		parameters = append(parameters, postfixParameter{name: "data_done_timeout",
-			value: seconds(wait + time.Minute), why: "More than limits.answer_timeout, or mail comes twice."})
-	}
-	if p.TLS.Mode != "off" {
-		parameters = append(parameters, postfixParameter{name: "tls_security_level", value: "encrypt"})
-	}
-	if p.TLS.Mode == "implicit" {
-		parameters = append(parameters, postfixParameter{name: "tls_wrappermode", value: "yes"})
-	}
-	return parameters
-}
-
-func seconds(d time.Duration) string { return fmt.Sprintf("%.0fs", d.Seconds()) }
-
-// named gives parameters of smtp(8) and lmtp(8) the names that they have in the
-// one of them.
-func (p *postfixSide) named(parameters []postfixParameter) []postfixParameter {
-	for i := range parameters {
-		parameters[i].name = p.Protocol + "_" + parameters[i].name
-	}
-	return parameters
-}
-
-// beforeQueue lets Postfix show mail to the listener before it takes it.
-func (p *postfixSide) beforeQueue() {
-	p.use = "a filter before the queue"
-	filter := "unix:" + p.socket
-	if p.socket == "" {
-		filter = net.JoinHostPort(p.host, p.port)
-	}
-	processes := p.processes(proxyProcesses)
-	options := []postfixParameter{
-		{name: "smtpd_proxy_filter", value: filter},
-		{name: "smtpd_proxy_options", value: "speed_adjust", off: true,
-			why: "The filter gets a message when all of it is here, and refuses none or all of its recipients."},
-		{name: "smtpd_client_connection_count_limit", value: strconv.Itoa(max(1, processes/2)), why: "One client does not take all processes."},
-	}
-	if p.UnknownParameters == "refuse" {
-		p.warn(`Postfix repeats what its clients say, and some of it is refused; want unknown_parameters = "keep"`)
-		if !p.DSN {
-			options = append(options, postfixParameter{name: "smtpd_discard_ehlo_keywords", value: "dsn", why: "What is refused is not offered."})
+			want = "::1"
 		}
 	}
-	if max(p.Limits.AnswerTimeout, p.Limits.AskTimeout) >= proxyPatience {
-		p.warn("Postfix waits %s only (smtpd_proxy_timeout); want limits.answer_timeout = %q, and no longer limits.ask_timeout", seconds(proxyPatience), "90s")
+	if !trusted {
+		p.warn("Postfix may not tell who its clients are, nor its queue id; want xforward = [%q]", want)
 	}
-	p.services = append(p.services, postfixService{
-		name: "smtp  inet", columns: p.columns("n", processes) + "smtpd", options: options,
-		why: "Instead of the line that is there. Where postscreen is in front, the options are for the smtpd of type pass.",
-	})
 }
 
 // processes returns how many of n processes there are to be: no more than may
@@ -356,104 +267,4 @@ func (p *postfixSide) chroot() string {
 		return "y"
 	}
 	return "n"
-}
-
-// comesBack adds the servers that take mail from the filter. What was done
-// before it is not done again.
-func (p *postfixSide) comesBack(targets []string, done string) {
-	for _, target := range targets {
-		s, networks, why := p.server(target)
-		if why != "" {
-			p.remark("What goes to %s does not come back: %s.", target, why)
-			continue
-		}
-		s.why = "Here mail comes back."
-		s.options = slices.Concat([]postfixParameter{
-			{name: "content_filter"},
-			{name: "receive_override_options", value: done},
-			{name: "mynetworks", value: networks},
-			{name: "smtpd_authorized_xforward_hosts", value: networks},
-			{name: "local_header_rewrite_clients", why: "It comes from this machine, but was not written here: headers stay as they are."},
-			{name: "smtpd_forbid_bare_newline", value: "reject", why: "None comes from the filter, which is in mynetworks."},
-			{name: "smtpd_forbid_bare_newline_exclusions"},
-			{name: "smtpd_client_restrictions"},
-			{name: "smtpd_helo_restrictions"},
-			{name: "smtpd_sender_restrictions"},
-			{name: "smtpd_relay_restrictions", value: "permit_mynetworks,reject"},
-			{name: "smtpd_recipient_restrictions", value: "permit_mynetworks,reject"},
-			{name: "smtpd_data_restrictions"},
-			{name: "smtpd_end_of_data_restrictions"},
-		}, s.options)
-		p.services = append(p.services, s)
-	}
-}
-
-// Postfix takes clients on unix sockets for local ones, of IPv4 or IPv6.
-const bothLoopbacks = "127.0.0.0/8,[::1]/128"
-
-var inClear = []postfixParameter{{name: "smtpd_tls_security_level", value: "none"}}
-
-// server returns the server of Postfix's that is the target of a relay, and
-// from which networks the relay connects to it; or why there is none.
-func (p *postfixSide) server(target string) (s postfixService, networks, why string) {
-	u, err := url.Parse(target)
-	if err != nil {
-		return s, "", "it is no URL"
-	}
-	if u.Scheme == "smtp+unix" {
-		directory, name := filepath.Split(u.Path)
-		private := map[string]string{"public": "n", "private": "y"}[filepath.Base(directory)]
-		if filepath.Dir(filepath.Clean(directory)) != filepath.Clean(p.queue) || private == "" || strings.ContainsFunc(name, unicode.IsSpace) {
-			return s, "", "Postfix makes its sockets in " + p.queue + "/public"
-		}
-		return postfixService{name: name + "  unix", columns: p.columns(private, defaultProcesses) + "smtpd", options: inClear}, bothLoopbacks, ""
-	}
-	addr, _ := netip.ParseAddr(u.Hostname())
-	switch {
-	case u.Hostname() == "localhost":
-		networks = bothLoopbacks
-	case !addr.IsLoopback():
-		return s, "", "it is on another machine"
-	case addr.Is4():
-		networks = "127.0.0.0/8"
-	default:
-		networks = "[::1]/128"
-	}
-	tls, ok := map[string][]postfixParameter{
-		"smtp":          inClear,
-		"smtp+starttls": {{name: "smtpd_tls_security_level", value: "encrypt"}},
-		"smtps":         {{name: "smtpd_tls_security_level", value: "encrypt"}, {name: "smtpd_tls_wrappermode", value: "yes"}},
-	}[u.Scheme]
-	switch port := u.Port(); {
-	case !ok:
-		return s, "", "it is no SMTP server"
-	case port == "" || port == "25":
-		return s, "", "port 25 is where Postfix takes all mail, which would go round in circles"
-	}
-	return postfixService{name: u.Host + "  inet", columns: p.columns("n", defaultProcesses) + "smtpd", options: tls}, networks, ""
-}
-
-// warnOfTrust warns if Postfix may not tell who its clients are. On a unix
-// socket it is known by its user, if it runs as the usual one.
-func (p *postfixSide) warnOfTrust() {
-	trust, _ := xforward.ParseTrust(p.XForward)
-	trusted, want := len(p.XForward) > 0, "127.0.0.0/8"
-	addr, _ := netip.ParseAddr(p.host)
-	switch {
-	case p.socket != "":
-		want = "uid:postfix"
-		if u, err := user.Lookup("postfix"); err == nil {
-			uid, _ := strconv.ParseUint(u.Uid, 10, 32)
-			gid, _ := strconv.ParseUint(u.Gid, 10, 32)
-			trusted = trust.Unix(uint32(uid), uint32(gid))
-		}
-	case addr.IsLoopback():
-		trusted = trust.Addr(addr)
-		if addr.Is6() {
-			want = "::1"
-		}
-	}
-	if !trusted {
-		p.warn("Postfix may not tell who its clients are, nor its queue id; want xforward = [%q]", want)
-	}
 }
