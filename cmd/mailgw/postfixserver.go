@@ -76,7 +76,11 @@ func (p *postfixSide) comesBack(targets []string, done string) {
 // Postfix takes clients on unix sockets for local ones, of IPv4 or IPv6.
 const bothLoopbacks = "127.0.0.0/8,[::1]/128"
 
-var inClear = []postfixParameter{{name: "smtpd_tls_security_level", value: "none"}}
+// Whatever main.cf has.
+var (
+	inClear   = []postfixParameter{{name: "smtpd_tls_security_level", value: "none"}}
+	encrypted = postfixParameter{name: "smtpd_tls_security_level", value: "encrypt", why: "It takes smtpd_tls_cert_file in main.cf."}
+)
 
 // server returns the server of Postfix's that is the target of a relay, and
 // from which networks the relay connects to it; or why there is none.
@@ -98,7 +102,7 @@ func (p *postfixSide) server(target string) (s postfixService, networks, why str
 	case u.Hostname() == "localhost":
 		networks = bothLoopbacks
 	case !addr.IsLoopback():
-		return s, "", "it is on another machine"
+		return s, "", "it may be on another machine, since it has no loopback address"
 	case addr.Is4():
 		networks = "127.0.0.0/8"
 	default:
@@ -106,8 +110,8 @@ func (p *postfixSide) server(target string) (s postfixService, networks, why str
 	}
 	tls, ok := map[string][]postfixParameter{
 		"smtp":          inClear,
-		"smtp+starttls": {{name: "smtpd_tls_security_level", value: "encrypt"}},
-		"smtps":         {{name: "smtpd_tls_security_level", value: "encrypt"}, {name: "smtpd_tls_wrappermode", value: "yes"}},
+		"smtp+starttls": {encrypted},
+		"smtps":         {encrypted, {name: "smtpd_tls_wrappermode", value: "yes"}},
 	}[u.Scheme]
 	switch port := u.Port(); {
 	case !ok:

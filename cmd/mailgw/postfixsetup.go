@@ -151,6 +151,8 @@ func (p *postfixSide) obstacle(before bool) string {
 		return "which does not speak the PROXY protocol"
 	case p.Auth.Required:
 		return "which does not log in here"
+	case p.TLS.ClientCertificates == "require":
+		return "which has no certificate for it"
 	case before && (p.TLS.Mode == "implicit" || p.RequireTLS):
 		return "which speaks no TLS before the queue"
 	}
@@ -179,8 +181,8 @@ func (p *postfixSide) delivery() {
 // domains returns the domains that have routes.
 func (p *postfixSide) domains() (domains []string) {
 	for _, pattern := range p.RoutePatterns() {
-		_, domain, _ := strings.Cut(pattern[max(0, strings.LastIndexByte(pattern, '@')):], "@")
-		if domain != "" && domain != "*" && !slices.Contains(domains, domain) {
+		at := strings.LastIndexByte(pattern, '@')
+		if domain := pattern[at+1:]; at >= 0 && domain != "*" && !slices.Contains(domains, domain) {
 			domains = append(domains, domain)
 		}
 	}
@@ -231,7 +233,7 @@ func (p *postfixSide) warnOfTrust() {
 			trusted = trust.Unix(uint32(uid), uint32(gid))
 		}
 	case addr.IsLoopback():
-		trusted = trust.Addr(addr)
+		trusted = trust.Addr(addr) || slices.ContainsFunc(p.XForward, func(peer string) bool { return strings.HasPrefix(peer, "cert:") })
 		if addr.Is6() {
 			want = "::1"
 		}
