@@ -242,6 +242,7 @@ type outcome struct {
 	started  []int
 	ignored  []string
 	response backends.Status
+	digest   backends.Digest
 	changed  chan struct{}
 
 	undecided []int
@@ -285,6 +286,11 @@ func deliverAtLeisure(ctx context.Context, b backends.Backend, tx *backends.Data
 			o.mu.Lock()
 			defer o.mu.Unlock()
 			o.response = s
+		},
+		Wrote: func(d backends.Digest) {
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			o.digest = d
 		},
 	})
 	return o

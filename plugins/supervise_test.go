@@ -44,6 +44,7 @@ var testPrograms = map[string]func(){
 	"gateway":  gateway,
 	"fragile":  fragile,
 	"raw":      serveRaw,
+	"player":   servePlayer,
 	"settings": serveSettings,
 	"asked":    serveAsked,
 }
