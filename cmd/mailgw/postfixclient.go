@@ -32,12 +32,13 @@ func (p *postfixSide) ownClient(why string) string {
 	if p.TLS.Mode == "off" {
 		options = append(options, postfixParameter{name: "tls_security_level", value: "none"})
 	}
-	if addr, _ := netip.ParseAddr(p.host); addr.IsLoopback() {
-		name := "bind_address"
-		if addr.Is6() {
-			name = "bind_address6"
-		}
-		options = append(options, postfixParameter{name: name, value: p.host, why: "It is trusted as long as it comes from here."})
+	switch addr, err := netip.ParseAddr(p.host); {
+	case p.host != "" && err != nil:
+		options = append(options, postfixParameter{name: "host_lookup", value: "native", why: "It finds " + p.host + " where mailgw does."})
+	case addr.IsLoopback() && addr.Is6():
+		options = append(options, postfixParameter{name: "bind_address6", value: p.host, why: trustedHere})
+	case addr.IsLoopback():
+		options = append(options, postfixParameter{name: "bind_address", value: p.host, why: trustedHere})
 	}
 	options = append(options,
 		postfixParameter{name: "fallback_relay", why: "What main.cf may have for mail that leaves this machine does not hold here."},
@@ -57,6 +58,8 @@ func (p *postfixSide) ownClient(why string) string {
 	})
 	return name
 }
+
+const trustedHere = "It is trusted as long as it comes from here."
 
 // client are the parameters that all clients of the listener need.
 func (p *postfixSide) client() []postfixParameter {

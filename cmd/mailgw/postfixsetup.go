@@ -131,7 +131,7 @@ func (p *postfixSide) locate() {
 		return
 	}
 	p.host, p.port, _ = net.SplitHostPort(address)
-	if addr, _ := netip.ParseAddr(p.host); p.host == "" || addr.IsUnspecified() {
+	if addr, _ := netip.ParseAddr(p.host); p.host == "" || p.host == "localhost" || addr.IsUnspecified() {
 		p.host = "127.0.0.1"
 	}
 }

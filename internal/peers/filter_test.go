@@ -87,6 +87,11 @@ func (l loop) startAsPrinted(w way, main string) {
 	}
 	l.services = regexp.MustCompile(`(?m)^smtp(  inet  .*\n)`).ReplaceAllString(services, l.address+"$1"+believed)
 	l.start(l.printed(w, "main.cf") + main)
+	for _, files := range []string{"-n", "-M", "-P"} {
+		if read := l.run("postconf", files); strings.Contains(read, "warning: ") {
+			l.t.Errorf("postconf %s:\n%s", files, read)
+		}
+	}
 }
 
 const toPeers = `
