@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -43,11 +44,16 @@ func TestBackoff(t *testing.T) {
 		{make([]time.Duration, 12), "[0s 100ms 200ms 400ms 800ms 1.6s 3.2s 6.4s 12.8s 25.6s 30s 30s]"},
 		// One that has lived for a while starts over.
 		{[]time.Duration{time.Hour, 0, 0, time.Hour, 0}, "[0s 100ms 200ms 0s 100ms]"},
+		// One that ends again and again waits, however long it lived.
+		{slices.Repeat([]time.Duration{50 * time.Second}, 12), "[0s 0s 0s 0s 0s 0s 0s 0s 0s 0s 30s 30s]"},
+		{slices.Repeat([]time.Duration{90 * time.Second}, 12), "[0s 0s 0s 0s 0s 0s 0s 0s 0s 0s 0s 0s]"},
 	} {
 		b := backoff{stableAfter: defaultTimes.stable}
 		var got []time.Duration
+		now := time.Now()
 		for _, lived := range test.lived {
-			got = append(got, b.next(lived))
+			now = now.Add(lived)
+			got = append(got, b.next(lived, now))
 		}
 		if fmt.Sprint(got) != test.want {
 			t.Errorf("after %v got the delays %v, want %s", test.lived, got, test.want)

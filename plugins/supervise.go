@@ -3,27 +3,41 @@ package plugins
 import (
 	"context"
 	"runtime"
+	"slices"
 	"time"
 )
 
 const (
 	firstDelay = 100 * time.Millisecond
 	maxDelay   = 30 * time.Second
+
+	// crashBudget is how many times within budgetTime a plugin may end before
+	// it waits for maxDelay each time, however long it lived.
+	crashBudget = 10
+	budgetTime  = 10 * time.Minute
 )
 
 // A backoff says how long to wait before a plugin is started again: not at
 // all the first time, and then longer and longer until one lives for a while.
+// One that ends too often waits for long even so.
 type backoff struct {
 	stableAfter time.Duration // a plugin that has lived that long is no failure
 	failures    int
+	ends        []time.Time // within budgetTime, not more than crashBudget+1
 }
 
-// next returns the delay after a plugin that lived so long.
-func (b *backoff) next(lived time.Duration) time.Duration {
+// next returns the delay after a plugin that lived so long and has ended now.
+func (b *backoff) next(lived time.Duration, now time.Time) time.Duration {
 	if lived >= b.stableAfter {
 		b.failures = 0
 	}
 	b.failures++
+	b.ends = append(b.ends, now)
+	b.ends = slices.DeleteFunc(b.ends, func(end time.Time) bool { return now.Sub(end) >= budgetTime })
+	b.ends = b.ends[max(0, len(b.ends)-crashBudget-1):]
+	if len(b.ends) > crashBudget {
+		return maxDelay
+	}
 	if b.failures == 1 {
 		return 0
 	}
@@ -120,7 +134,7 @@ func (h *Host) report(r *running, lived time.Duration) {
 // it is to run no more.
 func (h *Host) restart(again *backoff, lived time.Duration) *running {
 	for ; ; lived = 0 {
-		delay := again.next(lived)
+		delay := again.next(lived, time.Now())
 		h.mu.Lock()
 		closing := h.closing
 		h.mu.Unlock()
