@@ -200,7 +200,7 @@ func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 		}
 	}
 	switch {
-	case internal || tx.Session.User != "":
+	case internal || userOf(&tx.Session) != "":
 		return b.sign(ctx, tx, m)
 	case b.Verify:
 		return b.verify(ctx, tx, m)

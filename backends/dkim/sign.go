@@ -135,7 +135,8 @@ const maxNames = 900
 // of its own name, or that of the sender, which the backend users has checked.
 // Users of other domains are no authors of this one.
 func speaksFor(tx *backends.DataContext, domain string) bool {
-	return tx.Session.User != "" && (domainOf(tx.Session.User) == domain || domainOf(tx.Envelope.Sender) == domain)
+	user := userOf(&tx.Session)
+	return user != "" && (domainOf(user) == domain || domainOf(tx.Envelope.Sender) == domain)
 }
 
 // domainOf returns the domain of an address in A-labels, or "".

@@ -64,6 +64,8 @@ func TestWhoSigns(t *testing.T) {
 	forwardedLocal := backends.Session{XForward: &xforward.Attrs{Addr: "192.0.2.1", Forwarded: true, Source: "LOCAL"}}
 	onlyIdent := backends.Session{XForward: &xforward.Attrs{Ident: "4hFXKL2cQWz9rNt"}}
 	proxied := backends.Session{Client: &backends.Client{Source: "PROXY"}}
+	forwardedByUser := user
+	forwardedByUser.XForward = forwarded.XForward
 	plain := user
 	plain.User = "ann"
 	other := user
@@ -95,6 +97,7 @@ func TestWhoSigns(t *testing.T) {
 		{"not local", []string{"local"}, stranger, "", "ann@example.org", nil},
 		{"local to Postfix", []string{"local"}, forwardedLocal, "", "ann@example.org", both},
 		{"a stranger to Postfix", []string{"local"}, forwarded, "", "ann@example.org", nil},
+		{"a stranger to Postfix, which has logged in", nil, forwardedByUser, "ann@example.org", "ann@example.org", nil},
 		{"unknown to the proxy", []string{"local", "0.0.0.0/0", "::/0"}, proxied, "", "ann@example.org", nil},
 		{"everybody", []string{"all"}, proxied, "", "ann@example.org", both},
 
