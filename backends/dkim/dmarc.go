@@ -30,13 +30,18 @@ var addresses = mail.AddressParser{WordDecoder: &mime.WordDecoder{
 	CharsetReader: func(_ string, in io.Reader) (io.Reader, error) { return in, nil },
 }}
 
-var afterAt = regexp.MustCompile(`@\s*([^\s<>()\[\],;:@"\\]+)`)
+// What looks like the domain of an address, and what may be around its @ and
+// dots without being a part of it.
+var (
+	afterAt    = regexp.MustCompile(`@\s*([^\x00-\x20\x7f<>()\[\],;:@"\\]+)`)
+	aroundDots = regexp.MustCompile(`[\x00-\x20"\\]*([.@])[\x00-\x20"\\]*`)
+)
 
 func authorsOf(m *message) (a authors) {
 	fields := m.values("From")
 	a.malformed = len(fields) != 1
 	add := func(domain string) {
-		domain = asciiDomain(strings.TrimSuffix(domain, "."))
+		domain = asciiDomain(strings.TrimRight(domain, "."))
 		if !isDomain(domain) {
 			a.malformed = true
 		} else if !slices.Contains(a.domains, domain) && len(a.domains) <= maxAuthors {
@@ -50,12 +55,31 @@ func authorsOf(m *message) (a authors) {
 		}
 		if err != nil {
 			a.malformed = true
-			for _, match := range afterAt.FindAllStringSubmatch(field, -1) {
-				add(match[1])
+			for _, reading := range []string{field, aroundDots.ReplaceAllString(withoutComments(field), "$1")} {
+				for _, match := range afterAt.FindAllStringSubmatch(reading, -1) {
+					add(match[1])
+				}
 			}
 		}
 	}
 	return a
+}
+
+// withoutComments leaves comments out, wherever they are: RFC 5322, section
+// 4.4, has them even within domains.
+func withoutComments(field string) string {
+	depth := 0
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '(':
+			depth++
+		case r == ')' && depth > 0:
+			depth--
+		case depth == 0:
+			return r
+		}
+		return -1
+	}, field)
 }
 
 // maxAuthors is of how many domains the policy is looked up.

@@ -236,6 +236,22 @@ func TestEnforce(t *testing.T) {
 	}
 }
 
+// However an address is written that some program may show for one of a domain,
+// the policy of the domain holds.
+func TestOddAuthorsAreFound(t *testing.T) {
+	b := newBackend(t, world(), func(s *Settings) { s.DMARC = "enforce" })
+	for _, author := range []string{
+		"g: x@reject.example;", "<@evil.example:x@reject.example>", "x @ reject.example", "x@\r\n reject.example", "x@reject.example(c)",
+		"x@reject\u3002example", "x@rejec\u00adt.example", "\xff <x@reject.example>", "\"open <x@reject.example>", "x@none.example,,x@reject.example",
+		"x@(c)reject.example", "<x@(c(d))reject.example>", "x@reject(c).example", "x@reject . example", "x@reject\r\n\t.(c)example",
+		"x@reject.example..", `x@"reject.example"`, `x@reject\.example`, "x@\x00reject.example", "x@reject.example\x00", "x(@reject.example",
+	} {
+		if o := deliver(t.Context(), b, stranger, "x@soft.example", from(author)); o.status.Code != 550 {
+			t.Errorf("%q: got %+v", author, o)
+		}
+	}
+}
+
 // Who claims to be us is removed, and nobody else.
 func TestForgedResultsAreRemoved(t *testing.T) {
 	fields := []struct {
