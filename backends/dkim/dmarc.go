@@ -131,12 +131,30 @@ var below = map[dmarc.Policy]dmarc.Policy{
 func (b *backend) lookupPolicy(ctx context.Context, domain string) (*dmarc.Record, error) {
 	return dmarc.LookupWithOptions(domain, &dmarc.LookupOptions{LookupTXT: func(name string) ([]string, error) {
 		records, err := b.dns.LookupTXT(ctx, name)
-		records = slices.DeleteFunc(records, func(r string) bool { return !strings.HasPrefix(r, "v=DMARC1") })
-		if len(records) > 1 { // which is as good as none
-			records = nil
+		records = slices.DeleteFunc(records, func(r string) bool { return !dmarcVersion.MatchString(r) })
+		if len(records) != 1 { // several are as good as none
+			return nil, err
 		}
-		return records, err
+		return []string{usefulTags(records[0])}, err
 	}})
+}
+
+var (
+	dmarcVersion = regexp.MustCompile(`^v[ \t]*=[ \t]*DMARC1[ \t]*(;|$)`)
+	usefulTag    = regexp.MustCompile(`^((p|sp)=.*|(adkim|aspf)=[rs]|pct=([0-9]{1,2}|100))$`)
+)
+
+// usefulTags returns a record in lower case, without what does not matter here
+// and without syntax errors in what has a default. RFC 7489, section 6.3, has
+// them ignored, but the library would refuse the record.
+func usefulTags(record string) string {
+	useful := "v=DMARC1"
+	for tag := range strings.SplitSeq(strings.ToLower(record), ";") {
+		if tag = strings.Join(strings.Fields(tag), ""); usefulTag.MatchString(tag) {
+			useful += ";" + tag
+		}
+	}
+	return useful
 }
 
 // organizational returns the domain that somebody has registered: RFC 7489,

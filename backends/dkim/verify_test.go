@@ -35,6 +35,10 @@ func world() dnstest.Zone {
 			"_dmarc.two.example":        {"v=DMARC1; p=reject", "v=DMARC1; p=none"},
 			"_dmarc.other.example":      {"v=spf1 -all", "v=DMARC1; p=reject"},
 			"_dmarc.broken.example":     {"v=DMARC1; p=perhaps"},
+			"_dmarc.upper.example":      {"v=DMARC1; P=REJECT; SP=None"},
+			"_dmarc.sloppy.example":     {"v = DMARC1 ;p= reject; adkim=relaxed; aspf=; fo=0,1; ri=0; rf=iodef; pct=100%; nonsense"},
+			"_dmarc.version.example":    {"v=DMARC10; p=reject"},
+			"_dmarc.badsub.example":     {"v=DMARC1; p=reject; sp=perhaps"},
 			"_dmarc.co.uk":              {"v=DMARC1; p=reject"},
 			"_dmarc.xn--bcher-kva.example": {
 				"v=DMARC1; p=reject"},
@@ -115,6 +119,11 @@ func TestResults(t *testing.T) {
 		{"two records are none", "x@soft.example", from("x@two.example"), "dmarc=none header.from=two.example policy.dmarc=none"},
 		{"other records do not count", "x@soft.example", from("x@other.example"), "dmarc=fail header.from=other.example policy.dmarc=reject"},
 		{"broken record", "x@soft.example", from("x@broken.example"), "dmarc=permerror header.from=broken.example policy.dmarc=none"},
+		{"upper case", "x@soft.example", from("x@upper.example"), "dmarc=fail header.from=upper.example policy.dmarc=reject"},
+		{"upper case, below", "x@soft.example", from("x@a.upper.example"), "dmarc=fail header.from=a.upper.example policy.dmarc=none"},
+		{"errors in what has a default", "x@soft.example", from("x@sloppy.example"), "dmarc=fail header.from=sloppy.example policy.dmarc=reject"},
+		{"another version", "x@soft.example", from("x@version.example"), "dmarc=none header.from=version.example policy.dmarc=none"},
+		{"broken subdomain policy", "x@soft.example", from("x@badsub.example"), "dmarc=permerror header.from=badsub.example policy.dmarc=none"},
 		{"policy out of reach", "x@soft.example", from("x@servfail.example"), "dmarc=temperror header.from=servfail.example"},
 
 		// Authors.
