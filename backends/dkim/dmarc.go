@@ -38,7 +38,7 @@ var (
 )
 
 func authorsOf(m *message) (a authors) {
-	fields := m.values("From")
+	fields := append(m.values("From"), valuesOf(m.beyond, "From")...)
 	a.malformed = len(fields) != 1
 	add := func(domain string) {
 		domain = asciiDomain(strings.TrimRight(domain, "."))

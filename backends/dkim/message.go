@@ -20,6 +20,10 @@ type message struct {
 	// nor the end, so that there are several ways to read it.
 	malformed bool
 
+	// beyond are fields in that case which come before the next empty line.
+	// Programs that skip what is no field show them.
+	beyond [][]byte
+
 	r     io.Reader
 	blank int // octets of white space at the end of what was read
 
@@ -32,10 +36,13 @@ type message struct {
 // library would keep too much of it in memory.
 var errBlank = errors.New("more than 64 KiB of white space at a stretch")
 
-const maxBlank = 64 << 10
+const (
+	maxBlank  = 64 << 10
+	maxBeyond = 64 << 10 // octets in which such fields are looked for
+)
 
 func readMessage(body io.Reader) (*message, error) {
-	r := bufio.NewReader(body)
+	r := bufio.NewReaderSize(body, maxBeyond)
 	fields, err := backends.ReadHeader(r)
 	if err != nil {
 		return nil, err
@@ -48,6 +55,11 @@ func readMessage(body io.Reader) (*message, error) {
 		r.Discard(2)
 	default:
 		m.malformed = len(next) > 0
+		rest, err := r.Peek(maxBeyond)
+		if err != nil && err != io.EOF {
+			return nil, err
+		}
+		m.beyond = fieldsAmong(rest)
 	}
 	header := make([]io.Reader, 0, len(fields)+2)
 	for _, f := range fields {
@@ -55,6 +67,19 @@ func readMessage(body io.Reader) (*message, error) {
 	}
 	m.r = io.MultiReader(append(header, strings.NewReader("\r\n"), r)...)
 	return m, nil
+}
+
+// fieldsAmong returns the fields before the first empty line, between lines that
+// are none.
+func fieldsAmong(text []byte) (all [][]byte) {
+	text, _, _ = bytes.Cut(text, []byte("\r\n\r\n"))
+	for r := bufio.NewReader(bytes.NewReader(text)); ; {
+		fields, _ := backends.ReadHeader(r)
+		all = append(all, fields...)
+		if _, err := r.ReadString('\n'); err != nil {
+			return all
+		}
+	}
 }
 
 func withoutEnd(field []byte) []byte {
@@ -81,10 +106,12 @@ func (m *message) Read(p []byte) (int, error) {
 
 // values returns the values of the fields with that name, in any case, and
 // unfolded.
-func (m *message) values(name string) (values []string) {
-	for i := range m.fields {
-		if m.isNamed(i, name) {
-			_, value, _ := bytes.Cut(m.fields[i], []byte(":"))
+func (m *message) values(name string) []string { return valuesOf(m.fields, name) }
+
+func valuesOf(fields [][]byte, name string) (values []string) {
+	for _, f := range fields {
+		if isNamed(f, name) {
+			_, value, _ := bytes.Cut(f, []byte(":"))
 			values = append(values, strings.TrimSpace(lineEnds.Replace(string(value))))
 		}
 	}
@@ -93,8 +120,8 @@ func (m *message) values(name string) (values []string) {
 
 var lineEnds = strings.NewReplacer("\r", "", "\n", "")
 
-// isNamed reports whether field i has that name.
-func (m *message) isNamed(i int, name string) bool {
-	n, _, _ := bytes.Cut(m.fields[i], []byte(":"))
+// isNamed reports whether a field has that name.
+func isNamed(field []byte, name string) bool {
+	n, _, _ := bytes.Cut(field, []byte(":"))
 	return bytes.EqualFold(bytes.TrimSpace(n), []byte(name))
 }

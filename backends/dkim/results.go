@@ -68,7 +68,7 @@ func only(chars, s string) string {
 // removeForged removes the fields that claim to be ours: RFC 8601, section 5.
 func (b *backend) removeForged(tx *backends.DataContext, m *message) error {
 	for i, f := range m.fields {
-		if !m.isNamed(i, resultsName) {
+		if !isNamed(f, resultsName) {
 			continue
 		}
 		_, value, _ := strings.Cut(string(f), ":")

@@ -259,6 +259,20 @@ func TestOddAuthorsAreFound(t *testing.T) {
 			t.Errorf("%q: got %+v", author, o)
 		}
 	}
+	for _, message := range []string{
+		"From eve@none.example Sat Nov 21 15:00:00 2026\r\n" + from("x@reject.example"),
+		"Subject: test\r\nno field\r\n" + from("x@reject.example"),
+		"From: x@none.example\r\nno field\r\n\tfolded\r\n" + strings.Repeat("x", 5000) + "\r\n" + from("x@reject.example"),
+		" folded\r\nFrom: x@reject.example",
+	} {
+		if o := deliver(t.Context(), b, stranger, "x@soft.example", message); o.status.Code != 550 {
+			t.Errorf("%.200q: got %+v", message, o)
+		}
+	}
+	inBody := "From: x@none.example\r\nno field\r\n\r\n" + from("x@reject.example")
+	if o := deliver(t.Context(), b, stranger, "x@soft.example", inBody); !o.status.IsZero() || len(o.added) != 1 {
+		t.Errorf("%q: got %+v", inBody, o)
+	}
 }
 
 // Who claims to be us is removed, and nobody else.
