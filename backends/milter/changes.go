@@ -90,12 +90,22 @@ func (c *changes) note(a answer) error {
 }
 
 // bare returns what stands within the angle brackets of an address, or else the
-// address.
+// address. A quoted local part may have angle brackets, too.
 func bare(address string) string {
-	if _, after, ok := strings.Cut(address, "<"); ok {
-		address, _, _ = strings.Cut(after, ">")
+	start, quoted := 0, false
+	for i := 0; i < len(address); i++ {
+		switch c := address[i]; {
+		case c == '\\' && quoted:
+			i++
+		case c == '"':
+			quoted = !quoted
+		case c == '<' && !quoted:
+			start = i + 1
+		case c == '>' && !quoted && start > 0:
+			return strings.TrimSpace(address[start:i])
+		}
 	}
-	return strings.TrimSpace(address)
+	return strings.TrimSpace(address[start:])
 }
 
 // add adds a recipient, if it is none yet.

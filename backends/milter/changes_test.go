@@ -128,6 +128,9 @@ func TestEnvelopeIsChanged(t *testing.T) {
 		{[]string{"e<new@example.net>|"}, backends.Edits{Sender: sender("new@example.net")}},
 		{[]string{"e<new@example.net>|SIZE=1|"}, backends.Edits{Sender: sender("new@example.net")}},
 		{[]string{"e<>|"}, backends.Edits{Sender: sender("")}},
+		{[]string{`e<"a<b>\"c"@example.net>|`}, backends.Edits{Sender: sender(`"a<b>\"c"@example.net`)}},
+		{[]string{`e"a>b"@example.net|`}, backends.Edits{Sender: sender(`"a>b"@example.net`)}},
+		{[]string{`e"New" <new@example.net>|`}, backends.Edits{Sender: sender("new@example.net")}},
 		{[]string{"+<carl@example.org>|", "+carl@example.org|", "+<BOB@example.org>|"}, backends.Edits{Added: []backends.Recipient{{Address: "carl@example.org"}}}},
 		{[]string{"2<carl@example.org>|NOTIFY=NEVER  ORCPT=rfc822;x|"}, backends.Edits{Added: []backends.Recipient{
 			{Address: "carl@example.org", Params: backends.Params{"NOTIFY=NEVER", "ORCPT=rfc822;x"}}}}},
