@@ -113,7 +113,10 @@ func (c *conversation) tellHeader() (answer, error) {
 
 // tellBody tells of what follows the empty line, in pieces.
 func (c *conversation) tellBody() (answer, error) {
-	if empty, _ := c.message.Peek(2); string(empty) == "\r\n" {
+	switch empty, err := c.message.Peek(2); {
+	case err != nil && err != io.EOF:
+		return answer{}, fmt.Errorf("read message: %w", err)
+	case string(empty) == "\r\n":
 		c.message.Discard(2)
 	}
 	if c.steps&stepBody.unwanted != 0 {

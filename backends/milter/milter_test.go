@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"slices"
@@ -338,6 +339,32 @@ func TestRefusalsOutliveFailures(t *testing.T) {
 	if want := []string{"550 5.7.1 rejected by a mail filter", ""}; err == nil || !slices.Equal(got, want) {
 		t.Errorf("got %q, %v, want %q", got, err, want)
 	}
+}
+
+// An error of the message is never overlooked, wherever it comes.
+func TestBrokenOffMessage(t *testing.T) {
+	for _, text := range []string{message, " no field\r\n"} {
+		for i := range len(text) {
+			tx := transaction(text)
+			tx.Body = io.MultiReader(strings.NewReader(text[:i]), new(brokenOnce), strings.NewReader(text[i:]))
+			if got, err := run(t.Context(), newBackend(t, play(t, nil), nil), tx); !errors.Is(err, errBroken) {
+				t.Errorf("%q, after %d octets: got %q, %v", text, i, got, err)
+			}
+		}
+	}
+}
+
+var errBroken = errors.New("broken off")
+
+// brokenOnce is a reader that has an error, and then says that it has ended.
+type brokenOnce bool
+
+func (b *brokenOnce) Read([]byte) (int, error) {
+	if *b {
+		return 0, io.EOF
+	}
+	*b = true
+	return 0, errBroken
 }
 
 func TestTroubleOfOurOwn(t *testing.T) {
