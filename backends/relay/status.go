@@ -83,7 +83,7 @@ func replyStatus(r smtp.Reply) backends.Status {
 		s.Code, s.Enhanced = 451, "4.3.5" // RFC 3463, section 3.4: system incorrectly configured
 	case s.Positive() && (s.Code < 250 || s.Code > 252):
 		s.Code = 250
-	case s.Temporary() && s.Code > 459:
+	case s.Temporary() && s.Code > 459, s.Code == 421: // which would end our session with the client
 		s.Code = 451
 	case s.Permanent() && s.Code > 559:
 		s.Code = 554
