@@ -80,7 +80,8 @@ type delivery struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 
-	original *message // as it came
+	original *message               // as it came
+	content  func() ([]byte, error) // its digest, made once
 
 	shadows   map[string]*namedBackend // by whose shadow they are
 	shadowing *shadowing
@@ -118,6 +119,7 @@ func (d *delivery) begin(ctx context.Context, m *message, budget time.Duration) 
 	d.ctx, d.cancel = context.WithTimeout(ctx, budget)
 	context.AfterFunc(d.ctx, func() { d.answerAll(backends.StatusOf(context.Cause(d.ctx))) })
 	d.original, d.messages = m, []*message{m}
+	d.content = sync.OnceValues(m.sum)
 	d.busy.Store(1)
 	d.adding(1) // until all branches have begun
 	for _, b := range d.branches(m) {

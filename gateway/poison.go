@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -13,9 +12,10 @@ import (
 	"github.com/mailgw/mailgw/backends"
 )
 
-// A message that was with a backend when its process crashed is a suspect. It
-// is known again, when the client sends it again, by sender, recipients and
-// content as they came. It is then given to an instance of its own, so that it
+// A message that was with a backend when its process crashed is a suspect, for
+// each recipient to whom it comes again. It is known again, when the client sends it
+// again, by sender, recipient and content as they came, whoever else gets it with
+// him then. It is then given to an instance of its own, so that it
 // cannot take others along; and once it has crashed too many, to none.
 type suspects struct {
 	alone chan struct{} // has an element while a suspect has its instance
@@ -34,74 +34,81 @@ type suspect struct {
 
 // maxSuspects bounds what is kept of a backend's suspects. The oldest one is
 // forgotten.
-const maxSuspects = 1000
+const maxSuspects = 10000
 
 func newSuspects() *suspects {
 	return &suspects{alone: make(chan struct{}, 1), known: map[fingerprint]suspect{}}
 }
 
-// add notes a suspect.
-func (s *suspects) add(f fingerprint, of suspect) {
+// note notes what a message has done: of all its fingerprints those are suspects
+// with which the process has crashed, the others are not. output are the last
+// lines of the process.
+func (s *suspects) note(all, crashed []fingerprint, output []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, again := s.known[f]; !again {
+	next := map[fingerprint]suspect{}
+	for _, f := range crashed {
+		next[f] = suspect{s.known[f].crashes + 1, output}
+	}
+	for _, f := range all {
+		delete(s.known, f)
+	}
+	if len(s.known) < len(s.order) {
+		s.order = slices.DeleteFunc(s.order, func(f fingerprint) bool { _, known := s.known[f]; return !known })
+	}
+	for f, of := range next {
 		if len(s.order) == maxSuspects {
 			delete(s.known, s.order[0])
 			s.order = s.order[1:]
 		}
-		s.order = append(s.order, f)
+		s.known[f], s.order = of, append(s.order, f)
 	}
-	s.known[f] = of
 }
 
-// look returns what is known of a message, nil if it is no suspect. The
-// fingerprint is taken only if there are suspects.
-func (s *suspects) look(take func() (fingerprint, error)) (*suspect, error) {
+// look returns the worst that is known of a message, nil if it is no suspect.
+// The fingerprints are taken only if there are suspects.
+func (s *suspects) look(take func() ([]fingerprint, error)) (worst *suspect, err error) {
 	s.mu.Lock()
 	none := len(s.known) == 0
 	s.mu.Unlock()
 	if none {
 		return nil, nil
 	}
-	f, err := take()
+	all, err := take()
 	if err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if found, ok := s.known[f]; ok {
-		return &found, nil
+	for _, f := range all {
+		if found, ok := s.known[f]; ok && (worst == nil || found.crashes > worst.crashes) {
+			worst = &found
+		}
 	}
-	return nil, nil
+	return worst, nil
 }
 
-// clear forgets a suspect that was innocent.
-func (s *suspects) clear(f fingerprint) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.known, f)
-	s.order = slices.DeleteFunc(s.order, func(other fingerprint) bool { return other == f })
+// fingerprints tell the message for each of those recipients, as they came.
+func (d *delivery) fingerprints(to []destination) ([]fingerprint, error) {
+	content, err := d.content()
+	if err != nil {
+		return nil, spoolError{err}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	all := make([]fingerprint, len(to))
+	for i, to := range to {
+		// No address has a NUL.
+		all[i] = sha256.Sum256([]byte(d.sender + "\x00" + d.fates[to.origin].address + "\x00" + string(content)))
+	}
+	return all, nil
 }
 
-// fingerprint tells the message with those recipients, as they came.
-func (d *delivery) fingerprint(to []destination) (f fingerprint, err error) {
+// sum returns the digest of a message.
+func (m *message) sum() ([]byte, error) {
 	h := sha256.New()
-	text := func(s string) {
-		h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(s))))
-		io.WriteString(h, s)
-	}
-	text(d.sender)
-	for _, to := range to {
-		d.mu.Lock()
-		address := d.fates[to.origin].address
-		d.mu.Unlock()
-		text(address)
-	}
-	if _, err := io.Copy(h, io.NewSectionReader(d.original, 0, d.original.size)); err != nil {
-		return f, spoolError{err}
-	}
-	h.Sum(f[:0])
-	return f, nil
+	_, err := io.Copy(h, io.NewSectionReader(m, 0, m.size))
+	return h.Sum(nil), err
 }
 
 // deliverTo has backend deliver the transaction of a branch: alone if it is a
@@ -110,7 +117,7 @@ func (d *delivery) deliverTo(ctx context.Context, backend *namedBackend, b *bran
 	if backend.PoisonCrashes == 0 {
 		return backends.Run(ctx, backend, tx, hooks)
 	}
-	was, err := backend.suspects.look(func() (fingerprint, error) { return d.fingerprint(b.to) })
+	was, err := backend.suspects.look(func() ([]fingerprint, error) { return d.fingerprints(b.to) })
 	switch {
 	case err != nil:
 		return everybody(len(b.to)), err
@@ -121,7 +128,7 @@ func (d *delivery) deliverTo(ctx context.Context, backend *namedBackend, b *bran
 	default:
 		undecided, err = d.deliverAlone(ctx, backend, tx, hooks)
 	}
-	return undecided, d.judge(backend, b, undecided, was, err)
+	return undecided, d.judge(backend, b, tx, was, err)
 }
 
 // deliverAlone has an instance of backend deliver that serves nobody else.
@@ -145,34 +152,28 @@ func (d *delivery) deliverAlone(ctx context.Context, backend *namedBackend, tx *
 	return backends.Run(ctx, instance, tx, hooks)
 }
 
-// judge notes what has become of a message, and returns err.
-func (d *delivery) judge(backend *namedBackend, b *branch, undecided []int, was *suspect, err error) error {
-	var crash *backends.CrashError
-	if crashed := errors.As(err, &crash); !crashed && was == nil {
+// judge notes what has become of a message, and returns err. One that has been
+// answered is no suspect any more; one that has only failed still is.
+func (d *delivery) judge(backend *namedBackend, b *branch, tx *backends.DataContext, was *suspect, err error) error {
+	crash, crashed := errors.AsType[*backends.CrashError](err)
+	if !crashed && (was == nil || err != nil && isFailure(err)) {
 		return err
 	}
-	if was != nil {
-		if f, err := d.fingerprint(b.to); err == nil {
-			backend.suspects.clear(f)
+	all, unreadable := d.fingerprints(b.to)
+	if unreadable != nil {
+		return err
+	}
+	var suspects []fingerprint
+	var output []string
+	if crashed {
+		output = crash.Output
+		for i, f := range all {
+			if s := tx.Status(i); s.IsZero() || s.Temporary() { // it comes again
+				suspects = append(suspects, f)
+			}
 		}
 	}
-	if crash == nil {
-		return err
-	}
-	// Only those who are undecided come again.
-	var again []destination
-	for _, i := range undecided {
-		again = append(again, b.to[i])
-	}
-	f, unreadable := d.fingerprint(again)
-	if unreadable != nil || len(again) == 0 {
-		return err
-	}
-	next := suspect{crashes: 1, output: crash.Output}
-	if was != nil {
-		next.crashes += was.crashes
-	}
-	backend.suspects.add(f, next)
+	backend.suspects.note(all, suspects, output)
 	return err
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/mailgw/mailgw/backends"
 )
@@ -85,21 +86,83 @@ func TestPoisonIsQuarantined(t *testing.T) {
 // Whoever was there by chance when the backend crashed is a suspect no more
 // once it has gone well.
 func TestInnocentSuspect(t *testing.T) {
-	f := newFragile()
-	s := chainServer(t, f)
-	wantReplies(t, deliver(t, s, "to:poison@x.example"), tryLater)
-	f.innocent.Store(true)
-	wantReplies(t, deliver(t, s, "to:poison@x.example"), "250 2.0.0 <poison@x.example> alone true (ID)")
-	wantReplies(t, deliver(t, s, "to:poison@x.example"), "250 2.0.0 <poison@x.example> alone false (ID)")
-	if known := s.backends["backend0"].suspects; len(known.known) != 0 || len(known.order) != 0 {
-		t.Errorf("suspects are left: %v", known.known)
+	synctest.Test(t, func(t *testing.T) {
+		f := newFragile()
+		s := chainServer(t, f)
+		wantReplies(t, deliver(t, s, "to:poison@x.example"), tryLater)
+		f.innocent.Store(true)
+		wantReplies(t, deliver(t, s, "to:poison@x.example"), "250 2.0.0 <poison@x.example> alone true (ID)")
+		synctest.Wait()
+		wantReplies(t, deliver(t, s, "to:poison@x.example"), "250 2.0.0 <poison@x.example> alone false (ID)")
+		if known := s.backends["backend0"].suspects; len(known.known) != 0 || len(known.order) != 0 {
+			t.Errorf("suspects are left: %v", known.known)
+		}
+	})
+}
+
+// A message is known again whoever is with its recipients: the client sends it to
+// all again if it had one answer for all, or a part of them, in another order.
+func TestSuspectsAmongOthers(t *testing.T) {
+	for _, again := range [][]string{
+		{"to:ok@x.example", "to:poison@x.example", "to:poison2@x.example"},
+		{"to:poison2@x.example", "to:poison@x.example"},
+		{"to:poison2@x.example", "to:new@x.example"},
+	} {
+		f := newFragile()
+		s := chainServer(t, f)
+		deliver(t, s, "to:ok@x.example", "to:poison@x.example", "to:poison2@x.example")
+		deliver(t, s, again...)
+		if f.started.Load() != 1-100 {
+			t.Errorf("%q: it was not alone", again)
+		}
 	}
+}
+
+// unisolated is a fragile backend of which no instance of its own can be had.
+type unisolated struct {
+	fragile
+	why error
+}
+
+func (u unisolated) Isolated(context.Context) (backends.Backend, func(), error) {
+	return nil, nil, u.why
+}
+
+// A suspect that could not be tried is not innocent.
+func TestFailureIsNoInnocence(t *testing.T) {
+	for _, why := range []error{errors.New("no more processes"), context.DeadlineExceeded} {
+		s := chainServer(t, unisolated{newFragile(), why})
+		wantReplies(t, deliver(t, s, "to:poison@x.example"), tryLater)
+		if got := deliver(t, s, "to:poison@x.example"); !strings.HasPrefix(got[0], "451 ") {
+			t.Errorf("%v: got %q", why, got)
+		}
+		if known := s.backends["backend0"].suspects.known; len(known) != 1 {
+			t.Errorf("%v: it is forgotten", why)
+		}
+	}
+}
+
+// A crash while a delivery is under way makes a suspect of its recipient, too.
+func TestStartedDeliveryIsSuspect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := chainServer(t, backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+			tx.StartDelivery(ctx, 0)
+			tx.SetStatus(0, backends.TryLater) // as the border does when the process has ended
+			return &backends.CrashError{Err: errors.New("it has ended")}
+		}))
+		wantReplies(t, deliver(t, s, "to:poison@x.example"), tryLater)
+		synctest.Wait()
+		if known := s.backends["backend0"].suspects.known; len(known) != 1 {
+			t.Error("it is no suspect")
+		}
+	})
 }
 
 func TestSuspectsAreBounded(t *testing.T) {
 	s := newSuspects()
 	for i := range 2*maxSuspects + 1 {
-		s.add(fingerprint{byte(i), byte(i >> 8)}, suspect{crashes: 1})
+		f := []fingerprint{{byte(i), byte(i >> 8)}}
+		s.note(f, f, nil)
 	}
 	if len(s.known) != maxSuspects || len(s.order) != maxSuspects {
 		t.Errorf("%d suspects, %d in order", len(s.known), len(s.order))
