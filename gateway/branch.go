@@ -128,8 +128,10 @@ func (d *delivery) call(backend *namedBackend, b *branch) {
 	// The call itself and each started delivery hold the message.
 	var holders atomic.Int32
 	holders.Store(1)
+	ended := func() {}
 	release := func() {
 		if holders.Add(-1) == 0 {
+			ended()
 			body.close()
 			cancel()
 			d.finish()
@@ -174,7 +176,7 @@ func (d *delivery) call(backend *namedBackend, b *branch) {
 		},
 		Replace: d.replace,
 	})
-	compare(undecided, err)
+	ended = func() { compare(undecided, err) }
 	if holders.Load() > 1 {
 		context.AfterFunc(d.ctx, func() { tx.SetAll(backends.StatusOf(context.Cause(d.ctx))) })
 	}

@@ -71,7 +71,7 @@ type verdicts []string
 
 // shadowed lets the shadow of backend, if it has one and it is its turn, have a
 // copy of a transaction. The hook and the function note what the backend itself
-// says.
+// says; the function is called when all deliveries that it has started have ended.
 func (d *delivery) shadowed(backend *namedBackend, b *branch) (hook func(i int, s backends.Status), done func(undecided []int, err error)) {
 	shadow := d.shadows[backend.name]
 	if shadow == nil || rand.Float64()*100 >= shadow.ShadowShare {
@@ -91,7 +91,8 @@ func (d *delivery) shadowed(backend *namedBackend, b *branch) (hook func(i int, 
 		ctx, cancel := context.WithTimeout(d.parent, shadow.Timeout)
 		defer cancel()
 		undecided, err := backends.Run(ctx, shadow, tx, backends.Hooks{
-			Status: func(i int, s backends.Status) { c.note(c.shade, i, s) },
+			Status:  func(i int, s backends.Status) { c.note(c.shade, i, s) },
+			Replace: forget,
 		})
 		c.done(c.shade, undecided, err)
 	})
@@ -115,6 +116,13 @@ func (d *delivery) copyFor(shadow *namedBackend, b *branch) ([]byte, bool) {
 		return nil, false
 	}
 	return copied, true
+}
+
+// forget reads a message that the shadow puts in the place of its copy, and keeps
+// nothing of it.
+func forget(r io.Reader) (backends.Message, error) {
+	_, err := io.Copy(io.Discard, r)
+	return bytes.NewReader(nil), err
 }
 
 func (c *comparison) note(v verdicts, i int, s backends.Status) {

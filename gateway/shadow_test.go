@@ -3,10 +3,13 @@ package gateway
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/mailgw/mailgw/backends"
 )
@@ -94,6 +97,53 @@ func TestShadowThatHangs(t *testing.T) {
 		}
 		if s.shadowing.copies != 0 || s.shadowing.bytes != 0 {
 			t.Errorf("%d copies of %d octets are left", s.shadowing.copies, s.shadowing.bytes)
+		}
+	})
+}
+
+// What a shadow puts in the place of its copy costs no memory.
+func TestShadowThatReplaces(t *testing.T) {
+	s, log := shadowServer(t, byName("a"), func(_ context.Context, tx *backends.DataContext) error {
+		return tx.ReplaceMessage(io.LimitReader(lettersX{}, 64<<20))
+	})
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	wantReplies(t, deliver(t, s, "to:b@x.example"), "250 2.0.0 <b@x.example> delivered (ID)")
+	s.shadowing.running.Wait()
+	runtime.ReadMemStats(&after)
+	if used := after.TotalAlloc - before.TotalAlloc; used > 8<<20 {
+		t.Errorf("took %d octets of memory", used)
+	}
+	if want := `same=true says="next backend"`; !strings.Contains(log.String(), want) {
+		t.Errorf("%s is not in\n%s", want, log.String())
+	}
+}
+
+// lettersX is endless.
+type lettersX struct{}
+
+func (lettersX) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = 'x'
+	}
+	return len(p), nil
+}
+
+// A status that comes after Deliver has returned is compared as well.
+func TestShadowOfLateDeliveries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := shadowServer(t, func(ctx context.Context, tx *backends.DataContext) error {
+			tx.StartDelivery(ctx, 0)
+			go func() {
+				time.Sleep(time.Second)
+				tx.SetStatus(0, backends.NoSuchUser)
+			}()
+			return nil
+		}, byName("b"))
+		wantReplies(t, deliver(t, s, "to:b@x.example"), "550 5.1.1 <b@x.example> no such user (ID)")
+		synctest.Wait()
+		if want := `same=true says="550 5.1.1 no such user" original="550 5.1.1 no such user"`; !strings.Contains(log.String(), want) {
+			t.Errorf("%s is not in\n%s", want, log.String())
 		}
 	})
 }
