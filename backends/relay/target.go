@@ -81,10 +81,14 @@ func (t *target) connect(ctx context.Context) (*conn, error) {
 		return nil, errBusy
 	}
 	for c := t.takeIdle(); c != nil; c = t.takeIdle() {
-		if t.answers(ctx, c) {
+		err := t.probe(ctx, c)
+		if err == nil {
 			return c, nil
 		}
 		t.leave.Go(func() { t.quit(context.Background(), c) })
+		if errors.Is(err, context.DeadlineExceeded) {
+			t.endIdle() // they went the way of this one
+		}
 	}
 	c, err := t.open(ctx)
 	if err != nil {
@@ -94,15 +98,22 @@ func (t *target) connect(ctx context.Context) (*conn, error) {
 	return c, nil
 }
 
-// answers reports whether an idle connection can be used again. RSET finds it
-// out, and leaves nothing of the transaction before.
-func (t *target) answers(ctx context.Context, c *conn) bool {
+var errOld = errors.New("the connection is older than max_age")
+
+// probe finds out whether an idle connection can be used again. RSET tells, and
+// leaves nothing of the transaction before. One that says nothing, because it was
+// forgotten somewhere on the way, leaves time for a new one.
+func (t *target) probe(ctx context.Context, c *conn) error {
 	if time.Since(c.opened) > t.maxAge {
-		return false
+		return errOld
 	}
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	patience := probeTimeout
+	if deadline, ok := ctx.Deadline(); ok {
+		patience = min(patience, time.Until(deadline)/2)
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	return c.Reset(ctx) == nil
+	return c.Reset(ctx)
 }
 
 // open opens a connection and begins the session.
@@ -243,12 +254,19 @@ func (t *target) close() {
 	if t.sweeper != nil {
 		t.sweeper.Stop()
 	}
+	t.mu.Unlock()
+	t.endIdle()
+	t.leave.Wait()
+}
+
+// endIdle ends the connections that are idle.
+func (t *target) endIdle() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	for _, c := range t.idle {
 		t.leave.Go(func() { t.quit(context.Background(), c) })
 	}
 	t.idle = nil
-	t.mu.Unlock()
-	t.leave.Wait()
 }
 
 // busy returns how many connections are in use.

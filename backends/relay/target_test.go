@@ -242,6 +242,33 @@ func TestSlowTargetLeavesTime(t *testing.T) {
 	}
 }
 
+// Idle connections that a firewall has forgotten, say, do not use up the time for a
+// new one.
+func TestSilentConnectionsLeaveTime(t *testing.T) {
+	logTo(t, &witness{})
+	b := newRelay(t, to(fake(t, answers(map[string]string{"RSET": ""}))))
+	var idle []*conn
+	for range 3 {
+		c, err := b.targets[0].connect(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		idle = append(idle, c)
+	}
+	for _, c := range idle {
+		b.targets[0].release(c)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	tx := newTransaction()
+	tx.Envelope.Recipients = []backends.Recipient{{Address: "bob@example.org"}}
+	tx.Body = strings.NewReader("")
+	backends.Run(ctx, b, tx, backends.Hooks{})
+	if got := tx.Status(0).Error(); got != "450 4.2.1 busy" {
+		t.Errorf("got %q", got)
+	}
+}
+
 // A target has no more connections than it may have. Transactions wait for one
 // as long as they can.
 func TestConnectionsAreBounded(t *testing.T) {
