@@ -46,10 +46,7 @@ func (b *body) add(piece []byte) error {
 // write writes a piece to the file, after what was in memory.
 func (b *body) write(piece []byte) (err error) {
 	if b.file == nil {
-		if b.file, err = os.CreateTemp(b.directory, "mailgw-"); err != nil {
-			return err
-		}
-		if err = os.Remove(b.file.Name()); err != nil {
+		if b.file, err = temporary(b.directory); err != nil {
 			return err
 		}
 		if _, err = b.memory.WriteTo(b.file); err != nil {
@@ -58,6 +55,28 @@ func (b *body) write(piece []byte) (err error) {
 	}
 	_, err = b.file.Write(piece)
 	return err
+}
+
+// temporary makes a file without a name.
+func temporary(directory string) (*os.File, error) {
+	file, err := os.CreateTemp(directory, "mailgw-milter-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(file.Name()); err != nil {
+		file.Close()
+		return nil, err
+	}
+	return file, nil
+}
+
+// probe finds out whether temporary files can be made in a directory.
+func probe(directory string) error {
+	file, err := temporary(directory)
+	if err != nil {
+		return err
+	}
+	return file.Close()
 }
 
 // reader reads the body from its beginning, once.

@@ -45,6 +45,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -85,6 +86,7 @@ func New(s Settings) (backends.Backend, error) {
 	var err error
 	b.network, b.path, err = parseAddress(s.Address)
 	fault("address", err)
+	fault("directory", probe(s.Directory))
 	for name, value := range s.Macros {
 		if strings.Trim(name, "{}") == "" {
 			fault("macros", fmt.Errorf("%q is no name of a macro", name))
@@ -106,7 +108,10 @@ func parseAddress(address string) (network, path string, err error) {
 	if address == "" {
 		return "", "", errors.New(`is missing; want "unix:PATH" or "tcp:HOST:PORT"`)
 	}
-	if network != "unix" && network != "tcp" || path == "" {
+	if network == "tcp" {
+		_, _, err = net.SplitHostPort(path)
+	}
+	if network != "unix" && network != "tcp" || path == "" || err != nil {
 		return "", "", fmt.Errorf(`%q: want "unix:PATH" or "tcp:HOST:PORT"`, address)
 	}
 	return network, path, nil

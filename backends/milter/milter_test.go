@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -380,10 +381,17 @@ func TestTroubleOfOurOwn(t *testing.T) {
 	}{
 		{"context canceled", over, transaction(message), nil},
 		{"cannot be read", t.Context(), unreadable, nil},
-		{"/nonexistent", t.Context(), transaction(message), script{"E": append(slices.Repeat([]string{"b" + strings.Repeat("x", 60000)}, 10), "c")}},
+		{"no such file", t.Context(), transaction(message), script{"E": append(slices.Repeat([]string{"b" + strings.Repeat("x", 60000)}, 10), "c")}},
 	}
 	for _, tt := range tests {
-		b := newBackend(t, play(t, tt.script), func(s *Settings) { s.Directory = "/nonexistent" })
+		directory := filepath.Join(t.TempDir(), "gone")
+		if err := os.Mkdir(directory, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		b := newBackend(t, play(t, tt.script), func(s *Settings) { s.Directory = directory })
+		if err := os.Remove(directory); err != nil {
+			t.Fatal(err)
+		}
 		got, err := run(tt.ctx, b, tt.tx)
 		if err == nil || !strings.Contains(err.Error(), tt.want) || !backends.StatusOf(err).Temporary() || !slices.Equal(got, []string{"", ""}) {
 			t.Errorf("got %q, %v, want %s", got, err, tt.want)
@@ -401,6 +409,8 @@ func TestSettings(t *testing.T) {
 		{func(s *Settings) { s.Address = "" }, "address: is missing"},
 		{func(s *Settings) { s.Address = "unix:" }, `address: "unix:": want`},
 		{func(s *Settings) { s.Address = "inet:8891@localhost" }, `address: "inet:8891@localhost": want "unix:PATH" or "tcp:HOST:PORT"`},
+		{func(s *Settings) { s.Address = "tcp:localhost" }, `address: "tcp:localhost": want`},
+		{func(s *Settings) { s.Directory = "/nonexistent" }, "directory: open /nonexistent/"},
 		{func(s *Settings) { s.Macros = map[string]string{"{}": "x"} }, `macros: "{}" is no name`},
 	}
 	for _, tt := range tests {
