@@ -136,7 +136,8 @@
 //	    return (hmac.compare_digest(expected, fields["v1"])
 //	            and abs(time.time() - int(fields["t"])) <= tolerance)
 //
-// All but tolerance are bytes, but for signature. With Flask, envelope is
+// Nothing else is signed: of the key, take the idempotency_key of the envelope, not
+// the header. All but tolerance are bytes, but for signature. With Flask, envelope is
 // request.form["envelope"].encode() and message request.files["message"].read().
 // The secret is what is in the file, without the line end at its end. The
 // example is a whole hook in Go.
