@@ -23,6 +23,10 @@ type authors struct {
 	// not as RFC 5322 has it. domains are then all that a program may take for
 	// one.
 	malformed bool
+
+	// tooMany says that there are more than maxAuthors, or that it would take
+	// long to tell.
+	tooMany bool
 }
 
 // An author's name may be in a charset that we do not know. It does not matter.
@@ -37,32 +41,50 @@ var (
 	aroundDots = regexp.MustCompile(`[\x00-\x20"\\]*([.@])[\x00-\x20"\\]*`)
 )
 
-func authorsOf(m *message) (a authors) {
+func authorsOf(m *message) authors {
 	fields := append(m.values("From"), valuesOf(m.beyond, "From")...)
-	a.malformed = len(fields) != 1
-	add := func(domain string) {
-		domain = asciiDomain(strings.TrimRight(domain, "."))
-		if !isDomain(domain) {
-			a.malformed = true
-		} else if !slices.Contains(a.domains, domain) && len(a.domains) <= maxAuthors {
-			a.domains = append(a.domains, domain)
-		}
+	if len(strings.Join(fields, "")) > maxFrom {
+		return authors{malformed: true, tooMany: true}
 	}
+	a := authors{malformed: len(fields) != 1}
 	for _, field := range fields {
-		list, err := addresses.ParseList(field)
-		for _, address := range list {
-			add(address.Address[strings.LastIndexByte(address.Address, '@')+1:])
-		}
-		if err != nil {
-			a.malformed = true
-			for _, reading := range []string{field, aroundDots.ReplaceAllString(withoutComments(field), "$1")} {
-				for _, match := range afterAt.FindAllStringSubmatch(reading, -1) {
-					add(match[1])
-				}
-			}
+		domains, ok := domainsIn(field)
+		a.malformed = a.malformed || !ok
+		for _, domain := range domains {
+			a.add(asciiDomain(strings.TrimRight(domain, ".")))
 		}
 	}
 	return a
+}
+
+func (a *authors) add(domain string) {
+	switch {
+	case !isDomain(domain):
+		a.malformed = true
+	case slices.Contains(a.domains, domain):
+	case len(a.domains) == maxAuthors:
+		a.tooMany = true
+	default:
+		a.domains = append(a.domains, domain)
+	}
+}
+
+// domainsIn returns the domains of the addresses in a field, and whether it is as
+// RFC 5322 has it. If it is not, they are all that may be taken for one.
+func domainsIn(field string) (domains []string, ok bool) {
+	list, err := addresses.ParseList(field)
+	for _, address := range list {
+		domains = append(domains, address.Address[strings.LastIndexByte(address.Address, '@')+1:])
+	}
+	if err == nil {
+		return domains, true
+	}
+	for _, reading := range []string{field, aroundDots.ReplaceAllString(withoutComments(field), "$1")} {
+		for _, match := range afterAt.FindAllStringSubmatch(reading, -1) {
+			domains = append(domains, match[1])
+		}
+	}
+	return domains, false
 }
 
 // withoutComments leaves comments out, wherever they are: RFC 5322, section
@@ -82,8 +104,10 @@ func withoutComments(field string) string {
 	}, field)
 }
 
-// maxAuthors is of how many domains the policy is looked up.
-const maxAuthors = 10
+const (
+	maxAuthors = 10       // domains of which the policy is looked up
+	maxFrom    = 16 << 10 // octets of From fields
+)
 
 // A policy is what a domain wants to be done with mail that is not its own.
 type policy struct {
@@ -94,7 +118,7 @@ type policy struct {
 
 // policiesOf looks up the policies of all authors: RFC 7489, section 6.6.1.
 func (b *backend) policiesOf(ctx context.Context, a authors) (policies []policy) {
-	for _, author := range a.domains[:min(len(a.domains), maxAuthors)] {
+	for _, author := range a.domains {
 		record, err := b.policyOf(ctx, author)
 		policies = append(policies, policy{author, record, err})
 	}

@@ -57,10 +57,10 @@ func (b *backend) check(ctx context.Context, tx *backends.DataContext, m *messag
 		r.dmarc = append(r.dmarc, p.judge(r.signatures, r.spf))
 	}
 	switch {
+	case authors.tooMany:
+		r.dmarc = append(r.dmarc, dmarcResult{authres.ResultPermError, "", dmarc.PolicyReject})
 	case len(authors.domains) == 0:
 		r.dmarc = []dmarcResult{{authres.ResultPermError, "", dmarc.PolicyNone}}
-	case len(authors.domains) > maxAuthors:
-		r.dmarc = append(r.dmarc, dmarcResult{authres.ResultPermError, "", dmarc.PolicyReject})
 	}
 	return r, err
 }

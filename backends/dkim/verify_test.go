@@ -231,6 +231,7 @@ func TestEnforce(t *testing.T) {
 		{signed(t, "keyless.example", from("x@keyless.example")), later, nil},
 		{from("x@broken.example"), backends.Status{}, nil},
 		{from(authors), refused, nil},
+		{from(strings.Repeat("x@none.example, ", 2000) + "x@none.example"), refused, nil},
 	} {
 		o := deliver(t.Context(), b, stranger, "x@soft.example", test.message)
 		if o.status.Code != test.status.Code || o.status.Enhanced != test.status.Enhanced || !maps.Equal(o.routes, test.routes) || o.status.IsZero() && len(o.added) != 1 {
