@@ -47,7 +47,7 @@ func (r *running) attach(ctx context.Context, path string, timeout time.Duration
 	// gRPC would connect again by itself, to a plugin that is not configured.
 	first := make(chan net.Conn, 1)
 	first <- r.socket
-	r.conn, err = grpc.NewClient("passthrough:"+path, append(dialOptions(), grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
+	r.conn, err = grpc.NewClient("passthrough:"+path, append(dialOptions(uint32(os.Geteuid())), grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
 		select {
 		case conn := <-first:
 			return conn, nil

@@ -227,6 +227,8 @@ var testBackends = map[string]backends.Func{
 		return nil
 	},
 
+	"inside": act,
+
 	"environment": func(_ context.Context, tx *backends.DataContext) error {
 		tx.SetStatus(0, backends.NewStatus(250, "2.0.0", strings.Join(os.Environ(), "\n")))
 		return nil

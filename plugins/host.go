@@ -31,8 +31,14 @@ type Command struct {
 	// instead of a program of our own, and never killed.
 	Attach string
 
+	// Checksum is the SHA-256 of the program, of the very file that is
+	// started each time. nil takes any.
+	Checksum []byte
+
 	// Env is the environment of the program. It inherits none.
 	Env map[string]string
+
+	Sandbox Sandbox
 
 	// Directory is where the directory of its sockets is made. "" is
 	// os.TempDir().
@@ -140,20 +146,37 @@ func (h *Host) start(ctx context.Context) error {
 		GatewayVersion: version(),
 		LogLevel:       leastLevel(h.command.Log).String(),
 	}
-	h.sockets = &socketDirectory{} // none, for a plugin that has its own
-	if h.command.Attach == "" {
-		if h.sockets, err = newSocketDirectory(h.command.Directory, h.command.Name); err != nil {
-			return err
-		}
+	if h.sockets, err = h.command.socketDirectory(); err != nil {
+		return err
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	started := make(chan error)
-	go h.supervise(ctx, started)
+	go onThread(func() { h.supervise(ctx, started) })
 	if err := <-started; err != nil {
 		<-h.ended
 		return err
 	}
 	return nil
+}
+
+// socketDirectory makes the directory of the sockets, and settles who may reach
+// it.
+func (c *Command) socketDirectory() (*socketDirectory, error) {
+	if c.Attach != "" {
+		return &socketDirectory{}, nil // the plugin has its own
+	}
+	if err := c.Sandbox.settle(c.Log); err != nil {
+		return nil, err
+	}
+	d, err := newSocketDirectory(c.Directory, c.Name)
+	if err != nil || c.Sandbox.User == nil {
+		return d, err
+	}
+	if err := d.open(); err != nil {
+		d.remove()
+		return nil, fmt.Errorf("socket directory: %w", err)
+	}
+	return d, nil
 }
 
 // unsendable finds the numbers that TOML has and JSON has not.

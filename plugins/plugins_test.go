@@ -24,6 +24,10 @@ import (
 
 // The test binary is the gateway, and run as "plugin NAME" it is a plugin.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == LaunchArgument {
+		fmt.Fprintln(os.Stderr, "launch:", Launch(os.Args[2:]))
+		os.Exit(71)
+	}
 	if len(os.Args) > 2 && os.Args[1] == "plugin" {
 		if b, ok := testBackends[os.Args[2]]; ok {
 			Serve(struct{}{}, func(struct{}) (backends.Backend, error) { return b, nil })

@@ -26,6 +26,7 @@ import (
 // then, and the kernel kills it when the thread that called Start ends.
 type process struct {
 	cmd            *exec.Cmd
+	command        Command
 	sockets        string    // directory of its socket
 	output         io.Writer // gets what comes on stdout besides the handshake
 	stdout, stderr *os.File
@@ -39,28 +40,28 @@ type process struct {
 	pid    int  // zero unless it was started
 	killed bool // it is not to be started any more
 	reaped bool // its number may be another process's
+
+	address string // of its socket, as the handshake tells it
 }
 
 // newProcess prepares a process of the program c. Its environment is that of
 // c and what go-plugin adds, and nothing else.
 func newProcess(c Command, added []string, sockets string, output io.Writer) *process {
-	p := &process{cmd: exec.Command(c.Path, c.Args...), sockets: sockets, output: output, exited: make(chan struct{})}
-	if c.Path == "/proc/self/exe" {
-		p.cmd.Args[0] = "mailgw: " + c.Name // for ps
-	}
+	p := &process{cmd: newCommand(c), command: c, sockets: sockets, output: output, exited: make(chan struct{})}
 	p.cmd.Env = []string{} // nil would be the environment of the gateway
 	for key, value := range c.Env {
 		p.cmd.Env = append(p.cmd.Env, key+"="+value)
 	}
 	p.cmd.Env = append(p.cmd.Env, added...)
-	p.cmd.Env = append(p.cmd.Env, lifelineEnv+"=3") // the first of ExtraFiles
+	p.cmd.Env = append(p.cmd.Env, fmt.Sprintf("%s=%d", lifelineEnv, lifelineFD))
 	// A group of its own keeps the keys of a terminal away from it, and lets
 	// us end what it has started.
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Credential: c.Sandbox.User}
 	return p
 }
 
-// Start is to be called on a thread that lives as long as the process shall.
+// Start is to be called on a thread that lives as long as the process shall, and
+// that has nothing else to do: see shedPrivileges.
 func (p *process) Start(context.Context) (err error) {
 	var opened []*os.File
 	pipe := func() (r, w *os.File) {
@@ -76,7 +77,7 @@ func (p *process) Start(context.Context) (err error) {
 	stderrR, stderrW := pipe()
 	lifelineR, lifelineW := pipe()
 	if err == nil {
-		p.cmd.Stdout, p.cmd.Stderr, p.cmd.ExtraFiles = stdoutW, stderrW, []*os.File{lifelineR}
+		p.cmd.Stdout, p.cmd.Stderr, p.cmd.ExtraFiles = stdoutW, stderrW, []*os.File{lifelineR} // lifelineFD
 		err = p.run()
 	}
 	if err != nil {
@@ -94,10 +95,21 @@ func (p *process) Start(context.Context) (err error) {
 }
 
 func (p *process) run() error {
+	if p.command.Checksum != nil {
+		program, err := verify(p.command.Path, p.command.Checksum)
+		if err != nil {
+			return err
+		}
+		defer program.Close()
+		p.cmd.ExtraFiles = append(p.cmd.ExtraFiles, program) // verifiedFD
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.killed {
 		return context.Canceled
+	}
+	if err := p.command.Sandbox.shedPrivileges(); err != nil {
+		return err
 	}
 	if err := p.cmd.Start(); err != nil {
 		return err
@@ -183,6 +195,7 @@ func (p *process) PluginToHost(network, address string) (string, string, error) 
 	if network != "unix" {
 		return "", "", fmt.Errorf("the plugin listens on %q, not on a unix socket", network)
 	}
+	p.address = address
 	return network, address, nil
 }
 

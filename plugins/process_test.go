@@ -102,9 +102,13 @@ func environment(t testing.TB, h *Host) map[string]string {
 // waits to be killed.
 func gateway() {
 	log := newGatewayLog()
-	h, err := Start(context.Background(), Command{
+	c := Command{
 		Name: "b", Path: "/proc/self/exe", Args: []string{"plugin", os.Getenv("PLUGIN")}, Directory: os.Getenv("PARENT"), Log: log.logger(),
-	})
+	}
+	if os.Getenv("SANDBOX") != "" {
+		c.Sandbox = Sandbox{User: stranger, Directory: "/"}
+	}
+	h, err := Start(context.Background(), c)
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -124,26 +128,7 @@ func TestKilledGatewayLeavesNoPlugin(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			self := command(t, "gateway", newGatewayLog())
-			g := program(t, self)
-			g.Env = append(os.Environ(), "PARENT="+self.Directory, "PLUGIN="+test.plugin)
-			stdout, err := g.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := g.Start(); err != nil {
-				t.Fatal(err)
-			}
-			var pid int
-			var sockets string
-			_, err = fmt.Fscan(stdout, &pid, &sockets)
-			if err == nil && test.stop {
-				err = syscall.Kill(pid, syscall.SIGSTOP)
-			}
-			g.Process.Kill()
-			g.Wait()
-			if err != nil {
-				t.Fatal(err)
-			}
+			pid, sockets := killGateway(t, self, test.plugin, test.stop)
 			eventually(t, "the plugin has ended", func() bool { return dead(pid) })
 
 			// The next gateway removes what this one has left.
@@ -157,6 +142,31 @@ func TestKilledGatewayLeavesNoPlugin(t *testing.T) {
 			}
 		})
 	}
+}
+
+// killGateway kills a gateway, whose plugin it may stop before, and returns the
+// pid and the directory of the plugin.
+func killGateway(t *testing.T, self Command, plugin string, stop bool, env ...string) (pid int, sockets string) {
+	t.Helper()
+	g := program(t, self)
+	g.Env = append(append(os.Environ(), "PARENT="+self.Directory, "PLUGIN="+plugin), env...)
+	stdout, err := g.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_, err = fmt.Fscan(stdout, &pid, &sockets)
+	if err == nil && stop {
+		err = syscall.Kill(pid, syscall.SIGSTOP)
+	}
+	g.Process.Kill()
+	g.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid, sockets
 }
 
 // dead reports whether a process that is not our child has ended, even if

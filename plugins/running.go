@@ -113,6 +113,12 @@ func (r *running) connect(ctx context.Context, c Command, timeout time.Duration,
 	connected := func() bool { return true }
 	config.RunnerFunc = func(_ hclog.Logger, cmd *exec.Cmd, directory string) (runner.Runner, error) {
 		r.process = newProcess(c, cmd.Env, directory, r.output(c.Log, slog.LevelInfo))
+		if user := c.Sandbox.User; user != nil {
+			if err := os.Chown(directory, int(user.Uid), int(user.Gid)); err != nil {
+				return nil, fmt.Errorf("socket directory: %w", err)
+			}
+			config.GRPCDialOptions = append(dialOptions(user.Uid), grpc.WithContextDialer(dialerAs(user.Uid, r.process)))
+		}
 		// go-plugin knows no ctx, and waits for a stopped process.
 		connected = context.AfterFunc(ctx, r.process.kill)
 		return r.process, nil
@@ -151,7 +157,7 @@ func (r *running) clientConfig(c Command, sockets string) *plugin.ClientConfig {
 		Stderr:          r.output(c.Log, slog.LevelWarn),
 		SyncStdout:      r.output(c.Log, slog.LevelInfo),
 		SyncStderr:      r.output(c.Log, slog.LevelWarn),
-		GRPCDialOptions: dialOptions(),
+		GRPCDialOptions: dialOptions(uint32(os.Geteuid())),
 	}
 }
 
@@ -163,10 +169,10 @@ func (r *running) output(log *slog.Logger, level slog.Level) *lines {
 
 // dialOptions bound what the gateway holds of one transaction: gRPC takes
 // 64 KiB and one more chunk before it makes the sender wait, and lets the
-// plugin send 64 KiB before somebody reads them.
-func dialOptions() []grpc.DialOption {
+// plugin send 64 KiB before somebody reads them. The plugin runs as that user.
+func dialOptions(uid uint32) []grpc.DialOption {
 	return []grpc.DialOption{
-		grpc.WithTransportCredentials(newSameUser()),
+		grpc.WithTransportCredentials(newOnlyUser(uid)),
 		grpc.WithStaticStreamWindowSize(64 << 10),
 		grpc.WithStaticConnWindowSize(1 << 20),
 		grpc.WithMaxHeaderListSize(64 << 10),
@@ -261,7 +267,7 @@ func (r *running) stop() {
 	}
 	r.rate.flush(r.log)
 	if r.process != nil {
-		os.RemoveAll(r.process.sockets) // go-plugin leaves it if there was no process
+		removeOwned(r.process.sockets) // go-plugin leaves it if there was no process, or it is another user's
 	}
 }
 

@@ -104,7 +104,7 @@ func removeAbandoned(parent, prefix string) {
 		}
 		path := filepath.Join(parent, entry.Name())
 		if lock, err := lockDirectory(path); err == nil {
-			os.RemoveAll(path)
+			removeSockets(path)
 			lock.Close()
 		}
 	}
@@ -115,26 +115,32 @@ func (d *socketDirectory) remove() error {
 		return nil
 	}
 	defer d.lock.Close()
-	return os.RemoveAll(d.path)
+	return removeSockets(d.path)
 }
 
-// sameUser are transport credentials that take peers on a unix socket whose
-// process runs as the same user as this one, or as root.
-type sameUser struct {
+// open lets other users reach directories in it of which they know the name.
+func (d *socketDirectory) open() error { return os.Chmod(d.path, 0o711) }
+
+// onlyUser are transport credentials that take peers on a unix socket whose
+// process runs as that user, or as root.
+type onlyUser struct {
 	credentials.TransportCredentials
+	uid uint32
 }
 
-func newSameUser() sameUser { return sameUser{insecure.NewCredentials()} }
+func newOnlyUser(uid uint32) onlyUser { return onlyUser{insecure.NewCredentials(), uid} }
 
-func (c sameUser) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	if err := checkUser(conn); err != nil {
+func newSameUser() onlyUser { return newOnlyUser(uint32(os.Geteuid())) }
+
+func (c onlyUser) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	if err := checkUser(conn, c.uid); err != nil {
 		return nil, nil, err
 	}
 	return c.TransportCredentials.ClientHandshake(ctx, authority, conn)
 }
 
-func (c sameUser) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	if err := checkUser(conn); err != nil {
+func (c onlyUser) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	if err := checkUser(conn, c.uid); err != nil {
 		return nil, nil, err
 	}
 	return c.TransportCredentials.ServerHandshake(&frameConn{Conn: conn})
@@ -158,9 +164,9 @@ func (c *frameConn) Write(p []byte) (int, error) {
 	return len(p), err
 }
 
-func (c sameUser) Clone() credentials.TransportCredentials { return c }
+func (c onlyUser) Clone() credentials.TransportCredentials { return c }
 
-func checkUser(conn net.Conn) error {
+func checkUser(conn net.Conn, uid uint32) error {
 	socket, ok := conn.(*net.UnixConn)
 	if !ok {
 		return fmt.Errorf("peer %s is not on a unix socket", conn.RemoteAddr())
@@ -178,7 +184,7 @@ func checkUser(conn net.Conn) error {
 	if err != nil {
 		return err
 	}
-	if peer.Uid != uint32(os.Geteuid()) && peer.Uid != 0 {
+	if peer.Uid != uid && peer.Uid != 0 {
 		return fmt.Errorf("peer on the plugin's socket has the uid %d", peer.Uid)
 	}
 	return nil

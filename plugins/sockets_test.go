@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -130,7 +129,7 @@ func TestPeerOfAnotherUserIsRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = checkUser(conn)
+		err = checkUser(conn, uint32(os.Geteuid()))
 		conn.Close()
 		client.Close()
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
@@ -157,7 +156,7 @@ func TestPluginRefusesGatewayOfAnotherUser(t *testing.T) {
 
 func TestGatewayRefusesPluginOfAnotherUser(t *testing.T) {
 	l := listenAs(t, 65534)
-	conn, err := grpc.NewClient("passthrough:plugin", append(dialOptions(),
+	conn, err := grpc.NewClient("passthrough:plugin", append(dialOptions(0),
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return net.Dial("unix", l.Addr().String()) }))...)
 	if err != nil {
 		t.Fatal(err)
@@ -174,7 +173,7 @@ func TestGatewayRefusesPluginOfAnotherUser(t *testing.T) {
 func listenAs(t *testing.T, uid int) (l net.Listener) {
 	t.Helper()
 	var err error
-	as(t, uid, func() { l, err = net.Listen("unix", fmt.Sprintf("@mailgw-test-%d", os.Getpid())) })
+	asUser(t, uid, func() { l, err = net.Listen("unix", fmt.Sprintf("@mailgw-test-%d", os.Getpid())) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,32 +184,21 @@ func listenAs(t *testing.T, uid int) (l net.Listener) {
 func dialAs(t *testing.T, uid int, l net.Listener) (conn net.Conn) {
 	t.Helper()
 	var err error
-	as(t, uid, func() { conn, err = net.Dial("unix", l.Addr().String()) })
+	asUser(t, uid, func() { conn, err = net.Dial("unix", l.Addr().String()) })
 	if err != nil {
 		t.Fatal(err)
 	}
 	return conn
 }
 
-// as runs f on a thread of another user.
-func as(t *testing.T, uid int, f func()) {
+// asUser runs f as another user.
+func asUser(t *testing.T, uid int, f func()) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("only root can be another user")
 	}
-	var failed syscall.Errno
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // and never unlocked: the thread ends with its uid
-		id := uintptr(uid)
-		if _, _, failed = syscall.RawSyscall(syscall.SYS_SETRESUID, id, id, id); failed == 0 {
-			f()
-		}
-	}()
-	<-done
-	if failed != 0 {
-		t.Fatal(failed)
+	if err := as(uint32(uid), f); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -2,7 +2,6 @@ package plugins
 
 import (
 	"context"
-	"runtime"
 	"slices"
 	"time"
 )
@@ -51,11 +50,10 @@ func (b *backoff) next(lived time.Duration, now time.Time) time.Duration {
 }
 
 // supervise starts the plugin and keeps it alive until h.cancel is called.
-// It sends the error of the first start; if there was one, it ends.
+// It sends the error of the first start; if there was one, it ends. It has a
+// thread of its own: the kernel kills the plugin when the thread ends that has
+// started it, and what keeps the plugin from privileges is done to that thread.
 func (h *Host) supervise(ctx context.Context, started chan<- error) {
-	// The kernel kills the plugin when the thread ends that has started it:
-	// this one, which ends with this goroutine because it stays locked.
-	runtime.LockOSThread()
 	defer close(h.ended)
 	defer h.cancel()
 

@@ -133,7 +133,9 @@ func TestProgramThatIsMissingLeavesNothing(t *testing.T) {
 	c := command(t, "answers", newGatewayLog())
 	c.Path = "/nonexistent"
 	sockets := t.TempDir()
-	if _, err := launch(t.Context(), c, defaultTimes, sockets, nil); err == nil {
+	var err error
+	onThread(func() { _, err = launch(t.Context(), c, defaultTimes, sockets, nil) })
+	if err == nil {
 		t.Error("it was started")
 	}
 	if left, _ := os.ReadDir(sockets); len(left) > 0 {

@@ -1,0 +1,115 @@
+package plugins
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Launch is the main function of the launcher, with the arguments that follow
+// LaunchArgument. It enters the sandbox that they tell and becomes the program. It
+// returns only if it cannot.
+func Launch(args []string) error {
+	var o order
+	if os.Getenv(handshake.MagicCookieKey) != handshake.MagicCookieValue || len(args) < 2 || json.Unmarshal([]byte(args[0]), &o) != nil {
+		return errors.New("is for mailgw itself, which starts plugins with it")
+	}
+	runtime.LockOSThread() // much of the following is of one thread, which becomes the program's
+	if err := o.enter(); err != nil {
+		return err
+	}
+	path := o.Path
+	if o.Verified {
+		path = fmt.Sprintf("/proc/self/fd/%d", verifiedFD)
+	}
+	return fmt.Errorf("run %s: %w", o.Path, syscall.Exec(path, args[1:], os.Environ()))
+}
+
+// enter applies the sandbox.
+func (o *order) enter() error {
+	s := &o.Sandbox
+	if err := o.dieWithParent(); err != nil {
+		return err
+	}
+	if s.Directory != "" {
+		if err := os.Chdir(s.Directory); err != nil {
+			return fmt.Errorf("directory: %w", err)
+		}
+	}
+	sockets := os.Getenv("PLUGIN_UNIX_SOCKET_DIR")
+	if err := unix.Access(sockets, unix.W_OK|unix.X_OK); err != nil {
+		return fmt.Errorf("plugin_directory: uid %d cannot enter %s: %w", os.Getuid(), sockets, err)
+	}
+	if o.Verified && !isScript(verifiedFD) {
+		syscall.CloseOnExec(verifiedFD) // the interpreter of a script would open it again
+	}
+	if s.Files != nil {
+		if err := o.confine(sockets); err != nil {
+			return err
+		}
+	}
+	return s.limit() // last, since they are for the program and not for the launcher
+}
+
+// attempt makes err, which has kept a part of the sandbox from being applied, a
+// warning if that will do.
+func (s *Sandbox) attempt(key string, err error) error {
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("%s: %w", key, err)
+	if s.BestEffort {
+		fmt.Fprintf(os.Stderr, "sandbox: %v\n", err)
+		return nil
+	}
+	return err
+}
+
+// dieWithParent has the kernel kill this process when the gateway ends. That it
+// would have been told to do so before does not count for certain any more: a
+// change of privileges at the start of a program makes it forget.
+func (o *order) dieWithParent() error {
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGKILL), 0, 0, 0); err != nil {
+		return fmt.Errorf("parent's death: %w", err)
+	}
+	if os.Getppid() != o.Parent {
+		return errors.New("the gateway has ended")
+	}
+	return nil
+}
+
+// isScript reports whether a file begins as those do that an interpreter runs.
+func isScript(fd int) bool {
+	begin := make([]byte, 2)
+	n, _ := syscall.Pread(fd, begin, 0)
+	return n == 2 && string(begin) == "#!"
+}
+
+// limit sets the limits. At the end of its CPU a process gets SIGKILL: SIGXCPU,
+// which a soft limit would send before, means nothing to Go.
+func (s *Sandbox) limit() error {
+	for _, l := range []struct {
+		key      string
+		resource int
+		most     uint64
+	}{
+		{"cpu", unix.RLIMIT_CPU, uint64(s.CPU.Seconds())},
+		{"open_files", unix.RLIMIT_NOFILE, s.OpenFiles},
+		{"processes", unix.RLIMIT_NPROC, s.Processes},
+		{"memory", unix.RLIMIT_DATA, s.Memory},
+	} {
+		if l.most == 0 {
+			continue
+		}
+		err := syscall.Setrlimit(l.resource, &syscall.Rlimit{Cur: l.most, Max: l.most})
+		if err := s.attempt(l.key, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
