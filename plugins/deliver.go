@@ -16,8 +16,8 @@ import (
 	"github.com/mailgw/mailgw/plugins/internal/pb"
 )
 
-// Deliver delivers tx in the plugin. If none runs, it waits two seconds for
-// one. Once anything of tx may have left for a plugin, it is never sent again.
+// Deliver delivers tx in the plugin, once fewer than Transactions are under way.
+// If none runs, it waits two seconds for one. Once anything of tx may have left for a plugin, it is never sent again.
 //
 // An error that is no Status means that the plugin has failed, that it broke
 // the protocol, or that its backend has returned such an error.
@@ -26,19 +26,26 @@ func (h *Host) Deliver(ctx context.Context, tx *backends.DataContext) error {
 		return err
 	}
 	defer h.calls.Done()
+	if err := h.take(ctx); err != nil {
+		return err
+	}
 	c, err := h.open(ctx, tx)
 	if err != nil {
+		h.leave()
 		return err
 	}
 	result, err := c.receive()
 	switch {
 	case err != nil:
 		c.fail(err)
+		h.leave()
 		return h.crash(c.plugin, err)
 	case len(c.pending) == 0:
 		c.end()
+		h.leave()
 	default:
 		h.calls.Go(func() {
+			defer h.leave()
 			if err := c.receiveLate(); err != nil {
 				h.command.Log.Error("backend", "event", "failure", "tx", tx.ID, "error", err)
 			}

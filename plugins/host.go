@@ -40,6 +40,11 @@ type Command struct {
 
 	Sandbox Sandbox
 
+	// Transactions is how many are under way at most, the deliveries after
+	// Deliver returned among them; more wait, as long as their deadline lets
+	// them. Zero is no limit.
+	Transactions int
+
 	// Directory is where the directory of its sockets is made. "" is
 	// os.TempDir().
 	Directory string
@@ -85,6 +90,8 @@ type Host struct {
 	changed chan struct{} // closed when running or closing changes
 	closing bool
 	calls   sync.WaitGroup // transactions and questions under way
+
+	places chan struct{} // has an element for each transaction under way; nil if there is no limit
 }
 
 // times are what tests shorten.
@@ -122,6 +129,9 @@ func start(ctx context.Context, c Command, t times) (*Host, error) {
 // startLogged starts a plugin whose log is complete.
 func startLogged(ctx context.Context, c Command, t times) (*Host, error) {
 	h := &Host{command: c, times: t, changed: make(chan struct{}), ended: make(chan struct{})}
+	if c.Transactions > 0 {
+		h.places = make(chan struct{}, c.Transactions)
+	}
 	err := h.start(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("backend %s: %w", c.Name, err)
@@ -271,6 +281,29 @@ func (h *Host) enter() error {
 	}
 	h.calls.Add(1)
 	return nil
+}
+
+// take waits until there is a place for one more transaction, which ends with
+// leave.
+func (h *Host) take(ctx context.Context) error {
+	if h.places == nil {
+		return nil
+	}
+	began := time.Now()
+	select {
+	case h.places <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return endOf(ctx, began)
+	case <-h.ctx.Done():
+		return errStopped
+	}
+}
+
+func (h *Host) leave() {
+	if h.places != nil {
+		<-h.places
+	}
 }
 
 var (
