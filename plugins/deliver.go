@@ -425,7 +425,7 @@ func lost(ctx context.Context, began time.Time, r *running, err error) error {
 		return endOf(ctx, began)
 	case status.Code(err) == codes.DeadlineExceeded:
 		return noAnswer(time.Since(began)) // by the plugin's clock
-	case status.Code(err) == codes.Unavailable:
+	case vanished(ctx, err):
 		return errVanished{r}
 	}
 	return fmt.Errorf("%v: %s", r, cut(err.Error()))
