@@ -13,6 +13,10 @@ import (
 // for so long is asked without a message.
 const askAgain = 5 * time.Minute
 
+// askTimeout is how long a target may take to answer that, while no message has the
+// connection.
+const askTimeout = time.Minute
+
 // knowledge is what the relay can do by what is known of its targets.
 type knowledge struct {
 	mu      sync.Mutex
@@ -88,27 +92,16 @@ func (t *target) learn(o offer) {
 	t.learned()
 }
 
-// keepAsking asks targets until ctx ends: at once, and then those that have not
+// keepAsking asks the target until ctx ends: at once, and then whenever it has not
 // been heard of for long.
-func (b *backend) keepAsking(ctx context.Context) {
-	for {
-		var asking sync.WaitGroup
-		next := time.Now().Add(askAgain)
-		for _, t := range b.targets {
-			if due := t.askedNext(); !due.After(time.Now()) {
-				asking.Go(func() { t.ask(ctx) })
-			}
-		}
-		asking.Wait()
-		for _, t := range b.targets {
-			if due := t.askedNext(); due.Before(next) {
-				next = due
-			}
+func (t *target) keepAsking(ctx context.Context) {
+	for ctx.Err() == nil {
+		if !t.askedNext().After(time.Now()) {
+			t.ask(ctx)
 		}
 		select {
 		case <-ctx.Done():
-			return
-		case <-time.After(time.Until(next)):
+		case <-time.After(time.Until(t.askedNext())):
 		}
 	}
 }
@@ -135,7 +128,9 @@ func (t *target) ask(ctx context.Context) {
 		return
 	}
 	began := time.Now()
-	c, err := t.open(ctx)
+	inTime, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	c, err := t.open(inTime)
 	switch {
 	case err == nil:
 		t.rest.well()

@@ -31,6 +31,28 @@ func known(c backends.Capabilities) string {
 	return strings.Join(words, " ")
 }
 
+// A target that is asked in vain, and says nothing at all, keeps no other one from
+// being asked again after its rest.
+func TestSilentTargetIsAskedAlone(t *testing.T) {
+	logTo(t, &witness{})
+	silent := fake(t, answers(map[string]string{"connect": ""}))
+	asked := make(chan bool, 10)
+	sick := fake(t, func(verb string) string {
+		if verb == "connect" {
+			asked <- true
+			return "421 busy"
+		}
+		return ""
+	})
+	b, err := New(to(silent, sick))
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	<-asked
+	b.(*backend).Close()
+}
+
 // The relay can do what all targets can. It learns that without a message, and
 // then from every EHLO.
 func TestCapabilities(t *testing.T) {

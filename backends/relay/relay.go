@@ -122,7 +122,9 @@ func New(s Settings) (backends.Backend, error) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	b.stop = stop
-	b.asking.Go(func() { b.keepAsking(ctx) })
+	for _, t := range b.targets {
+		b.asking.Go(func() { t.keepAsking(ctx) })
+	}
 	return b, nil
 }
 
