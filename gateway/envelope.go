@@ -221,7 +221,7 @@ func (d *dialog) bdat(args string) (r smtp.Reply) {
 	switch {
 	case err != nil:
 		return reply(421, "4.7.0", d.hostname+" "+err.Error())
-	case !d.Chunking:
+	case !d.Chunking && !d.offer.chunking:
 		return reply(502, "5.5.1", "BDAT is not offered here")
 	case d.tx == nil:
 		return reply(503, "5.5.1", "say MAIL first")

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/mailgw/mailgw/backends"
@@ -105,7 +106,7 @@ func (g *generation) inherit(before *generation) {
 		}
 	}
 	for _, l := range g.listeners {
-		i := slices.IndexFunc(before.listeners, func(old *listener) bool { return old.Address == l.Address })
+		i := slices.IndexFunc(before.listeners, l.follows)
 		if i < 0 {
 			continue
 		}
@@ -118,6 +119,12 @@ func (g *generation) inherit(before *generation) {
 			l.tls = old.tls
 		}
 	}
+}
+
+// follows reports whether l takes over the socket of old. Several listeners may
+// have an address whose port the system chooses.
+func (l *listener) follows(old *listener) bool {
+	return old.Address == l.Address && (old.Name == l.Name || !strings.HasSuffix(l.Address, ":0"))
 }
 
 // open opens the sockets that are not open yet, or none if one of them fails.
@@ -216,5 +223,8 @@ func (c *conn) renew() {
 	before.gen.leave()
 	c.session.Listener = next.Name
 	c.judge()
+	if !c.trusted {
+		c.xforward = nil
+	}
 	c.nameLog()
 }

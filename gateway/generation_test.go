@@ -47,7 +47,11 @@ func (s *reloadable) config(t *testing.T, backend, listeners string) (*Config, m
 	text := "hostname = 'mx.example.org'\n[spool]\ndirectory = '" + s.dir + "'\n[backend." + backend + "]\nplugin = 'test'\n"
 	for line := range strings.Lines(listeners) {
 		name, keys, _ := strings.Cut(strings.TrimSpace(line), " ")
-		text += "[[listener]]\nname = '" + name + "'\naddress = 'unix:" + s.dir + "/" + name[:1] + "'\nroutes = { '*' = ['" + backend + "'] }\n" + strings.ReplaceAll(keys, ";", "\n") + "\n"
+		address := "address = 'unix:" + s.dir + "/" + name[:1] + "'\n"
+		if strings.Contains(keys, "address =") {
+			address = ""
+		}
+		text += "[[listener]]\nname = '" + name + "'\n" + address + "routes = { '*' = ['" + backend + "'] }\n" + strings.ReplaceAll(keys, ";", "\n") + "\n"
 	}
 	c, err := parseConfig("test.toml", text, []string{"test"})
 	if err != nil {
@@ -205,6 +209,76 @@ func TestReloadInherits(t *testing.T) {
 		t.Error(err)
 	} else if got := (client{third, bufio.NewReader(third)}).hear(t); !strings.HasPrefix(got, "421 4.7.0") {
 		t.Errorf("the third connection gets %q", got)
+	}
+}
+
+// What a session was told after EHLO it can rely on, until it says EHLO again: it is
+// never refused for good what was offered. But nothing is taken in the name of a
+// promise that nobody keeps any more.
+func TestReloadKeepsOffers(t *testing.T) {
+	s := newReloadable(t, "old", "a protocol = 'lmtp'; chunking = true")
+	c := s.dial(t, "a")
+	c.ask(t, "LHLO x")
+	s.reload(t, "new", "a protocol = 'lmtp'")
+	c.ask(t, "MAIL FROM:<>")
+	c.ask(t, "RCPT TO:<a@x.example>")
+	if got := c.ask(t, "BDAT 2 LAST\r\n"); got != "250 2.0.0 <a@x.example> by new of a (ID)" {
+		t.Errorf("got %q", got)
+	}
+	if got := c.ask(t, "LHLO x", "BDAT 0 LAST"); got != "502 5.5.1 BDAT is not offered here" {
+		t.Errorf("greeted again: got %q", got)
+	}
+}
+
+func TestReloadBreaksNoPromise(t *testing.T) {
+	const dsn = "a protocol = 'lmtp'; dsn = true"
+	s := &reloadable{dir: t.TempDir()}
+	c, all := s.config(t, "old", dsn)
+	all["old"] = capable{all["old"].(backends.Func), backends.Capabilities{DSN: true}}
+	var err error
+	if s.Server, err = New(c, all, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	serve(t, s.Server)
+	client := s.dial(t, "a")
+	client.ask(t, "LHLO x")
+	s.reload(t, "new", strings.Replace(dsn, "true", "false", 1))
+	if got := client.ask(t, "MAIL FROM:<> RET=HDRS"); got != "455 4.3.3 this was offered before and is not any more" {
+		t.Errorf("got %q", got)
+	}
+	if got := client.ask(t, "LHLO x", "MAIL FROM:<> RET=HDRS"); got != "555 5.5.4 parameter not supported: RET" {
+		t.Errorf("greeted again: got %q", got)
+	}
+}
+
+// What somebody told of a client by XFORWARD is forgotten with the trust in him.
+func TestReloadForgetsXForward(t *testing.T) {
+	const keys = "a protocol = 'lmtp'; xforward = ['unix']"
+	s := newReloadable(t, "old", keys)
+	c := s.dial(t, "a")
+	if got := c.ask(t, "LHLO x", "XFORWARD ADDR=192.0.2.1"); got != "250 2.0.0 ok" {
+		t.Fatal(got)
+	}
+	config, all := s.config(t, "new", strings.Replace(keys, "'unix'", "", 1))
+	all["new"] = backends.Func(tellXForward)
+	if _, err := s.Reload(config, all, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.send(t, 1); strings.Contains(got, "192.0.2.1") {
+		t.Errorf("got %q", got)
+	}
+}
+
+// Listeners whose ports the system has chosen keep them, each its own.
+func TestReloadKeepsChosenPorts(t *testing.T) {
+	const listeners = "a protocol = 'lmtp'; address = 'tcp:127.0.0.1:0'\nb protocol = 'lmtp'; address = 'tcp:127.0.0.1:0'"
+	s := newReloadable(t, "old", listeners)
+	before := s.Addrs()
+	s.reload(t, "new", listeners)
+	for name, addr := range s.Addrs() {
+		if addr.String() != before[name].String() {
+			t.Errorf("%s: %v before, %v now", name, before[name], addr)
+		}
 	}
 }
 

@@ -65,7 +65,7 @@ func (d *dialog) keywords() []string {
 	} else {
 		keywords = append(keywords, "SIZE")
 	}
-	if d.Chunking {
+	if d.offer.chunking {
 		keywords = append(keywords, "CHUNKING")
 	}
 	if d.offer.binary {

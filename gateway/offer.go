@@ -10,7 +10,8 @@ type offer struct {
 	size       int64 // of the largest message; zero is no limit
 	eightBit   bool
 	utf8       bool
-	binary     bool // if there is CHUNKING
+	chunking   bool
+	binary     bool
 	dsn        bool
 	requireTLS bool
 }
@@ -25,6 +26,7 @@ func (l *listener) offer() offer {
 		size:       smallest(int64(l.Limits.MessageSize), can.Size),
 		eightBit:   can.EightBitMIME,
 		utf8:       can.SMTPUTF8 && can.EightBitMIME, // RFC 6531, section 3.1
+		chunking:   l.Chunking,
 		binary:     can.BinaryMIME && l.Chunking,
 		dsn:        can.DSN && l.DSN,
 		requireTLS: can.RequireTLS && l.OfferRequireTLS,

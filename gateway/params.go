@@ -55,11 +55,18 @@ func (d *dialog) unknownParam(*transaction, string) (smtp.Reply, bool) {
 	return reply(555, "5.5.4", "parameter not supported"), d.UnknownParameters == "keep"
 }
 
+// noLonger refuses a parameter of which a configuration before this one has
+// promised that the backends heed it: RFC 5321, section 4.1.1.11.
+var noLonger = reply(455, "4.3.3", "this was offered before and is not any more")
+
 // dsnParam checks a parameter of RFC 3461 where the listener takes them.
 func dsnParam(check func(value string, utf8 bool) error) paramCheck {
 	return func(d *dialog, tx *transaction, value string) (smtp.Reply, bool) {
-		if !d.offer.dsn {
+		switch {
+		case !d.offer.dsn:
 			return d.unknownParam(tx, value)
+		case !d.DSN:
+			return noLonger, false
 		}
 		if err := check(value, tx.utf8); err != nil {
 			return reply(501, "5.5.4", err.Error()), false
@@ -134,6 +141,8 @@ func (d *dialog) requireTLSParam(tx *transaction, value string) (smtp.Reply, boo
 	switch {
 	case !d.offer.requireTLS:
 		return d.unknownParam(tx, value)
+	case !d.OfferRequireTLS:
+		return noLonger, false
 	case value != "":
 		return reply(501, "5.5.4", "REQUIRETLS has no value"), false
 	case d.session.TLS == nil:
