@@ -43,6 +43,11 @@ type Options struct {
 	// Patience is how long the backend may take over a transaction or a
 	// question, and over ending what it left running. Zero is 10 seconds.
 	Patience time.Duration
+
+	// Report is called at the end of each check with its name, and with what
+	// is wrong or nil. It may be nil. After a call that does not return no
+	// further checks are made.
+	Report func(check string, err error)
 }
 
 // Test gives b transactions of many kinds, one by one and all at once, and
@@ -56,16 +61,17 @@ func Test(b backends.Backend, o Options) error {
 		o.Patience = 10 * time.Second
 	}
 	t := &tester{Options: o, backend: b}
-	t.testOneByOne()
-	t.ask()
-	if !t.faulty() {
-		t.testAllAtOnce()
+	for _, tr := range transactions {
+		t.check(tr.name, func() { t.run(tr.name, tr) })
 	}
-	t.testGoroutines()
-
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return errors.Join(t.faults...)
+	for _, about := range t.topics() {
+		t.check(nameOf(about), func() { t.ask(about) })
+	}
+	if t.since(0) == nil {
+		t.check("all at once", t.testAllAtOnce)
+	}
+	t.check("goroutines", t.testGoroutines)
+	return t.since(0)
 }
 
 // A tester gathers the faults of one backend.
@@ -76,6 +82,27 @@ type tester struct {
 	mu     sync.Mutex
 	faults []error
 	hung   bool // a call did not return: it would be so again and again
+}
+
+// check makes one check and reports what it has found.
+func (t *tester) check(name string, f func()) {
+	if t.gaveUp() {
+		return
+	}
+	t.mu.Lock()
+	before := len(t.faults)
+	t.mu.Unlock()
+	f()
+	if t.Report != nil {
+		t.Report(name, t.since(before))
+	}
+}
+
+// since returns the faults after the first n.
+func (t *tester) since(n int) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return errors.Join(t.faults[n:]...)
 }
 
 // faultf notes a fault. The same one is noted once only.
@@ -128,23 +155,11 @@ var transactions = []transaction{
 	{name: "context over half-way in a large message", sender: "sender@example.net", recipients: 2, message: large, trouble: overMidway},
 }
 
-func (t *tester) faulty() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return len(t.faults) > 0
-}
-
-func (t *tester) testOneByOne() {
-	for _, tr := range transactions {
-		t.run(tr.name, tr)
-	}
-}
-
 // testAllAtOnce runs two of every kind at the same time, and asks besides.
 func (t *tester) testAllAtOnce() {
 	var wg sync.WaitGroup
 	for range 2 {
-		wg.Go(t.ask)
+		wg.Go(t.askAll)
 		for _, tr := range transactions {
 			wg.Go(func() { t.run("all at once: "+tr.name, tr) })
 		}
@@ -163,7 +178,7 @@ func (t *tester) testGoroutines() {
 				t.run(tr.name, tr)
 			}
 		}
-		t.ask()
+		t.askAll()
 	}
 	if t.gaveUp() {
 		return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -105,6 +106,27 @@ func TestGoodBackendsPass(t *testing.T) {
 		if err := Test(tt.backend, tt.options); err != nil {
 			t.Errorf("%s: %v", tt.name, err)
 		}
+	}
+}
+
+// Every check is reported, with its own faults.
+func TestReport(t *testing.T) {
+	var failed []string
+	checks := 0
+	refusesLarge := backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+		if tx.Size > 1<<20 {
+			return backends.NewStatus(552, "5.3.4", "too large")
+		}
+		return take(ctx, tx)
+	})
+	err := Test(refusesLarge, Options{Report: func(check string, err error) {
+		if checks++; err != nil {
+			failed = append(failed, check)
+		}
+	}})
+	want := []string{"large message", "large message that breaks off", "context over while a read waits", "context over half-way in a large message"}
+	if err == nil || checks != len(transactions)+1 || !slices.Equal(failed, want) {
+		t.Errorf("%d checks, failed %q, want %q; %v", checks, failed, want, err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/mailgw/mailgw/backends"
@@ -43,28 +44,36 @@ func (a answer) status() backends.Status {
 	return a.Opinion.Status
 }
 
-// ask asks every question twice, and once with a context that is over.
-func (t *tester) ask() {
+// topics are what the backend can be asked about.
+func (t *tester) topics() []backends.Topic {
+	return slices.DeleteFunc(backends.Topics(), func(about backends.Topic) bool { return !backends.Answers(t.backend, about) })
+}
+
+func (t *tester) askAll() {
+	for _, about := range t.topics() {
+		t.ask(about)
+	}
+}
+
+func nameOf(about backends.Topic) string { return fmt.Sprintf("question about %v", about) }
+
+// ask asks a question twice, and once with a context that is over.
+func (t *tester) ask(about backends.Topic) {
 	over, cancel := context.WithCancel(context.Background())
 	cancel()
-	for _, about := range backends.Topics() {
-		if !backends.Answers(t.backend, about) {
-			continue
-		}
-		name := fmt.Sprintf("question about %v", about)
-		first := t.answer(context.Background(), name, about)
-		second := t.answer(context.Background(), name, about)
-		late := t.answer(over, name+", context over", about)
-		if t.gaveUp() {
-			return
-		}
-		t.judgeAnswer(name, about, first)
-		if about == backends.AboutSCRAM && !reflect.DeepEqual(first.SCRAM, second.SCRAM) {
-			t.faultf("%s: another verifier each time tells who exists", name)
-		}
-		if s := late.status(); s.Permanent() && !first.status().Permanent() {
-			t.faultf("%s, context over: %q for a trouble that is not the client's", name, s.Error())
-		}
+	name := nameOf(about)
+	first := t.answer(context.Background(), name, about)
+	second := t.answer(context.Background(), name, about)
+	late := t.answer(over, name+", context over", about)
+	if t.gaveUp() {
+		return
+	}
+	t.judgeAnswer(name, about, first)
+	if about == backends.AboutSCRAM && !reflect.DeepEqual(first.SCRAM, second.SCRAM) {
+		t.faultf("%s: another verifier each time tells who exists", name)
+	}
+	if s := late.status(); s.Permanent() && !first.status().Permanent() {
+		t.faultf("%s, context over: %q for a trouble that is not the client's", name, s.Error())
 	}
 }
 
