@@ -1,13 +1,13 @@
 package mailgw
 
 import (
-	"log/slog"
 	"os/exec"
 	"path/filepath"
 	"testing"
 
 	"github.com/mailgw/mailgw/backends/backendtest"
 	"github.com/mailgw/mailgw/plugins"
+	"github.com/mailgw/mailgw/plugins/plugintest"
 )
 
 // The examples as programs keep the promises of package backends: Python's as
@@ -36,15 +36,7 @@ func TestExamplesKeepTheContract(t *testing.T) {
 // testProgram runs the conformance test on a plugin, in a process of its own.
 func testProgram(t *testing.T, c plugins.Command, o backendtest.Options) {
 	t.Helper()
-	c.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
-	h, err := plugins.Start(t.Context(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := backendtest.Test(h, o); err != nil {
-		t.Error(err)
-	}
-	if err := h.Close(t.Context()); err != nil {
+	if err := plugintest.Test(t.Context(), c, o); err != nil {
 		t.Error(err)
 	}
 }

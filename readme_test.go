@@ -308,6 +308,18 @@ func TestReadmeDebugger(t *testing.T) {
 	}
 }
 
+// The example passes the test that README.md names.
+func TestReadmeTestPlugin(t *testing.T) {
+	dir := t.TempDir()
+	build(t, dir, "./cmd/mailgw", "./examples/roster")
+	if err := os.WriteFile(filepath.Join(dir, "gateway.toml"), []byte(contents(t, "examples/roster/gateway.toml")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out := (shell{dir}).run(t, "./"+inline(t, "`(mailgw test-plugin .*)` does")); !strings.HasSuffix(out, " checks are ok\n") {
+		t.Error(out)
+	}
+}
+
 // The call of backendtest in README.md is that of the example.
 func TestReadmeContract(t *testing.T) {
 	call := inline(t, "`(err := backendtest.*)`")

@@ -18,6 +18,7 @@ const (
 	exitUsage     = 64
 	exitData      = 65
 	exitRefused   = 69
+	exitSoftware  = 70
 	exitSystem    = 71
 	exitTemporary = 75
 	exitSplits    = 76
@@ -30,6 +31,7 @@ const exitCodes = `Exit codes:
   65  send: the message cannot be read, or has a CR without LF;
       passwd: the password cannot be used, or there is no such user
   69  send: a recipient was refused for good
+  70  test-plugin: the plugin breaks a promise
   71  the system refuses something: an address in use, for example
   75  send: a recipient is to be tried again later, no matter what the others got;
       serve: ended at once by a second signal;
@@ -66,7 +68,7 @@ of their own, and tells the client what became of it, for each recipient.
 	root.SetVersionTemplate(versionLine())
 	// Files are offered where a flag names one, and nowhere else.
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
-	root.AddCommand(serveCommand(), reloadCommand(), checkCommand(), pluginCommand(), sendCommand(), passwdCommand(), postfixCommand(), versionCommand())
+	root.AddCommand(serveCommand(), reloadCommand(), checkCommand(), pluginCommand(), testPluginCommand(), sendCommand(), passwdCommand(), postfixCommand(), versionCommand())
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)

@@ -1,0 +1,165 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/BurntSushi/toml"
+	"github.com/spf13/cobra"
+
+	"github.com/mailgw/mailgw/backends/backendtest"
+	"github.com/mailgw/mailgw/gateway"
+	"github.com/mailgw/mailgw/internal/settings"
+	"github.com/mailgw/mailgw/plugins"
+	"github.com/mailgw/mailgw/plugins/plugintest"
+)
+
+// testPluginFlags are the flags of test-plugin.
+type testPluginFlags struct {
+	settings, config, backend string
+	verbose                   bool
+	options                   backendtest.Options
+}
+
+func testPluginCommand() *cobra.Command {
+	var f testPluginFlags
+	cmd := &cobra.Command{
+		Use:   "test-plugin [flags] PROGRAM [ARGUMENT]...",
+		Short: "Test whether a plugin, in any language, keeps the promises of one",
+		Long: `Test-plugin starts a plugin a dozen times, and gives it transactions of many kinds:
+the same recipient twice, large messages, all octets, messages that break off,
+deadlines, many at once; the questions that it announces; and what concerns a
+process: signals, health checks while it is busy, garbage, being killed, its end.
+It prints a line for each check.
+
+PROGRAM is its path, or the name of a plugin that ships. It runs in this directory,
+with an empty environment. Instead of it, --config and --backend name a backend of
+a gateway.toml, with its arguments, environment and settings.
+
+The transactions are real to the plugin: what it does with mail, it does. They are
+for the recipients that are given, and the plugin is to take them (2xx), or to
+leave them to the next backend. The sender is sender@example.net.
+
+Exit codes:
+  0   all is well
+  64  wrong usage
+  70  a check has failed
+  78  gateway.toml has a problem, or the plugin finds one in its settings`,
+		Example: `  mailgw test-plugin ./my-plugin
+  mailgw test-plugin --settings settings.toml --recipient ann@example.org ./my-plugin
+  mailgw test-plugin --config gateway.toml --backend my-plugin`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case (f.backend != "") != cmd.Flags().Changed("config"):
+				return errors.New("--config and --backend belong together")
+			case (f.backend != "") == (len(args) > 0):
+				return errors.New("want a program, or --config and --backend")
+			case f.backend != "" && f.settings != "":
+				return errors.New("--settings is for a program; a backend has its own")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			for _, address := range f.options.Recipients {
+				if err := checkAddress(address); err != nil {
+					return fmt.Errorf("--recipient %s: %w", address, err)
+				}
+			}
+			return testPlugin(cmd.Context(), f, args, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			if len(args) == 0 {
+				return shippedNames(), cobra.ShellCompDirectiveDefault
+			}
+			return nil, cobra.ShellCompDirectiveDefault
+		},
+	}
+	cmd.Flags().SetInterspersed(false) // flags behind PROGRAM are its own
+	configFlag(cmd, &f.config)
+	cmd.Flags().StringVar(&f.backend, "backend", "", "test this backend of the configuration file")
+	cmd.Flags().StringVar(&f.settings, "settings", "", "file with the settings: what would be in [backend.NAME.settings]")
+	cmd.MarkFlagFilename("settings", "toml")
+	cmd.Flags().StringArrayVar(&f.options.Recipients, "recipient", nil, "address that the plugin takes; may be repeated (default one@example.org and two@example.org)")
+	cmd.Flags().BoolVar(&f.options.Final, "final", false, "the plugin decides all recipients: it can be the last of a route")
+	cmd.Flags().BoolVar(&f.options.IgnoresMessage, "ignores-message", false, "the plugin may answer 2xx before it has read the message")
+	cmd.Flags().DurationVar(&f.options.Patience, "patience", 10*time.Second, "how long the plugin may take for anything")
+	cmd.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "print the log on standard error")
+	return cmd
+}
+
+func testPlugin(ctx context.Context, f testPluginFlags, args []string, stdout, stderr io.Writer) error {
+	command, err := f.command(args, stderr)
+	if err != nil {
+		return exitError{exitConfig, err}
+	}
+	checks, failed := 0, 0
+	f.options.Report = func(check string, err error) {
+		checks++
+		if err == nil {
+			fmt.Fprintf(stdout, "ok      %s\n", check)
+			return
+		}
+		failed++
+		fmt.Fprintf(stdout, "FAILED  %s\n", strings.ReplaceAll(err.Error(), "\n", "\n        "))
+	}
+	err = plugintest.Test(ctx, command, f.options)
+	if _, ok := errors.AsType[plugins.SettingsError](err); ok {
+		return exitError{exitConfig, nil}
+	}
+	if err != nil {
+		fmt.Fprintf(stdout, "%d of %d checks have failed\n", failed, checks)
+		return exitError{exitSoftware, nil}
+	}
+	fmt.Fprintf(stdout, "all %d checks are ok\n", checks)
+	return nil
+}
+
+// command says how the plugin is started.
+func (f testPluginFlags) command(args []string, stderr io.Writer) (plugins.Command, error) {
+	log := slog.New(slog.DiscardHandler)
+	if f.verbose {
+		log = newLogger(gateway.LogConfig{Level: "info"}, stderr)
+	}
+	if f.backend != "" {
+		return f.ofBackend(log, stderr)
+	}
+	values := map[string]any{}
+	if f.settings != "" {
+		if _, err := toml.DecodeFile(f.settings, &values); err != nil {
+			return plugins.Command{}, fmt.Errorf("%s: %w", f.settings, err)
+		}
+	}
+	program := gateway.BackendConfig{Plugin: args[0], Args: args[1:], Settings: values}
+	if !strings.Contains(args[0], "/") && !slices.Contains(shippedNames(), args[0]) {
+		return plugins.Command{}, fmt.Errorf("no plugin %q ships; want %s, or the path, with a slash, of a program", args[0], strings.Join(shippedNames(), ", "))
+	}
+	name := filepath.Base(args[0])
+	return pluginOf(&gateway.Config{Backends: map[string]gateway.BackendConfig{name: program}}, name, log), nil
+}
+
+// ofBackend says it of a backend of the configuration.
+func (f testPluginFlags) ofBackend(log *slog.Logger, stderr io.Writer) (plugins.Command, error) {
+	c, problems, err := loadConfig(f.config, stderr)
+	if err != nil {
+		return plugins.Command{}, err
+	}
+	key := settings.Join("backend", f.backend)
+	problems = slices.DeleteFunc(problems, func(p gateway.Problem) bool { return !gateway.Problems{p}.In(key) })
+	b, there := c.Backends[f.backend]
+	switch {
+	case len(problems) > 0:
+		return plugins.Command{}, problems
+	case !there:
+		return plugins.Command{}, fmt.Errorf("%s has no [%s]", f.config, key)
+	case b.Attached() != "":
+		return plugins.Command{}, fmt.Errorf("[%s] is started by hand, and nobody else can start it again", key)
+	}
+	return pluginOf(c, f.backend, log), nil
+}

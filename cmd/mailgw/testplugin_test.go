@@ -1,0 +1,72 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// write makes a file of the test's, and returns its path.
+func write(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestTestPlugin(t *testing.T) {
+	mail := t.TempDir()
+	maildir := write(t, "settings.toml", `path = "`+mail+`/{domain}/{user}"`)
+	bad := write(t, "settings.toml", `paht = "x"`)
+	config := write(t, "gateway.toml", `
+[[listener]]
+name = "lmtp"
+address = "unix:@mailgw-test-plugin"
+protocol = "lmtp"
+routes = { "*" = ["storage"] }
+
+[backend.storage]
+plugin = "maildir"
+settings = { path = "mail/{domain}/{user}" }
+
+[backend.faulty]
+plugin = "maildri"
+
+[backend.attached]
+plugin = "unix:/tmp/socket"
+`)
+	for _, tt := range []struct {
+		args   string
+		code   int
+		stdout string // of which this is the end
+		stderr string
+	}{
+		{"--final maildir --settings " + maildir, exitSoftware, "FAILED  start: ", ""}, // flags behind the program are its own
+		{"--final --settings " + maildir + " maildir", 0, " checks are ok\n", ""},
+		{"--final --config " + config + " --backend storage", 0, " checks are ok\n", ""},
+		{"--final discard", exitSoftware, " checks have failed\n", ""},
+		{"--settings " + bad + " maildir", exitConfig, "ok      nothing is left of it\n", ""},
+		{"--recipient one --final discard", exitUsage, "", "--recipient one: "},
+		{"--settings /nonexistent discard", exitConfig, "", "/nonexistent"},
+		{"discrad", exitConfig, "", `no plugin "discrad" ships`},
+		{"/nonexistent", exitSoftware, "FAILED  start: ", ""},
+		{"--config " + config + " --backend faulty", exitConfig, "", "gateway.toml:13: backend.faulty.plugin: "},
+		{"--config " + config + " --backend nobody", exitConfig, "", "has no [backend.nobody]"},
+		{"--config " + config + " --backend attached", exitConfig, "", "is started by hand"},
+		{"--config " + config, exitUsage, "", "belong together"},
+		{"--config " + config + " --backend storage ./x", exitUsage, "", "want a program, or"},
+		{"", exitUsage, "", "want a program, or"},
+	} {
+		t.Chdir(t.TempDir())
+		stdout, stderr, code := command(t, "", append([]string{"test-plugin"}, strings.Fields(tt.args)...)...)
+		if code != tt.code || !strings.Contains(stdout, tt.stdout) || !strings.Contains(stderr, tt.stderr) {
+			t.Errorf("test-plugin %s: exit code %d, want %d; printed\n%s%s", tt.args, code, tt.code, stdout, stderr)
+		}
+	}
+	if found, _ := filepath.Glob(mail + "/example.org/*/new/*"); len(found) == 0 {
+		t.Error("no mail was delivered")
+	}
+}

@@ -1,0 +1,202 @@
+package plugintest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/backends/backendtest"
+	"github.com/mailgw/mailgw/plugins"
+)
+
+// The test binary is a plugin if it is run as "plugin NAME".
+func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == "plugin" {
+		testPlugins[os.Args[2]]()
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// take takes the message for all recipients.
+func take(ctx context.Context, tx *backends.DataContext) error {
+	if _, err := io.Copy(io.Discard, tx.Body); err != nil {
+		return err
+	}
+	if ctx.Err() == nil {
+		tx.SetAll(backends.Delivered)
+	}
+	return ctx.Err()
+}
+
+type settings struct {
+	Name string `toml:"name"`
+}
+
+func serve(b backends.Backend) {
+	plugins.Serve(settings{}, func(settings) (backends.Backend, error) { return b, nil })
+}
+
+// before serves a plugin that does something before it takes a message.
+func before(f func()) {
+	serve(backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+		f()
+		return take(ctx, tx)
+	}))
+}
+
+// A hanging backend never ends.
+type hanging struct{ backends.Func }
+
+func (hanging) Close() error { select {} }
+
+// testPlugins are programs, most of which break one promise.
+var testPlugins = map[string]func(){
+	"good":      func() { serve(backends.Func(take)) },
+	"no plugin": func() { fmt.Println("hello") },
+	"greets":    func() { fmt.Println("welcome"); serve(backends.Func(take)) },
+	"lives on":  func() { os.Unsetenv("MAILGW_LIFELINE"); serve(backends.Func(take)) },
+	"hangs at its end": func() {
+		serve(hanging{take})
+	},
+	"heeds SIGTERM": func() {
+		signals := make(chan os.Signal, 1)
+		signal.Notify(signals, syscall.SIGTERM)
+		go func() { <-signals; os.Exit(1) }()
+		serve(backends.Func(take))
+	},
+	"leaks files": func() {
+		before(func() {
+			if f, err := os.Open("/dev/null"); err == nil {
+				leaked = append(leaked, f)
+			}
+		})
+	},
+	"leaves a process": func() {
+		before(func() {
+			child := exec.Command("/bin/sleep", "600")
+			child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+			child.Start()
+		})
+	},
+	"one at a time": func() {
+		var mu sync.Mutex
+		serve(backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+			mu.Lock()
+			defer mu.Unlock()
+			return take(ctx, tx)
+		}))
+	},
+	"stops when it is busy": func() {
+		var busy atomic.Int32
+		serve(backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+			defer busy.Add(-1)
+			if busy.Add(1) == 40 {
+				syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+			}
+			return take(ctx, tx)
+		}))
+	},
+	"ends with a client that gives up": func() {
+		serve(backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+			if err := take(ctx, tx); err != nil {
+				os.Exit(3)
+			}
+			return nil
+		}))
+	},
+	"answers anything": func() {
+		// A call of which the plugin reads nothing.
+		serve(backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+			tx.SetAll(backends.NoSuchUser)
+			return nil
+		}))
+	},
+}
+
+var leaked []*os.File
+
+func command(t *testing.T, name string) plugins.Command {
+	t.Helper()
+	return plugins.Command{
+		Name: name, Path: "/proc/self/exe", Args: []string{"plugin", name},
+		Env: map[string]string{"GORACE": "atexit_sleep_ms=0"},
+		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	}
+}
+
+func TestGoodPluginPasses(t *testing.T) {
+	var names []string
+	o := backendtest.Options{Final: true, Report: func(check string, err error) { names = append(names, check) }}
+	if err := Test(t.Context(), command(t, "good"), o); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"start", "one recipient", "all at once", "end with the gateway", "nothing is left of it"} {
+		if !slices.Contains(names, want) {
+			t.Errorf("no check %q in %q", want, names)
+		}
+	}
+}
+
+// Plugins that break one promise each, the check that finds it, and a part of
+// the fault.
+func TestBrokenPromisesAreFound(t *testing.T) {
+	tests := []struct {
+		plugin string
+		check  func(*tester) error
+		fault  string
+	}{
+		{"no plugin", (*tester).testStart, "is it a mailgw plugin?"},
+		{"greets", (*tester).testStart, `the first line on stdout is "welcome"`},
+		{"lives on", (*tester).testLifeline, "it lives on 1s after the end of file of MAILGW_LIFELINE"},
+		{"hangs at its end", (*tester).testStart, "it does not exit within 2s"},
+		{"hangs at its end", (*tester).testDrain, `it ended with "signal: killed"`},
+		{"heeds SIGTERM", (*tester).testSignals, "after SIGTERM, SIGINT and SIGHUP"},
+		{"leaks files", (*tester).testOpenFiles, "100 transactions"},
+		{"one at a time", (*tester).testHealth, "one of 50 transactions"},
+		{"stops when it is busy", (*tester).testHealth, "50 transactions"},
+		{"ends with a client that gives up", (*tester).testGarbage, "exit status 3"},
+		{"answers anything", (*tester).testLaterVersions, "recipient 0: 550"},
+		{"leaves a process", func(t *tester) error { return errors.Join(t.testSignals(), t.testLeftovers()) }, "processes: "},
+	}
+	for _, tt := range tests {
+		t.Run(tt.plugin, func(t *testing.T) {
+			tester := newTester(t.Context(), command(t, tt.plugin), backendtest.Options{Patience: time.Second})
+			t.Cleanup(func() { tester.killAll() })
+			if err := tt.check(tester); err == nil || !strings.Contains(err.Error(), tt.fault) {
+				t.Errorf("got %v\nwant %s", err, tt.fault)
+			}
+		})
+	}
+}
+
+// killAll ends what a plugin has left behind.
+func (t *tester) killAll() {
+	for _, process := range t.processes() {
+		var pid int
+		fmt.Sscan(process, &pid)
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+}
+
+func TestBadSettings(t *testing.T) {
+	c := command(t, "good")
+	c.Settings = map[string]any{"nmae": "x"}
+	err := Test(t.Context(), c, backendtest.Options{})
+	if faults, ok := errors.AsType[plugins.SettingsError](err); !ok || len(faults.Faults) != 1 {
+		t.Errorf("got %v, want a fault of the settings", err)
+	}
+}
