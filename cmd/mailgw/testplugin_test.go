@@ -18,8 +18,6 @@ func write(t *testing.T, name, text string) string {
 }
 
 func TestTestPlugin(t *testing.T) {
-	mail := t.TempDir()
-	maildir := write(t, "settings.toml", `path = "`+mail+`/{domain}/{user}"`)
 	bad := write(t, "settings.toml", `paht = "x"`)
 	config := write(t, "gateway.toml", `
 [[listener]]
@@ -30,7 +28,12 @@ routes = { "*" = ["storage"] }
 
 [backend.storage]
 plugin = "maildir"
+env = { GORACE = "atexit_sleep_ms=0" } # else the race detector waits a second at each exit
 settings = { path = "mail/{domain}/{user}" }
+
+[backend.early]
+plugin = "discard"
+env = { GORACE = "atexit_sleep_ms=0" }
 
 [backend.faulty]
 plugin = "maildri"
@@ -44,16 +47,15 @@ plugin = "unix:/tmp/socket"
 		stdout string // of which this is the end
 		stderr string
 	}{
-		{"--final maildir --settings " + maildir, exitSoftware, "FAILED  start: ", ""}, // flags behind the program are its own
-		{"--final --settings " + maildir + " maildir", 0, " checks are ok\n", ""},
 		{"--final --config " + config + " --backend storage", 0, " checks are ok\n", ""},
-		{"--final discard", exitSoftware, " checks have failed\n", ""},
+		{"--final --config " + config + " --backend early", exitSoftware, " checks have failed\n", ""},
+		{"maildir --settings " + bad, exitSoftware, "FAILED  start: ", ""}, // flags behind the program are its own
 		{"--settings " + bad + " maildir", exitConfig, "ok      nothing is left of it\n", ""},
 		{"--recipient one --final discard", exitUsage, "", "--recipient one: "},
 		{"--settings /nonexistent discard", exitConfig, "", "/nonexistent"},
 		{"discrad", exitConfig, "", `no plugin "discrad" ships`},
 		{"/nonexistent", exitSoftware, "FAILED  start: ", ""},
-		{"--config " + config + " --backend faulty", exitConfig, "", "gateway.toml:13: backend.faulty.plugin: "},
+		{"--config " + config + " --backend faulty", exitConfig, "", "gateway.toml:18: backend.faulty.plugin: "},
 		{"--config " + config + " --backend nobody", exitConfig, "", "has no [backend.nobody]"},
 		{"--config " + config + " --backend attached", exitConfig, "", "is started by hand"},
 		{"--config " + config, exitUsage, "", "belong together"},
@@ -66,7 +68,7 @@ plugin = "unix:/tmp/socket"
 			t.Errorf("test-plugin %s: exit code %d, want %d; printed\n%s%s", tt.args, code, tt.code, stdout, stderr)
 		}
 	}
-	if found, _ := filepath.Glob(mail + "/example.org/*/new/*"); len(found) == 0 {
+	if found, _ := filepath.Glob(filepath.Dir(config) + "/mail/example.org/*/new/*"); len(found) == 0 {
 		t.Error("no mail was delivered")
 	}
 }
