@@ -189,7 +189,7 @@ func (s Settings) servers() (servers []server, err error) {
 			err = errors.New("everybody on the way could read the credentials; want smtps or smtp+starttls")
 		}
 		if err != nil {
-			faults = append(faults, fault(fmt.Sprintf("targets[%d]", i), "%q: %w", text, err))
+			faults = append(faults, fault(fmt.Sprintf("targets[%d]", i), "%q: %w", redacted(text), err))
 		}
 		servers = append(servers, server)
 	}

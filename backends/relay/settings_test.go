@@ -50,6 +50,9 @@ func TestSettings(t *testing.T) {
 		}, nil},
 		{"credentials in the clear", func(s *Settings) { s.Targets, s.CredentialsFile = []string{"lmtp://a.example"}, secret }, []string{
 			`targets[0]: "lmtp://a.example": everybody on the way could read the credentials; want smtps or smtp+starttls`}},
+		{"credentials in the URL", func(s *Settings) { s.Targets = []string{"smtps://user:secret@a.example", "smtp://user:%zz@b"} }, []string{
+			`targets[0]: "smtps://***@a.example": a user and a password belong in credentials_file`,
+			`targets[1]: "smtp://***@b": invalid URL escape "%zz"`}},
 		{"credentials for all to read", func(s *Settings) { s.Targets, s.CredentialsFile = []string{"smtps://a.example"}, open }, []string{
 			"credentials_file: " + open + ": mode 0604 lets everybody at the password; want chmod o= " + open}},
 		{"no password", func(s *Settings) { s.Targets, s.CredentialsFile = []string{"smtps://a.example"}, short }, []string{

@@ -83,6 +83,16 @@ func parseURL(text string) (server, error) {
 	return s, nil
 }
 
+// redacted returns a URL, which may have faults, without the user and the password
+// that somebody has put into it in spite of all: the fault goes to a log.
+func redacted(text string) string {
+	scheme, rest, _ := strings.Cut(text, "://")
+	if at := strings.LastIndexByte(rest, '@'); at >= 0 {
+		return scheme + "://***" + rest[at:]
+	}
+	return text
+}
+
 // socketPath returns the path of a unix socket, which may be relative to the
 // directory of gateway.toml, or the @NAME of one that is in no directory.
 func socketPath(u *url.URL) string {
