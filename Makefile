@@ -1,9 +1,10 @@
-# Targets for people: run, test, check, generate, fuzz, bench.
+# Targets for people: run, test, check, generate, fuzz, bench, chaos.
 
 GO ?= go
 FUZZTIME ?= 30s
+CHAOSTIME ?= 5m
 
-.PHONY: all build run test peers check generate fuzz bench clean
+.PHONY: all build run test peers check generate fuzz bench chaos clean
 all: build
 
 # The gateway, as bin/mailgw.
@@ -51,6 +52,10 @@ fuzz:
 # Messages a second and CPU per message, beside Postfix's smtp-sink.
 bench: build peers
 	$(GO) run ./internal/bench
+
+# Send mail for CHAOSTIME while everything fails, and see that nothing is lost.
+chaos: peers
+	$(GO) test -race -count=1 -v -timeout 24h -run '^TestChaos$$' ./internal/peers -chaos $(CHAOSTIME)
 
 clean:
 	rm -rf bin var

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A client sends messages as they are, octet for octet. It speaks LMTP on
@@ -19,9 +20,17 @@ type client struct {
 }
 
 func connect(network, address string) (*client, error) {
-	socket, err := net.Dial(network, address)
+	return connectWithin(network, address, 0)
+}
+
+// connectWithin connects for a while, and for ever without one.
+func connectWithin(network, address string, d time.Duration) (*client, error) {
+	socket, err := net.DialTimeout(network, address, d)
 	if err != nil {
 		return nil, err
+	}
+	if d > 0 {
+		socket.SetDeadline(time.Now().Add(d))
 	}
 	c := &client{textproto.NewConn(socket), network == "unix"}
 	if err := c.greet(); err != nil {

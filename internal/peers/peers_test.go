@@ -10,8 +10,13 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == "witness" {
-		serveWitness()
+	if len(os.Args) == 2 {
+		switch os.Args[1] {
+		case "witness":
+			serveWitness()
+		case "trouble":
+			serveTrouble()
+		}
 	}
 	gatewaytest.Main(m)
 }
