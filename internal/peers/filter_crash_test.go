@@ -13,7 +13,7 @@ import (
 
 const (
 	loopFlow = 300 // messages to each recipient
-	strikes  = 6
+	strikes  = 4
 )
 
 // Postfix does not wait for long after a failure, of others or its own.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -66,15 +67,20 @@ func newPostfix(t *testing.T) *postfix {
 	return p
 }
 
-// freeAddress returns an address that nobody listens on now.
+// freeAddress returns an address that nobody listens on now. No connection takes
+// its port by itself (ip_local_port_range in tcp(7)), so that it is still free when
+// a Postfix that was killed is started again.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		address := fmt.Sprintf("127.0.0.1:%d", 12000+rand.IntN(20000))
+		if listener, err := net.Listen("tcp", address); err == nil {
+			listener.Close()
+			return address
+		}
 	}
-	defer listener.Close()
-	return listener.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 // start starts Postfix with more lines for main.cf, and stops it at the end
