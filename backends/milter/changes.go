@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -168,6 +169,9 @@ func (c *changes) editMessage() error {
 }
 
 func (c *changes) editRecipients(ctx context.Context) error {
+	if err := c.replace(); err != nil {
+		return err
+	}
 	if c.quarantined {
 		slog.InfoContext(ctx, "quarantined", "route", c.route, "reason", c.reason)
 		return c.quarantine()
@@ -178,6 +182,29 @@ func (c *changes) editRecipients(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// replace sends a recipient that is deleted on to those that are added, whose answer
+// it has then: a milter that rewrites an address adds one and deletes the other, and
+// whoever loses the message for it must not hear of a success that there is not.
+// Those that are added with parameters of their own cannot be had so.
+func (c *changes) replace() error {
+	var addresses []string
+	var others []backends.Recipient
+	for _, to := range c.added {
+		if len(to.Params) > 0 && !c.quarantined {
+			others = append(others, to)
+		} else {
+			addresses = append(addresses, to.Address)
+		}
+	}
+	if len(c.deleted) == 0 || len(addresses) == 0 {
+		return nil
+	}
+	first := slices.Min(slices.Collect(maps.Keys(c.deleted)))
+	delete(c.deleted, first)
+	c.added = others
+	return c.tx.Redirect(first, addresses...)
 }
 
 // quarantine diverts all recipients. Those that are added have no route of their
@@ -200,9 +227,6 @@ func (c *changes) quarantine() error {
 			}
 			c.added = nil
 		}
-	}
-	if len(c.added) > 0 {
-		return errors.New("the milter quarantines a message, and of its recipients none is left")
 	}
 	return nil
 }

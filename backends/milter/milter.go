@@ -14,7 +14,8 @@
 //     that, for one recipient after RCPT, for all of them else. Shutdown and the
 //     failure of the connection are 451 4.7.1.
 //   - discard is 250, and the message goes nowhere. A recipient that the milter
-//     deletes has 250, too.
+//     deletes has 250, too, but if it adds others, one of those who are deleted
+//     has their answer.
 //   - quarantine diverts to the route that the settings name. Without one it is
 //     not offered to the milter.
 //
