@@ -29,7 +29,7 @@ func parseClients(list []string) (c clients, err error) {
 		if addr, notAddr := netip.ParseAddr(text); notAddr == nil {
 			network, err = addr.Prefix(addr.BitLen())
 		}
-		if err != nil {
+		if err != nil || network.Addr().Is4In6() { // which no client has
 			return c, fmt.Errorf(`%q, want an address, a network such as 192.0.2.0/24, "local" or "all"`, text)
 		}
 		c.networks = append(c.networks, network)
