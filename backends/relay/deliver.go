@@ -16,10 +16,8 @@ import (
 // got anything of the message. It decides all recipients, unless the message
 // cannot be read.
 func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
-	var (
-		tried []*target
-		last  untouched
-	)
+	var tried []*target
+	answers := make([]backends.Status, len(tx.Envelope.Recipients)) // if no target takes the message
 	for t := b.choose(tried, time.Now()); t != nil; t = b.choose(tried, time.Now()) {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -31,14 +29,11 @@ func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 		if !again {
 			return err
 		}
-		if !last.status.Temporary() { // one that could not be asked may be able to take it
-			last = next
-		}
+		next.join(answers)
 	}
-	for _, r := range last.refused {
-		tx.SetStatus(r.recipient, r.status)
+	for i, s := range answers {
+		tx.SetStatus(i, s)
 	}
-	tx.SetAll(last.status)
 	return nil
 }
 
@@ -55,6 +50,21 @@ type refusal struct {
 }
 
 func (u untouched) Error() string { return u.status.Error() }
+
+// join gives the recipients these answers but where they have one that is not for
+// good: that target may take the message some other time.
+func (u untouched) join(answers []backends.Status) {
+	if u.refused == nil {
+		for i := range answers {
+			u.refused = append(u.refused, refusal{i, u.status})
+		}
+	}
+	for _, r := range u.refused {
+		if !answers[r.recipient].Temporary() {
+			answers[r.recipient] = r.status
+		}
+	}
+}
 
 // A delivery is an attempt to hand a message to one target.
 type delivery struct {

@@ -124,6 +124,28 @@ func TestTargetThatCannot(t *testing.T) {
 	}
 }
 
+// What one target cannot take now is not refused for good because another can never
+// take it; each recipient for itself.
+func TestNoTargetTakesRecipient(t *testing.T) {
+	logTo(t, &witness{})
+	old := fake(t, answers(nil))
+	small := fake(t, answers(map[string]string{"EHLO": "250-mx.example.org\r\n250-DSN\r\n250-SMTPUTF8\r\n250 SIZE 10"}))
+	for _, targets := range [][]string{{old, small}, {small, old}} {
+		tx := newTransaction()
+		tx.Envelope.Recipients = []backends.Recipient{
+			{Address: "bob@example.org", Params: backends.Params{"NOTIFY=SUCCESS"}},
+			{Address: "bób@example.org"},
+		}
+		run(t, newRelay(t, to(targets...)), tx, "Subject: one\r\n\r\n", &witness{})
+		if got := tx.Status(0); got != noSuccess {
+			t.Errorf("of DSN: got %v", got)
+		}
+		if got := tx.Status(1); !got.Permanent() {
+			t.Errorf("of SMTPUTF8: got %v", got)
+		}
+	}
+}
+
 // A target that rests is left alone, unless there is no other.
 func TestRestingTarget(t *testing.T) {
 	logTo(t, &witness{})
