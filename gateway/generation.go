@@ -153,8 +153,8 @@ func (g *generation) open() error {
 
 // Reload puts another configuration, with its backends, in the place of the
 // one at hand. Sessions go on: each moves to the new configuration before its
-// next transaction, unless its listener is gone or has another protocol. left
-// is closed when none is with the old one any more, so that the backends that
+// next transaction, unless its listener is gone, or has another protocol or wants
+// TLS or certificates that it did not want of this session. left is closed when none is with the old one any more, so that the backends that
 // are not in use again can be closed. After an error nothing has changed, but
 // for the mode and owner of sockets.
 func (s *Server) Reload(c *Config, all map[string]backends.Backend, log *slog.Logger) (left <-chan struct{}, err error) {
@@ -216,7 +216,7 @@ func (g *generation) has(p *port) bool {
 // generation.
 func (c *conn) renew() {
 	before, next := c.listener, c.port.listener.Load()
-	if next == before || next.Protocol != before.Protocol || !next.gen.enter() {
+	if next == before || !next.admits(c) || !next.gen.enter() {
 		return
 	}
 	c.listener = next
@@ -227,4 +227,17 @@ func (c *conn) renew() {
 		c.xforward = nil
 	}
 	c.nameLog()
+}
+
+// admits reports whether a session could have come about with l: it speaks the
+// protocol, and has shown of itself what TLS is to make sure of.
+func (l *listener) admits(c *conn) bool {
+	now, then := l.TLS, c.listener.TLS
+	switch {
+	case l.Protocol != c.Protocol:
+		return false
+	case c.session.TLS == nil:
+		return now.Mode != "implicit"
+	}
+	return now.ClientCertificates == then.ClientCertificates && now.ClientCA == then.ClientCA
 }

@@ -269,6 +269,32 @@ func TestReloadForgetsXForward(t *testing.T) {
 	}
 }
 
+// Where the new configuration lets nobody in without TLS or a certificate, those who
+// are in stay with the old one.
+func TestReloadLetsNobodyIn(t *testing.T) {
+	ca := newIssuer(t)
+	file := ca.file(t, t.TempDir(), "mx.example")
+	tls := func(mode, certificates string) string {
+		return "a protocol = 'lmtp'; tls.mode = '" + mode + "'; tls.certificates = ['" + file + "']; tls.client_certificates = '" + certificates + "'"
+	}
+	s := newReloadable(t, "old", tls("starttls", "ignore"))
+	inClear, secured := s.dial(t, "a"), s.dial(t, "a")
+	secured.ask(t, "LHLO x", "STARTTLS")
+	secured, err := secured.secure(t, ca.client("mx.example"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct{ backend, listeners, inClear, secured string }{
+		{"new", tls("starttls", "require"), "new", "old"}, // in clear is not in, if require_tls says so
+		{"newer", tls("implicit", "ignore"), "new", "newer"},
+		{"newest", tls("starttls", "ignore"), "newest", "newest"},
+	} {
+		s.reload(t, step.backend, step.listeners)
+		got := []string{inClear.send(t, 0), secured.send(t, 0)}
+		wantReplies(t, got, "250 2.0.0 <a@x.example> by "+step.inClear+" of a (ID)", "250 2.0.0 <a@x.example> by "+step.secured+" of a (ID)")
+	}
+}
+
 // Listeners whose ports the system has chosen keep them, each its own.
 func TestReloadKeepsChosenPorts(t *testing.T) {
 	const listeners = "a protocol = 'lmtp'; address = 'tcp:127.0.0.1:0'\nb protocol = 'lmtp'; address = 'tcp:127.0.0.1:0'"
