@@ -41,14 +41,19 @@ func newSuspects() *suspects {
 }
 
 // note notes what a message has done: of all its fingerprints those are suspects
-// with which the process has crashed, the others are not. output are the last
-// lines of the process.
-func (s *suspects) note(all, crashed []fingerprint, output []string) {
+// with which the process has crashed, the others are not. Several that are equal
+// may have been under way, so that crashes are counted only if it was alone. output
+// are the last lines of the process.
+func (s *suspects) note(all, crashed []fingerprint, alone bool, output []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next := map[fingerprint]suspect{}
 	for _, f := range crashed {
-		next[f] = suspect{s.known[f].crashes + 1, output}
+		n := s.known[f].crashes
+		if alone || n == 0 {
+			n++
+		}
+		next[f] = suspect{n, output}
 	}
 	for _, f := range all {
 		delete(s.known, f)
@@ -173,7 +178,7 @@ func (d *delivery) judge(backend *namedBackend, b *branch, tx *backends.DataCont
 			}
 		}
 	}
-	backend.suspects.note(all, suspects, output)
+	backend.suspects.note(all, suspects, was != nil, output)
 	return err
 }
 

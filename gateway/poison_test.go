@@ -118,6 +118,28 @@ func TestSuspectsAmongOthers(t *testing.T) {
 	}
 }
 
+// A crash is one crash, however many equal messages were under way.
+func TestOneCrashOfManyEqual(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		crash := make(chan struct{})
+		s := chainServer(t, backends.Func(func(context.Context, *backends.DataContext) error {
+			<-crash
+			return &backends.CrashError{Err: errors.New("it has ended")}
+		}))
+		for range 5 {
+			begin(t, s, "to:poison@x.example")
+		}
+		synctest.Wait()
+		close(crash)
+		synctest.Wait()
+		for _, known := range s.backends["backend0"].suspects.known {
+			if known.crashes != 1 {
+				t.Errorf("%d crashes", known.crashes)
+			}
+		}
+	})
+}
+
 // unisolated is a fragile backend of which no instance of its own can be had.
 type unisolated struct {
 	fragile
@@ -162,7 +184,7 @@ func TestSuspectsAreBounded(t *testing.T) {
 	s := newSuspects()
 	for i := range 2*maxSuspects + 1 {
 		f := []fingerprint{{byte(i), byte(i >> 8)}}
-		s.note(f, f, nil)
+		s.note(f, f, false, nil)
 	}
 	if len(s.known) != maxSuspects || len(s.order) != maxSuspects {
 		t.Errorf("%d suspects, %d in order", len(s.known), len(s.order))
