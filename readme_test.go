@@ -242,6 +242,9 @@ func TestReadmeConfigurations(t *testing.T) {
 		"/var/spool/postfix/mailgw", dir,
 		"/var/vmail", dir+"/mail",
 		"/etc/mailgw", dir,
+		// Users that this machine has not.
+		`user = "mailgw"`, fmt.Sprintf("user = \"%d\"", os.Getuid()),
+		`user = "my-filter"`, fmt.Sprintf("user = \"%d\"", os.Getuid()),
 		"uid:postfix", fmt.Sprintf("uid:%d", os.Getuid()), // TestReadmeService has the user
 	)
 	passwd := (shell{dir}).command("./" + elsewhere.Replace(passwdCommand(t)))

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/mailgw/mailgw/internal/settings"
@@ -15,6 +16,8 @@ import (
 // of its keys. Load returns one that was checked.
 type Config struct {
 	Hostname        string                   `toml:"hostname"`
+	User            string                   `toml:"user"`  // that serve runs as
+	Group           string                   `toml:"group"` // of that user
 	ShutdownTimeout time.Duration            `toml:"shutdown_timeout"`
 	PluginDirectory string                   `toml:"plugin_directory"`
 	Log             LogConfig                `toml:"log"`
@@ -22,6 +25,10 @@ type Config struct {
 	Listeners       []ListenerConfig         `toml:"listener"`
 	Backends        map[string]BackendConfig `toml:"backend"`
 	NamedRoutes     map[string][]string      `toml:"named_routes"` // name to backends
+
+	// Credential is what Load made of User and Group. nil: as mailgw was
+	// started.
+	Credential *syscall.Credential
 
 	// Dir is the directory of the file. Relative paths in the file begin
 	// there; those above are absolute already.
@@ -163,6 +170,7 @@ type BackendConfig struct {
 	Plugin                   string            `toml:"plugin"` // a name that ships, the path of a program, or unix:PATH
 	Args                     []string          `toml:"args"`
 	Env                      map[string]string `toml:"env"`
+	Checksum                 string            `toml:"checksum"` // of the program, sha256:HEX
 	Timeout                  time.Duration     `toml:"timeout"`
 	OnFailure                string            `toml:"on_failure"`     // tempfail, pass, reject
 	PoisonCrashes            int               `toml:"poison_crashes"` // 0: never mind
@@ -170,7 +178,27 @@ type BackendConfig struct {
 	ShadowOf                 string            `toml:"shadow_of"`      // a backend
 	ShadowShare              float64           `toml:"shadow_share"`   // percent
 	RecipientsPerTransaction int               `toml:"recipients_per_transaction"`
+	Transactions             int               `toml:"transactions"` // under way
+	Sandbox                  SandboxConfig     `toml:"sandbox"`
 	Settings                 map[string]any    `toml:"settings"`
+}
+
+// A SandboxConfig is what a plugin is kept in. Zero limits are none.
+type SandboxConfig struct {
+	User            string        `toml:"user"`
+	Group           string        `toml:"group"`
+	Directory       string        `toml:"directory"`
+	Memory          settings.Size `toml:"memory"`
+	OpenFiles       int           `toml:"open_files"`
+	Processes       int           `toml:"processes"`
+	CPU             time.Duration `toml:"cpu"`
+	ReadPaths       []string      `toml:"read_paths"`
+	WritePaths      []string      `toml:"write_paths"`
+	NoNewPrivileges bool          `toml:"no_new_privileges"`
+	BestEffort      bool          `toml:"best_effort"`
+
+	// Credential is what Load made of User and Group. nil: as mailgw.
+	Credential *syscall.Credential
 }
 
 const attachedPrefix = "unix:"
@@ -228,4 +256,5 @@ func (b *BackendConfig) SetDefaults() {
 	b.OnFailure = "tempfail"
 	b.PoisonCrashes = 3
 	b.ShadowShare = 100
+	b.Sandbox = SandboxConfig{ReadPaths: []string{"/"}, WritePaths: []string{"/"}, NoNewPrivileges: true}
 }

@@ -37,6 +37,7 @@ func (v *validation) fault(key, format string, args ...any) {
 
 func (v *validation) config() {
 	v.hostname()
+	v.identity()
 	if v.ShutdownTimeout < 0 {
 		v.fault("shutdown_timeout", "%v is negative", v.ShutdownTimeout)
 	}
@@ -177,11 +178,12 @@ func (v *validation) backend(key, name string, b BackendConfig) BackendConfig {
 			v.fault(settings.Join(key+".env", name), "%q is no name of a variable", name)
 		}
 	}
+	v.program(key, &b)
 	if b.Timeout <= 0 {
 		v.fault(key+".timeout", "%v is not above zero", b.Timeout)
 	}
 	v.oneOf(key+".on_failure", b.OnFailure, "tempfail", "pass", "reject")
-	v.notNegative(key, map[string]int{"recipients_per_transaction": b.RecipientsPerTransaction, "poison_crashes": b.PoisonCrashes})
+	v.notNegative(key, map[string]int{"recipients_per_transaction": b.RecipientsPerTransaction, "transactions": b.Transactions, "poison_crashes": b.PoisonCrashes})
 	if b.ShadowOf != "" {
 		v.known(key+".shadow_of", b.ShadowOf, nil)
 		if slices.Contains(v.inRoutes(), name) {

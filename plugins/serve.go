@@ -48,7 +48,7 @@ import (
 // A panic in Deliver or in a question is an error of it alone. SIGTERM, SIGINT
 // and SIGHUP are ignored, because the gateway decides when a plugin ends.
 //
-// The working directory is that of gateway.toml. The environment is empty but
+// The working directory is that of gateway.toml, or of the backend's sandbox. The environment is empty but
 // for what the backend's env in gateway.toml gives, and some variables of the
 // protocol.
 func Serve[S any](defaults S, open func(S) (backends.Backend, error)) {

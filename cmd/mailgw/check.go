@@ -26,7 +26,8 @@ func checkCommand() *cobra.Command {
 the listeners, with the limits that hold, their routes, the pattern that decides
 first at the top, and the backends. It opens no listener, and may run beside the
 gateway. What files and sockets the user may use decides too: run it as the user
-that serve runs as.
+that serve is started as. If that is root, it becomes the user of the configuration,
+as serve does.
 
 All problems are printed at once on standard error, each with its file, line and
 key, those too that plugins find in their settings. What depends on others comes
@@ -170,6 +171,7 @@ func printAccess(w io.Writer, who string, a gateway.AccessConfig) {
 func printBackend(w io.Writer, name string, b gateway.BackendConfig, h *plugins.Host) {
 	fmt.Fprintf(w, "backend %s: %s\n", name, describe(b))
 	fmt.Fprintf(w, "  starts, settings accepted, timeout %v, on_failure %s, recipients_per_transaction %s\n", b.Timeout, b.OnFailure, limit(b.RecipientsPerTransaction))
+	printSandbox(w, b)
 	fmt.Fprintf(w, "  can do %s; may edit %v\n", capabilities(h.Capabilities()), h.MayEdit())
 	if b.ShadowOf != "" {
 		fmt.Fprintf(w, "  shadow of %s, for %g%% of its mail\n", b.ShadowOf, b.ShadowShare)
@@ -182,6 +184,34 @@ func printBackend(w io.Writer, name string, b gateway.BackendConfig, h *plugins.
 	}
 	if answers != nil {
 		fmt.Fprintf(w, "  answers questions about %s\n", strings.Join(answers, ", "))
+	}
+}
+
+// printSandbox prints what the plugin is kept in, as far as there is something.
+func printSandbox(w io.Writer, b gateway.BackendConfig) {
+	var words []string
+	add := func(there bool, format string, args ...any) {
+		if there {
+			words = append(words, fmt.Sprintf(format, args...))
+		}
+	}
+	s := b.Sandbox
+	add(b.Checksum != "", "program %s", b.Checksum)
+	add(b.Transactions > 0, "transactions %d", b.Transactions)
+	if user := s.Credential; user != nil {
+		add(true, "uid %d, gid %d", user.Uid, user.Gid)
+	}
+	add(s.Directory != "", "directory %s", s.Directory)
+	add(s.Memory > 0, "memory %v", s.Memory)
+	add(s.OpenFiles > 0, "open_files %d", s.OpenFiles)
+	add(s.Processes > 0, "processes %d", s.Processes)
+	add(s.CPU > 0, "cpu %v", s.CPU)
+	add(s.Confined(), "reads %s", cmp.Or(strings.Join(s.ReadPaths, " "), "nothing more"))
+	add(s.Confined(), "writes %s", cmp.Or(strings.Join(s.WritePaths, " "), "nothing"))
+	add(!s.NoNewPrivileges, "may gain privileges")
+	add(s.BestEffort, "as far as possible")
+	if words != nil {
+		fmt.Fprintf(w, "  sandbox: %s\n", strings.Join(words, "; "))
 	}
 }
 

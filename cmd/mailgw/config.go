@@ -30,6 +30,9 @@ func loadConfig(path string, stderr io.Writer) (*gateway.Config, gateway.Problem
 	c, err := gateway.Load(path, shippedNames())
 	problems, ok := errors.AsType[gateway.Problems](err)
 	if err == nil || ok {
+		if err := becomeUser(c); err != nil {
+			return nil, nil, err
+		}
 		err = os.Chdir(c.Dir)
 	}
 	if path == defaultConfig && errors.Is(err, fs.ErrNotExist) {

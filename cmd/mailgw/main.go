@@ -68,7 +68,7 @@ of their own, and tells the client what became of it, for each recipient.
 	root.SetVersionTemplate(versionLine())
 	// Files are offered where a flag names one, and nowhere else.
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
-	root.AddCommand(serveCommand(), reloadCommand(), checkCommand(), pluginCommand(), testPluginCommand(), sendCommand(), passwdCommand(), postfixCommand(), versionCommand())
+	root.AddCommand(serveCommand(), reloadCommand(), checkCommand(), pluginCommand(), testPluginCommand(), sendCommand(), passwdCommand(), postfixCommand(), versionCommand(), launchCommand())
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)

@@ -178,10 +178,23 @@ func pluginOf(c *gateway.Config, name string, log *slog.Logger) plugins.Command 
 	if slices.Contains(shippedNames(), b.Plugin) {
 		path, args = "/proc/self/exe", append([]string{"plugin", b.Plugin}, b.Args...)
 	}
+	checksum, _ := b.SHA256() // Load has checked it
 	return plugins.Command{
-		Name: name, Path: path, Args: args, Env: b.Env, Attach: b.Attached(),
-		Directory: c.PluginDirectory, Settings: b.Settings, Log: log,
+		Name: name, Path: path, Args: args, Env: b.Env, Attach: b.Attached(), Checksum: checksum,
+		Directory: c.PluginDirectory, Settings: b.Settings, Transactions: b.Transactions, Log: log, Sandbox: sandboxOf(b.Sandbox),
 	}
+}
+
+func sandboxOf(s gateway.SandboxConfig) plugins.Sandbox {
+	sandbox := plugins.Sandbox{
+		User: s.Credential, Directory: s.Directory,
+		Memory: uint64(s.Memory), OpenFiles: uint64(s.OpenFiles), Processes: uint64(s.Processes), CPU: s.CPU,
+		NewPrivileges: !s.NoNewPrivileges, BestEffort: s.BestEffort,
+	}
+	if s.Confined() {
+		sandbox.Files = &plugins.Files{Read: s.ReadPaths, Write: s.WritePaths}
+	}
+	return sandbox
 }
 
 // startProblems gives the faults that a plugin found in its settings their

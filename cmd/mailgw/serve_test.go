@@ -96,7 +96,14 @@ type gatewayProcess struct {
 // startGateway starts the gateway and waits until it is ready.
 func startGateway(t *testing.T, text string) *gatewayProcess {
 	t.Helper()
+	return startGatewayIn(t, text, func(string) {})
+}
+
+// startGatewayIn starts it in a directory that was prepared.
+func startGatewayIn(t *testing.T, text string, prepare func(dir string)) *gatewayProcess {
+	t.Helper()
 	dir, file := configure(t, text)
+	prepare(dir)
 	// As a script does in its background, with SIGINT ignored.
 	serve := program(t, "serve", "--hints", "--config", file)
 	cmd := exec.Command("sh", append([]string{"-c", `trap "" INT; exec "$0" "$@"`}, serve.Args...)...)
