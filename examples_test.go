@@ -1,6 +1,8 @@
 package mailgw
 
 import (
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -47,26 +49,58 @@ func TestExamples(t *testing.T) {
 			if strings.HasSuffix(sh.dir, "-python") {
 				needPython(t)
 			}
-			var out strings.Builder
-			for line := range strings.Lines(contents(t, readme)) {
-				if strings.HasPrefix(line, "```") {
-					t.Error("this test runs what is indented, not what is fenced")
-				}
-				line, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "    ")
-				if !ok {
-					continue
-				}
-				if strings.HasSuffix(line, "mailgw serve") {
-					sh.background(t, line, example.address)
-				} else {
-					out.WriteString(sh.run(t, line))
-				}
+			sh.follow(t, readme, example.address, example.want)
+		})
+	}
+}
+
+// follow types the commands of a README. mailgw serve answers at the address.
+// What the others print has want in it.
+func (s shell) follow(t *testing.T, readme, address string, want []string) {
+	t.Helper()
+	var out strings.Builder
+	for line := range strings.Lines(contents(t, readme)) {
+		if strings.HasPrefix(line, "```") {
+			t.Error("this test runs what is indented, not what is fenced")
+		}
+		line, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "    ")
+		if !ok {
+			continue
+		}
+		if strings.HasSuffix(line, "mailgw serve") {
+			s.background(t, line, address)
+		} else {
+			out.WriteString(s.run(t, line))
+		}
+	}
+	for _, w := range want {
+		if !strings.Contains(out.String(), w) {
+			t.Errorf("no %q in\n%s", w, out.String())
+		}
+	}
+}
+
+// A new plugin works, and does what its README says.
+func TestNewPlugin(t *testing.T) {
+	bin := t.TempDir()
+	build(t, bin, "./cmd/mailgw")
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	sources, err := filepath.Abs(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for language, tested := range map[string]string{"go": "\nok  \texample.org/my-plugin", "python": "\nOK\n"} {
+		t.Run(language, func(t *testing.T) {
+			if language == "python" {
+				needPython(t)
 			}
-			for _, want := range example.want {
-				if !strings.Contains(out.String(), want) {
-					t.Errorf("no %q in\n%s", want, out.String())
-				}
+			dir := filepath.Join(t.TempDir(), "my-plugin")
+			if out, err := exec.Command(bin+"/mailgw", "new-plugin", "--lang", language, "--mailgw", sources, dir).CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, out)
 			}
+			shell{dir}.follow(t, dir+"/README.md", "unix:lmtp.sock", []string{
+				tested, "\nall ", " checks are ok\n", "ann@example.org  250 2.0.0", "bob@example.org  550 5.1.1", ":X-Example: seen",
+			})
 		})
 	}
 }

@@ -68,7 +68,8 @@ of their own, and tells the client what became of it, for each recipient.
 	root.SetVersionTemplate(versionLine())
 	// Files are offered where a flag names one, and nowhere else.
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
-	root.AddCommand(serveCommand(), reloadCommand(), checkCommand(), pluginCommand(), testPluginCommand(), sendCommand(), passwdCommand(), postfixCommand(), versionCommand(), launchCommand())
+	root.AddCommand(serveCommand(), reloadCommand(), checkCommand(), pluginCommand(), newPluginCommand(), testPluginCommand(),
+		sendCommand(), passwdCommand(), postfixCommand(), versionCommand(), launchCommand())
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)

@@ -49,7 +49,7 @@ func TestHelp(t *testing.T) {
 	if code != 0 || !strings.Contains(help, exitCodes) {
 		t.Errorf("exit code %d, help\n%s", code, help)
 	}
-	for _, name := range []string{"serve", "check", "plugin", "test-plugin", "send", "passwd", "postfix", "version", "completion"} {
+	for _, name := range []string{"serve", "check", "plugin", "new-plugin", "test-plugin", "send", "passwd", "postfix", "version", "completion"} {
 		if !strings.Contains(help, "\n  "+name+" ") {
 			t.Errorf("%s is not in\n%s", name, help)
 		}
@@ -58,7 +58,7 @@ func TestHelp(t *testing.T) {
 			t.Errorf("%s --help: exit code %d\n%s", name, code, usage)
 		}
 	}
-	for _, name := range []string{"serve", "check", "test-plugin", "send", "passwd", "postfix"} {
+	for _, name := range []string{"serve", "check", "new-plugin", "test-plugin", "send", "passwd", "postfix"} {
 		usage, _, _ := command(t, "", name, "--help")
 		for _, want := range []string{"\nExamples:\n", "\nExit codes:\n  0 ", "\n  64  wrong usage\n"} {
 			if !strings.Contains(usage, want) {
