@@ -476,3 +476,40 @@ func TestPythonStartedByHand(t *testing.T) {
 		t.Errorf("got %v and\n%s", err, out)
 	}
 }
+
+// A debugger can be attached to a plugin in Python, too. Gateways come and go.
+func TestPythonStartedByHandIsAttached(t *testing.T) {
+	socket, closed := socketPath(t), filepath.Join(t.TempDir(), "closed")
+	c := python(t, newGatewayLog())
+	p := &byHand{program(t, c), &signalled{waits: make(chan struct{})}}
+	p.Env = []string{"MAILGW_ATTACH=" + socket, "PYTHONPATH=python", "PYTHONDONTWRITEBYTECODE=1"}
+	p.Stderr = p.stderr
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.end(syscall.SIGKILL) })
+	within(t, "the plugin", func() { <-p.stderr.waits })
+	if info, err := os.Stat(socket); err != nil || info.Mode().Perm()&0o077 != 0 {
+		t.Errorf("got a socket of mode %v, %v", info.Mode(), err)
+	}
+	for count := range 3 {
+		attach, _ := attachment(socket)
+		attach.Settings = map[string]any{"count": count, "note": closed}
+		h, err := startHost(t, t.Context(), attach, defaultTimes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := backends.StatusOf(deliver(t.Context(), h, message("", "settings are")).err).Text; !strings.Contains(got, fmt.Sprintf("count=%d", count)) {
+			t.Errorf("got %s, want count=%d", got, count)
+		}
+		if err := closeHost(t, t.Context(), h); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := p.end(syscall.SIGINT); err != nil {
+		t.Errorf("the plugin ended with %v", err)
+	}
+	if text, _ := os.ReadFile(closed); string(text) != "closed" {
+		t.Error("the backend was not closed")
+	}
+}

@@ -621,7 +621,7 @@ class _Decoder:
     def structure(self, path: str, given: dict[str, Any], into: type[T]) -> T | None:
         before = len(self.faults)
         hints = typing.get_type_hints(into)
-        known = {f.name: f for f in dataclasses.fields(into)}  # type: ignore[arg-type]
+        known = {f.name: f for f in dataclasses.fields(into)}
         values = {}
         for name, f in known.items():
             if name in given:
@@ -717,24 +717,31 @@ def serve(settings: type[S], make: Callable[[S], Backend]) -> NoReturn:
     The functions of the module logging write into the gateway's log, with the attribute tx or
     session in the thread that deliver or a question was called in. What is printed is logged,
     too. SIGTERM, SIGINT and SIGHUP do nothing: the gateway decides when a plugin ends.
+
+    With MAILGW_ATTACH=PATH in its environment a plugin can be started by hand, under a debugger
+    for instance. It logs to its terminal then, and SIGINT and SIGTERM end it. Each gateway that
+    attaches configures it anew.
     """
-    if os.environ.get("MAILGW_PLUGIN") != _COOKIE:
+    plugin = _Plugin(settings, make)
+    if os.environ.get("MAILGW_PLUGIN") == _COOKIE:
+        path = os.path.join(os.environ["PLUGIN_UNIX_SOCKET_DIR"], "plugin")
+        _obey_gateway()
+        greeting, out = f"1|1|unix|{path}|grpc\n", sys.stdout
+    elif "MAILGW_ATTACH" in os.environ:
+        path = os.path.abspath(os.environ["MAILGW_ATTACH"])
+        _obey_signals(plugin.stopping)
+        greeting, out = _WAITING.format(address=json.dumps("unix:" + path)), sys.stderr
+    else:
         print(_MANUAL.format(program=json.dumps(os.path.abspath(sys.argv[0]))), end="", file=sys.stderr)
         sys.exit(os.EX_USAGE)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        # One that is caught, unlike one that is ignored, is not ignored by children.
-        signal.signal(number, lambda *_: None)
-    threading.Thread(target=_follow_lifeline, daemon=True).start()
-    _log_to_gateway()
 
-    plugin = _Plugin(settings, make)
     server = grpc.server(ThreadPoolExecutor(_THREADS), handlers=plugin.handlers(), options=_OPTIONS)
-    path = os.path.join(os.environ["PLUGIN_UNIX_SOCKET_DIR"], "plugin")
+    umask = os.umask(0o077)  # nobody else may connect
     if not server.add_insecure_port("unix:" + path):
         sys.exit(f"cannot listen on {path}")
+    os.umask(umask)
     server.start()
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[attr-defined]
-    print(f"1|1|unix|{path}|grpc")
+    print(greeting, end="", file=out, flush=True)
 
     plugin.stopping.wait()
     server.stop(grace=1).wait()  # the gateway has drained it
@@ -743,12 +750,37 @@ def serve(settings: type[S], make: Callable[[S], Backend]) -> NoReturn:
     os._exit(0)  # a thread of the backend must not keep the process
 
 
+def _obey_gateway() -> None:
+    """Does what a plugin does that the gateway has started."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # One that is caught, unlike one that is ignored, is not ignored by children.
+        signal.signal(number, lambda *_: None)
+    threading.Thread(target=_follow_lifeline, daemon=True).start()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[attr-defined]
+    _log(_Formatter())
+
+
+def _obey_signals(stopping: threading.Event) -> None:
+    """Does what a plugin does that somebody has started by hand."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    _log(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+
 _MANUAL = """This is a plugin of mailgw, which starts it. Name it in gateway.toml:
 
     [backend.NAME]
     plugin = {program}
 
-and name the backend in a route of a listener.
+and name the backend in a route of a listener. For a debugger, start it yourself with
+MAILGW_ATTACH=PATH in its environment, and name the socket: plugin = "unix:PATH".
+"""
+
+_WAITING = """The plugin waits for the gateway. Name it in gateway.toml:
+
+    [backend.NAME]
+    plugin = {address}
+
 """
 
 
@@ -809,6 +841,7 @@ class _Plugin:
         try:
             settings = decoder.structure("", json.loads(request.settings_json), self._settings)
             if not decoder.faults:
+                self.close()  # that of the gateway before, if the plugin was started by hand
                 self._backend = self._make(settings)
         except BaseException as e:  # sys.exit would end this thread alone
             decoder.faults += _setting_errors(e)
@@ -1002,8 +1035,8 @@ class _Formatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def _log_to_gateway() -> None:
+def _log(formatter: logging.Formatter) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter())
+    handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     threading.excepthook = lambda e: logging.error("thread", exc_info=(e.exc_type, e.exc_value, e.exc_traceback))  # type: ignore[arg-type]
