@@ -172,6 +172,7 @@ type BackendConfig struct {
 	Env                      map[string]string `toml:"env"`
 	Checksum                 string            `toml:"checksum"` // of the program, sha256:HEX
 	Timeout                  time.Duration     `toml:"timeout"`
+	Instances                int               `toml:"instances"`
 	OnFailure                string            `toml:"on_failure"`     // tempfail, pass, reject
 	PoisonCrashes            int               `toml:"poison_crashes"` // 0: never mind
 	PoisonRoute              string            `toml:"poison_route"`   // a named route
@@ -253,6 +254,7 @@ func (r *RateConfig) SetDefaults() {
 
 func (b *BackendConfig) SetDefaults() {
 	b.Timeout = 5 * time.Minute
+	b.Instances = 1
 	b.OnFailure = "tempfail"
 	b.PoisonCrashes = 3
 	b.ShadowShare = 100

@@ -182,6 +182,12 @@ func (v *validation) backend(key, name string, b BackendConfig) BackendConfig {
 	if b.Timeout <= 0 {
 		v.fault(key+".timeout", "%v is not above zero", b.Timeout)
 	}
+	switch {
+	case b.Instances < 1:
+		v.fault(key+".instances", "%d is less than 1", b.Instances)
+	case b.Instances > 1 && b.Attached() != "":
+		v.fault(key+".instances", "is for programs that the gateway starts")
+	}
 	v.oneOf(key+".on_failure", b.OnFailure, "tempfail", "pass", "reject")
 	v.notNegative(key, map[string]int{"recipients_per_transaction": b.RecipientsPerTransaction, "transactions": b.Transactions, "poison_crashes": b.PoisonCrashes})
 	if b.ShadowOf != "" {

@@ -35,11 +35,13 @@ func (h *Host) Ask(ctx context.Context, q backends.Question) (backends.Answer, e
 	}
 	question := questionToWire(q)
 	answer, err := r.plugin.Ask(ctx, question)
+	r.done()
 	if vanished(ctx, err) {
 		r.doubt()
 		if next, none := h.plugin(waiting, r); none == nil {
 			r = next
 			answer, err = r.plugin.Ask(ctx, question)
+			r.done()
 		}
 	}
 	if err != nil {

@@ -251,7 +251,7 @@ func TestClosedConnection(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			h, log := run(t, "asked")
-			h.running.conn.Close()
+			h.running[0].conn.Close()
 			if err := call(h); err != nil {
 				t.Errorf("got the error %v, want the answer of the next plugin", err)
 			}

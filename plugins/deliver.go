@@ -34,18 +34,22 @@ func (h *Host) Deliver(ctx context.Context, tx *backends.DataContext) error {
 		h.leave()
 		return err
 	}
+	leave := func() {
+		c.plugin.done()
+		h.leave()
+	}
 	result, err := c.receive()
 	switch {
 	case err != nil:
 		c.fail(err)
-		h.leave()
+		leave()
 		return h.crash(c.plugin, err)
 	case len(c.pending) == 0:
 		c.end()
-		h.leave()
+		leave()
 	default:
 		h.calls.Go(func() {
-			defer h.leave()
+			defer leave()
 			if err := c.receiveLate(); err != nil {
 				h.command.Log.Error("backend", "event", "failure", "tx", tx.ID, "error", err)
 			}
@@ -94,6 +98,7 @@ func (h *Host) open(ctx context.Context, tx *backends.DataContext) (*call, error
 	defer func() { first.chunk.Free() }()
 	if tx.Size > 0 {
 		if first.chunk, err = readChunk(tx.Body, int(min(tx.Size, int64(r.chunk)))); err != nil {
+			r.done()
 			return nil, fmt.Errorf("read the message: %w", err)
 		}
 	}
@@ -106,6 +111,7 @@ func (h *Host) open(ctx context.Context, tx *backends.DataContext) (*call, error
 		}
 		explained := c.explain(err)
 		c.cancel(nil)
+		r.done()
 		if !vanished(ctx, err) {
 			return nil, explained
 		}

@@ -40,6 +40,10 @@ type Command struct {
 
 	Sandbox Sandbox
 
+	// Instances is how many processes of it run, of which each transaction and
+	// each question takes the one with the least to do. Zero is one.
+	Instances int
+
 	// Transactions is how many are under way at most, the deliveries after
 	// Deliver returned among them; more wait, as long as their deadline lets
 	// them. Zero is no limit.
@@ -83,10 +87,10 @@ type Host struct {
 
 	ctx    context.Context // of the supervisor
 	cancel context.CancelFunc
-	ended  chan struct{} // closed when the supervisor has ended
+	ended  chan struct{} // closed when the supervisors have ended
 
 	mu      sync.Mutex
-	running *running      // nil while there is none
+	running []*running    // of each instance; nil while there is none
 	changed chan struct{} // closed when running or closing changes
 	closing bool
 	calls   sync.WaitGroup // transactions and questions under way
@@ -128,7 +132,10 @@ func start(ctx context.Context, c Command, t times) (*Host, error) {
 
 // startLogged starts a plugin whose log is complete.
 func startLogged(ctx context.Context, c Command, t times) (*Host, error) {
-	h := &Host{command: c, times: t, changed: make(chan struct{}), ended: make(chan struct{})}
+	h := &Host{
+		command: c, times: t, changed: make(chan struct{}), ended: make(chan struct{}),
+		running: make([]*running, max(1, c.Instances)),
+	}
 	if c.Transactions > 0 {
 		h.places = make(chan struct{}, c.Transactions)
 	}
@@ -160,13 +167,28 @@ func (h *Host) start(ctx context.Context) error {
 		return err
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
-	started := make(chan error)
-	go onThread(func() { h.supervise(ctx, started) })
-	if err := <-started; err != nil {
-		<-h.ended
-		return err
+	var supervisors sync.WaitGroup
+	for i := range h.running {
+		started := make(chan error)
+		supervisors.Go(func() { onThread(func() { h.supervise(ctx, i, started) }) })
+		// One after the other: what they find fault with is told once.
+		if err = <-started; err != nil {
+			h.cancel()
+			break
+		}
 	}
-	return nil
+	go func() {
+		supervisors.Wait()
+		if err := h.sockets.remove(); err != nil {
+			h.command.Log.Warn("backend", "event", "stopped", "error", err)
+		}
+		h.cancel()
+		close(h.ended)
+	}()
+	if err != nil {
+		<-h.ended
+	}
+	return err
 }
 
 // socketDirectory makes the directory of the sockets, and settles who may reach
@@ -221,7 +243,9 @@ func (h *Host) Isolated(ctx context.Context) (b backends.Backend, end func(), er
 	if err := h.enter(); err != nil {
 		return nil, nil, err
 	}
-	alone, err := startLogged(ctx, h.command, h.times)
+	one := h.command
+	one.Instances = 1
+	alone, err := startLogged(ctx, one, h.times)
 	if err != nil {
 		h.calls.Done()
 		return nil, nil, err
@@ -264,10 +288,10 @@ func (h *Host) announce() {
 	h.changed = make(chan struct{})
 }
 
-func (h *Host) set(r *running) {
+func (h *Host) set(instance int, r *running) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.running = r
+	h.running[instance] = r
 	h.announce()
 }
 
@@ -311,15 +335,25 @@ var (
 	errNotRunning = errors.New("the plugin does not run")
 )
 
-// plugin returns the plugin that runs, if it is not the one that failed the
-// caller, or waits for one until ctx ends.
+// plugin returns the instance with the least to do of those that run, but for the
+// one that failed the caller, or waits for one until ctx ends. The caller says
+// when it is done with it.
 func (h *Host) plugin(ctx context.Context, failed *running) (*running, error) {
 	for {
 		h.mu.Lock()
-		r, changed, closing := h.running, h.changed, h.closing
+		var idlest *running
+		for _, r := range h.running {
+			if r != nil && r != failed && (idlest == nil || r.busy.Load() < idlest.busy.Load()) {
+				idlest = r
+			}
+		}
+		changed, closing := h.changed, h.closing
+		if idlest != nil {
+			idlest.busy.Add(1)
+		}
 		h.mu.Unlock()
-		if r != nil && r != failed {
-			return r, nil
+		if idlest != nil {
+			return idlest, nil
 		}
 		if closing {
 			return nil, errStopped

@@ -217,7 +217,7 @@ func TestLifeline(t *testing.T) {
 
 func TestHostHoldsTheLifeline(t *testing.T) {
 	h, log := run(t, "answers")
-	h.running.process.lifeline.Close()
+	h.running[0].process.lifeline.Close()
 	if how := log.wait(t, 1, "exited", "")[0]["how"]; how != "exit status 1" {
 		t.Errorf("the plugin ended with %v", how)
 	}

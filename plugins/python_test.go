@@ -245,7 +245,7 @@ func TestManyTransactionsInPython(t *testing.T) {
 	for range n {
 		<-begun
 	}
-	if err := h.running.check(t.Context()); err != nil {
+	if err := h.running[0].check(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if _, err := h.Ask(t.Context(), about(backends.AboutHELO, "")); err != nil {
@@ -260,7 +260,7 @@ func TestMessageThatEndsTooEarlyInPython(t *testing.T) {
 	tx := message(long, "reads")
 	tx.Body = io.MultiReader(strings.NewReader(long[:100_000]), strings.NewReader(""))
 	deliver(t.Context(), h, tx).wantError(t, "read the message")
-	if err := h.running.check(t.Context()); err != nil || gone(log.pid(t, 1)) {
+	if err := h.running[0].check(t.Context()); err != nil || gone(log.pid(t, 1)) {
 		t.Error("the plugin has ended")
 	}
 }
@@ -460,7 +460,7 @@ func TestSignalsDoNotEndPython(t *testing.T) {
 
 func TestLifelineOfPython(t *testing.T) {
 	h, log := runPython(t)
-	h.running.process.lifeline.Close()
+	h.running[0].process.lifeline.Close()
 	if how := log.wait(t, 1, "exited", "")[0]["how"]; how != "exit status 1" {
 		t.Errorf("the plugin ended with %v", how)
 	}

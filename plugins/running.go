@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -43,6 +44,7 @@ type running struct {
 	conn    *grpc.ClientConn
 	plugin  pb.PluginClient
 
+	busy            atomic.Int32    // transactions and questions that it has
 	launched, began time.Time       // when its process started, and when it was ready
 	suspect         chan struct{}   // gets something when it is to be checked at once
 	ended           <-chan struct{} // closed when it has ended
@@ -312,3 +314,6 @@ func (r *running) explain(err error) error {
 	}
 	return err
 }
+
+// done notes that a transaction or question has ended.
+func (r *running) done() { r.busy.Add(-1) }

@@ -49,44 +49,39 @@ func (b *backoff) next(lived time.Duration, now time.Time) time.Duration {
 	return delay
 }
 
-// supervise starts the plugin and keeps it alive until h.cancel is called.
+// supervise starts an instance and keeps it alive until h.cancel is called.
 // It sends the error of the first start; if there was one, it ends. It has a
 // thread of its own: the kernel kills the plugin when the thread ends that has
 // started it, and what keeps the plugin from privileges is done to that thread.
-func (h *Host) supervise(ctx context.Context, started chan<- error) {
-	defer close(h.ended)
-	defer h.cancel()
-
+func (h *Host) supervise(ctx context.Context, instance int, started chan<- error) {
 	r, err := launch(ctx, h.command, h.times, h.sockets.path, h.request)
 	if err != nil {
-		h.sockets.remove()
 		started <- err
 		return
 	}
-	h.answers, h.mayEdit, h.effectFree = r.answers, r.mayEdit, r.effectFree
-	h.capabilities.learn(r.capabilities)
-	h.began(r)
+	if instance == 0 {
+		h.answers, h.mayEdit, h.effectFree = r.answers, r.mayEdit, r.effectFree
+		h.capabilities.learn(r.capabilities)
+	}
+	h.began(instance, r)
 	started <- nil
 	for again := (&backoff{stableAfter: h.times.stable}); r != nil; {
 		followed := h.follow(r)
 		h.watch(r)
 		lived := time.Since(r.began)
-		h.set(nil)
+		h.set(instance, nil)
 		r.stop()
 		<-followed
 		h.report(r, lived)
-		r = h.restart(again, lived)
-	}
-	if err := h.sockets.remove(); err != nil {
-		h.command.Log.Warn("backend", "event", "stopped", "error", err)
+		r = h.restart(instance, again, lived)
 	}
 }
 
-func (h *Host) began(r *running) {
+func (h *Host) began(instance int, r *running) {
 	h.command.Log.Info("backend", "event", "started", r.id(),
 		"delay", time.Since(r.launched).Round(time.Microsecond))
 	r.began = time.Now()
-	h.set(r)
+	h.set(instance, r)
 }
 
 // watch returns when the plugin has ended, is to end, or was found sick and
@@ -130,7 +125,7 @@ func (h *Host) report(r *running, lived time.Duration) {
 
 // restart starts the plugin again and again until it runs. It returns nil if
 // it is to run no more.
-func (h *Host) restart(again *backoff, lived time.Duration) *running {
+func (h *Host) restart(instance int, again *backoff, lived time.Duration) *running {
 	for ; ; lived = 0 {
 		delay := again.next(lived, time.Now())
 		h.mu.Lock()
@@ -147,7 +142,7 @@ func (h *Host) restart(again *backoff, lived time.Duration) *running {
 		}
 		r, err := launch(h.ctx, h.command, h.times, h.sockets.path, h.request)
 		if err == nil {
-			h.began(r)
+			h.began(instance, r)
 			return r
 		}
 		if h.ctx.Err() == nil {

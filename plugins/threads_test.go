@@ -96,8 +96,8 @@ func goroutine(function string) string {
 func runningPID(h *Host) int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.running == nil {
+	if h.running[0] == nil {
 		return 0
 	}
-	return h.running.process.pid
+	return h.running[0].process.pid
 }

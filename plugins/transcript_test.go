@@ -271,7 +271,7 @@ func playConfigure(t *testing.T, path string, call transcribed) *Host {
 	if wanted := announcementFromWire(want.Answers); !maps.Equal(h.answers, wanted) {
 		t.Errorf("got the topics %v, want %v", h.answers, wanted)
 	}
-	if got, want := h.Capabilities(), capabilitiesFromWire(want.Capabilities); got != want && !h.running.changing {
+	if got, want := h.Capabilities(), capabilitiesFromWire(want.Capabilities); got != want && !h.running[0].changing {
 		t.Errorf("got %v, want %v", got, want)
 	}
 	return h

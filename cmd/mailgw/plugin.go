@@ -180,7 +180,7 @@ func pluginOf(c *gateway.Config, name string, log *slog.Logger) plugins.Command 
 	}
 	checksum, _ := b.SHA256() // Load has checked it
 	return plugins.Command{
-		Name: name, Path: path, Args: args, Env: b.Env, Attach: b.Attached(), Checksum: checksum,
+		Name: name, Path: path, Args: args, Env: b.Env, Attach: b.Attached(), Checksum: checksum, Instances: b.Instances,
 		Directory: c.PluginDirectory, Settings: b.Settings, Transactions: b.Transactions, Log: log, Sandbox: sandboxOf(b.Sandbox),
 	}
 }
