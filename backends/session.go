@@ -73,6 +73,15 @@ func (s *Session) ClientAddr() netip.Addr {
 	return s.Peer.Addr.Addr()
 }
 
+// ClientUser returns who the client has proved to be by AUTH, and how. That is
+// nobody if XForward tells of the client: User is the proxy itself then.
+func (s *Session) ClientUser() (user, mechanism string) {
+	if s.XForward != nil && s.XForward.Forwarded {
+		return "", ""
+	}
+	return s.User, s.Mechanism
+}
+
 // Clone returns a copy that shares nothing with s.
 func (s *Session) Clone() Session {
 	c := *s

@@ -66,12 +66,3 @@ func heloOf(s *backends.Session) string {
 	}
 	return s.HELO
 }
-
-// userOf returns who the client has proved to be. If a proxy forwards what others
-// sent, its own name says nothing of them.
-func userOf(s *backends.Session) string {
-	if s.XForward != nil && s.XForward.Forwarded {
-		return ""
-	}
-	return s.User
-}

@@ -200,8 +200,9 @@ func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 			return err
 		}
 	}
+	user, _ := tx.Session.ClientUser()
 	switch {
-	case internal || userOf(&tx.Session) != "":
+	case internal || user != "":
 		return b.sign(ctx, tx, m)
 	case b.Verify:
 		return b.verify(ctx, tx, m)

@@ -135,7 +135,7 @@ const maxNames = 900
 // of its own name, or that of the sender, which the backend users has checked.
 // Users of other domains are no authors of this one.
 func speaksFor(tx *backends.DataContext, domain string) bool {
-	user := userOf(&tx.Session)
+	user, _ := tx.Session.ClientUser()
 	return user != "" && (domainOf(user) == domain || domainOf(tx.Envelope.Sender) == domain)
 }
 

@@ -35,8 +35,8 @@ var variables = []variable{
 	{"CLIENT_HOSTNAME", func(tx *backends.DataContext) string { return client(&tx.Session).Name }},
 	{"CLIENT_HELO", func(tx *backends.DataContext) string { return client(&tx.Session).HELO }},
 	{"CLIENT_PROTOCOL", func(tx *backends.DataContext) string { return client(&tx.Session).Protocol }},
-	{"SASL_USERNAME", func(tx *backends.DataContext) string { return tx.Session.User }},
-	{"SASL_METHOD", func(tx *backends.DataContext) string { return tx.Session.Mechanism }},
+	{"SASL_USERNAME", func(tx *backends.DataContext) string { user, _ := tx.Session.ClientUser(); return user }},
+	{"SASL_METHOD", func(tx *backends.DataContext) string { _, mechanism := tx.Session.ClientUser(); return mechanism }},
 	{"QUEUE_ID", func(tx *backends.DataContext) string {
 		if x := tx.Session.XForward; x != nil {
 			return x.Ident

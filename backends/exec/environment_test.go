@@ -24,6 +24,7 @@ func TestEnvironment(t *testing.T) {
 	local.Peer = backends.Peer{UID: 1000}
 	local.XForward = &xforward.Attrs{Ident: "QID2"}
 	user.User, user.Mechanism = "ann", "PLAIN"
+	forwarded.User, forwarded.Mechanism = "proxy", "PLAIN" // nothing that the client has proved
 
 	one, two := []string{"ann@example.org"}, []string{`"a b"@example.org`, "bob@example.org"}
 	tests := []struct {
