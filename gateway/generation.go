@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/xforward"
 )
 
 // A generation is what one configuration amounts to. A session belongs to one
@@ -153,8 +154,8 @@ func (g *generation) open() error {
 
 // Reload puts another configuration, with its backends, in the place of the
 // one at hand. Sessions go on: each moves to the new configuration before its
-// next transaction, unless its listener is gone, or has another protocol or wants
-// TLS or certificates that it did not want of this session. left is closed when none is with the old one any more, so that the backends that
+// next transaction, unless its listener is gone, or would not have let it come about:
+// with that protocol, without TLS, by that proxy. left is closed when none is with the old one any more, so that the backends that
 // are not in use again can be closed. After an error nothing has changed, but
 // for the mode and owner of sockets.
 func (s *Server) Reload(c *Config, all map[string]backends.Backend, log *slog.Logger) (left <-chan struct{}, err error) {
@@ -230,11 +231,16 @@ func (c *conn) renew() {
 }
 
 // admits reports whether a session could have come about with l: it speaks the
-// protocol, and has shown of itself what TLS is to make sure of.
+// protocol, those who have told of its client may, and it has shown of itself what
+// TLS is to make sure of.
 func (l *listener) admits(c *conn) bool {
 	now, then := l.TLS, c.listener.TLS
 	switch {
 	case l.Protocol != c.Protocol:
+		return false
+	case len(l.Proxy) > 0 != (len(c.Proxy) > 0), len(l.Proxy) > 0 && !trustsPeer(l.proxyTrust, c.session.Peer):
+		return false
+	case c.client != xforward.ClientAttrs{} && !slices.Equal(l.XClient, c.XClient):
 		return false
 	case c.session.TLS == nil:
 		return now.Mode != "implicit"

@@ -3,6 +3,7 @@ package gateway
 import (
 	"bufio"
 	"context"
+	"io"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -72,14 +73,19 @@ func (s *reloadable) reload(t *testing.T, backend, listeners string) (left <-cha
 
 func (s *reloadable) dial(t *testing.T, name string) client {
 	t.Helper()
+	c := s.connect(t, name)
+	c.hear(t)
+	return c
+}
+
+func (s *reloadable) connect(t *testing.T, name string) client {
+	t.Helper()
 	c, err := net.Dial("unix", filepath.Join(s.dir, name))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	client := client{c, bufio.NewReader(c)}
-	client.hear(t)
-	return client
+	return client{c, bufio.NewReader(c)}
 }
 
 // send sends a message, or the rest of it after some commands, and returns the
@@ -293,6 +299,30 @@ func TestReloadLetsNobodyIn(t *testing.T) {
 		got := []string{inClear.send(t, 0), secured.send(t, 0)}
 		wantReplies(t, got, "250 2.0.0 <a@x.example> by "+step.inClear+" of a (ID)", "250 2.0.0 <a@x.example> by "+step.secured+" of a (ID)")
 	}
+}
+
+// Nor does what a proxy has told of a client bring it trust, or another name, where
+// the proxy is not believed.
+func TestReloadBelievesNoProxy(t *testing.T) {
+	const lmtp = "a protocol = 'lmtp'; "
+	s := newReloadable(t, "old", lmtp+"xclient = ['unix']")
+	told, plain := s.dial(t, "a"), s.dial(t, "a")
+	if got := told.ask(t, "LHLO x", "XCLIENT ADDR=192.0.2.1"); got != "220 mx.example.org LMTP mailgw" {
+		t.Fatal(got)
+	}
+	s.reload(t, "new", lmtp+"xclient = []; xforward = ['192.0.2.1']")
+	if got := told.ask(t, "XFORWARD ADDR=192.0.2.2"); got != "550 5.7.0 insufficient authorization" {
+		t.Errorf("got %q", got)
+	}
+	wantReplies(t, []string{told.send(t, 0), plain.send(t, 0)}, "250 2.0.0 <a@x.example> by old of a (ID)", "250 2.0.0 <a@x.example> by new of a (ID)")
+
+	s.reload(t, "newer", lmtp+"proxy = ['unix']")
+	proxied := s.connect(t, "a")
+	io.WriteString(proxied, "PROXY TCP4 192.0.2.1 192.0.2.3 1 2\r\n")
+	proxied.hear(t)
+	wantReplies(t, []string{proxied.send(t, 0), plain.send(t, 0)}, "250 2.0.0 <a@x.example> by newer of a (ID)", "250 2.0.0 <a@x.example> by new of a (ID)")
+	s.reload(t, "newest", lmtp+"proxy = []")
+	wantReplies(t, []string{proxied.send(t, 0), plain.send(t, 0)}, "250 2.0.0 <a@x.example> by newer of a (ID)", "250 2.0.0 <a@x.example> by newest of a (ID)")
 }
 
 // Listeners whose ports the system has chosen keep them, each its own.

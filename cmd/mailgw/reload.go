@@ -36,9 +36,9 @@ Plugins that are new or were changed, in the file or by another program at their
 path, start and take their settings before the old ones go. The others go on as
 they are. Transactions under way end where they have begun; sessions go on, with
 the new configuration from their next transaction on. Listeners are added, changed
-and removed; a session of one that is gone, or of which TLS or certificates are
-wanted now that it has not, ends as it was when its client leaves. A configuration
-with a problem changes nothing.
+and removed; a session of one that is gone, or would not let it in now (another
+protocol, no TLS or certificate, a proxy that is not trusted any more), ends as it was
+when its client leaves. A configuration with a problem changes nothing.
 
 It has to run as the user of the gateway or as root, and, like serve, find the
 file under the same path.
