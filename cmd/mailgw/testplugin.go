@@ -41,7 +41,7 @@ It prints a line for each check.
 
 PROGRAM is its path, or the name of a plugin that ships. It runs in this directory,
 with an empty environment. Instead of it, --config and --backend name a backend of
-a gateway.toml, with its arguments, environment and settings.
+a gateway.toml, with its arguments, environment, sandbox and settings.
 
 The transactions are real to the plugin: what it does with mail, it does. They are
 for the recipients that are given, and the plugin is to take them (2xx), or to

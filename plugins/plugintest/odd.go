@@ -32,7 +32,7 @@ func (t *tester) testLaterVersions() error {
 		if err == nil && answer.GetFailure() == "" && answer.GetResult() != nil {
 			return fmt.Errorf("a question about nothing known has the answer %v", answer)
 		}
-		if err := p.conn.Invoke(ctx, "/mailgw.plugin.v1.Plugin/Later", &pb.WatchRequest{}, &pb.WatchRequest{}); err == nil {
+		if err := p.Conn.Invoke(ctx, "/mailgw.plugin.v1.Plugin/Later", &pb.WatchRequest{}, &pb.WatchRequest{}); err == nil {
 			return errors.New("a method that does not exist has an answer")
 		}
 		return t.works(ctx, p)
@@ -66,7 +66,7 @@ func (t *tester) testGarbage() error {
 func (t *tester) sendOctets(ctx context.Context, p *instance, method, octets string) error {
 	ctx, cancel := context.WithTimeout(ctx, t.Patience)
 	defer cancel()
-	stream, err := p.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true},
+	stream, err := p.Conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true},
 		"/mailgw.plugin.v1.Plugin/"+method, grpc.ForceCodec(rawCodec{}))
 	if err != nil {
 		return err

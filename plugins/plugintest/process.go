@@ -3,6 +3,7 @@ package plugintest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -18,25 +19,33 @@ import (
 	"github.com/mailgw/mailgw/plugins"
 )
 
-// testStart starts the program once as the gateway does, which tells best why
-// it does not start, and once by hand.
+// testStart starts the program, and ends it by Shutdown of plugin.GRPCController.
 func (t *tester) testStart() error {
 	h, err := plugins.Start(t.ctx, t.command)
 	if err != nil {
 		return err
 	}
+	return t.testEnd(h)
+}
+
+// testEnd ends the plugin as the gateway does, which waits for transactions.
+func (t *tester) testEnd(h *plugins.Host) error {
+	before := t.events.count("stopped")
 	if err := t.close(h); err != nil {
 		return err
 	}
-	return t.with(func(ctx context.Context, p *instance) error { return p.shutDown(ctx) })
+	if end, _ := t.events.find("stopped", before+1); end.how != "exit status 0" {
+		return fmt.Errorf("it ended with %q, want exit status 0 within 2 seconds after Shutdown of plugin.GRPCController", end.how)
+	}
+	return nil
 }
 
 // testLifeline has the gateway die.
 func (t *tester) testLifeline() error {
 	return t.with(func(ctx context.Context, p *instance) error {
-		p.lifeline.Close()
+		p.Lifeline.Close()
 		select {
-		case <-p.exited:
+		case <-p.Exited:
 			return nil
 		case <-time.After(t.Patience):
 			return fmt.Errorf("it lives on %v after the end of file of MAILGW_LIFELINE", t.Patience)
@@ -53,7 +62,7 @@ func (t *tester) testSignals() error {
 			return err
 		}
 		for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} {
-			p.cmd.Process.Signal(signal)
+			syscall.Kill(p.PID, signal)
 		}
 		if err := tx.finish(); err != nil {
 			return fmt.Errorf("after SIGTERM, SIGINT and SIGHUP: %w", err)
@@ -62,9 +71,12 @@ func (t *tester) testSignals() error {
 	})
 }
 
-// testHealth has many transactions wait for their messages.
+// testHealth has as many transactions as there may be wait for their messages.
 func (t *tester) testHealth() error {
-	const many = 50
+	many := 50
+	if most := t.command.Transactions; most > 0 {
+		many = min(many, most)
+	}
 	return t.with(func(ctx context.Context, p *instance) error {
 		var all []*transaction
 		for range many {
@@ -93,7 +105,7 @@ func (t *tester) testOpenFiles() error {
 	const rounds, tolerance = 100, 20
 	return t.with(func(ctx context.Context, p *instance) error {
 		open := func() int {
-			names, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", p.cmd.Process.Pid))
+			names, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", p.PID))
 			return len(names)
 		}
 		for range rounds / 10 {
@@ -148,7 +160,6 @@ func (t *tester) testKilledAfterAnswer() error {
 // testDrain ends the plugin while a transaction is under way. The gateway waits
 // for that.
 func (t *tester) testDrain() error {
-	stopped := t.events.count("stopped")
 	h, err := plugins.Start(t.ctx, t.command)
 	if err != nil {
 		return err
@@ -156,18 +167,9 @@ func (t *tester) testDrain() error {
 	d := t.begin(h)
 	d.write(long[:len(long)/2])
 	closed := make(chan error, 1)
-	go func() { closed <- t.close(h) }()
+	go func() { closed <- t.testEnd(h) }()
 	d.write(long[len(long)/2:])
-	if err := d.end(t.Patience); err != nil {
-		return err
-	}
-	if err := <-closed; err != nil {
-		return err
-	}
-	if end, _ := t.events.find("stopped", stopped+1); end.how != "exit status 0" {
-		return fmt.Errorf("it ended with %q, want exit status 0", end.how)
-	}
-	return nil
+	return errors.Join(d.end(t.Patience), <-closed)
 }
 
 // withHost calls f with the program as the gateway has it.
