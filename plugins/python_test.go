@@ -403,8 +403,9 @@ func TestFaultsOfSettingsOfPython(t *testing.T) {
 func TestPythonBackendThatCannotBeMade(t *testing.T) {
 	checkLeaks(t)
 	for note, want := range map[string]string{
-		"fail": "backend python: OSError: no such directory",
-		"exit": "backend python: SystemExit: giving up",
+		"fail":    "backend python: OSError: no such directory",
+		"exit":    "backend python: SystemExit: giving up",
+		"nothing": "backend python: TypeError: None is no backend: it has no method deliver",
 	} {
 		c := python(t, newGatewayLog())
 		c.Settings = map[string]any{"note": note}

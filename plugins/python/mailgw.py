@@ -843,6 +843,8 @@ class _Plugin:
             if not decoder.faults:
                 self.close()  # that of the gateway before, if the plugin was started by hand
                 self._backend = self._make(settings)
+                if not hasattr(self._backend, "deliver"):
+                    raise TypeError(f"{self._backend!r:.100} is no backend: it has no method deliver")
         except BaseException as e:  # sys.exit would end this thread alone
             decoder.faults += _setting_errors(e)
             if not decoder.faults:

@@ -284,4 +284,4 @@ class Broken(io.RawIOBase):
 
 
 if __name__ == "__main__":
-    mailgw.serve(Settings, Contract)
+    mailgw.serve(Settings, lambda s: Contract(s) if s.note != "nothing" else None)
