@@ -117,6 +117,21 @@ func IsEffectFree(b Backend) bool {
 	return ok && free.IsEffectFree()
 }
 
+// A Needy backend tells the operator what it needs of the system: which files it
+// reads and writes, whom it connects to, what it runs. Each is a phrase such as
+// "writes /var/mail" or "connects to tcp:127.0.0.1:783". Nothing holds it to that.
+type Needy interface {
+	Needs() []string
+}
+
+// NeedsOf returns what b tells of its needs, if anything.
+func NeedsOf(b Backend) []string {
+	if needy, ok := b.(Needy); ok {
+		return needy.Needs()
+	}
+	return nil
+}
+
 // Capabilities are what a backend can do with a message. A listener that
 // mirrors them announces what the last backends of its routes can do.
 type Capabilities struct {

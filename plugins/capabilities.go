@@ -26,6 +26,26 @@ func (h *Host) MayEdit() backends.EditKinds { return h.mayEdit }
 // IsEffectFree is what the plugin announced when it started first.
 func (h *Host) IsEffectFree() bool { return h.effectFree }
 
+// Needs is what the plugin announced when it started first.
+func (h *Host) Needs() []string { return h.needs }
+
+// maxNeeds and maxNeed bound what a plugin can tell of its needs.
+const maxNeeds, maxNeed = 50, 500
+
+func needsToWire(needs []string) (wire []string) {
+	for _, need := range needs {
+		wire = append(wire, toUTF8(need))
+	}
+	return wire
+}
+
+func needsFromWire(wire []string) (needs []string) {
+	for _, need := range wire[:min(len(wire), maxNeeds)] {
+		needs = append(needs, need[:min(len(need), maxNeed)])
+	}
+	return needs
+}
+
 // capabilities are what is known of a plugin's.
 type capabilities struct {
 	mu   sync.Mutex

@@ -4,6 +4,8 @@ import (
 	"context"
 	"os"
 	"reflect"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -58,6 +60,8 @@ func (c *changing) MayEdit() backends.EditKinds { return backends.EditHeader | b
 
 func (c *changing) IsEffectFree() bool { return true }
 
+func (c *changing) Needs() []string { return []string{"writes /var/\xff", strings.Repeat("x", 1000)} }
+
 // waitFor asks for what is known of the plugin until it is as wanted.
 func waitFor(t *testing.T, h *Host, want backends.Capabilities) {
 	t.Helper()
@@ -96,6 +100,9 @@ func TestAnnouncedEdits(t *testing.T) {
 	}
 	if !h.IsEffectFree() {
 		t.Error("that it is free of effects is lost")
+	}
+	if got, want := h.Needs(), []string{"writes /var/?", strings.Repeat("x", maxNeed)}; !slices.Equal(got, want) {
+		t.Errorf("got the needs %q, want %q", got, want)
 	}
 	for _, k := range []backends.EditKinds{0, backends.EditHeader, backends.EditMessage, backends.EditEnvelope, backends.EditAll} {
 		if got := mayEditFromWire(mayEditToWire(k)); got != k {

@@ -83,6 +83,7 @@ type Host struct {
 	answers      map[backends.Topic]bool
 	mayEdit      backends.EditKinds
 	effectFree   bool
+	needs        []string
 	times        times
 
 	ctx    context.Context // of the supervisor

@@ -335,6 +335,9 @@ func TestAnnouncementOfPython(t *testing.T) {
 	if got := h.Capabilities(); got != want || h.MayEdit() != backends.EditAll || !h.IsEffectFree() {
 		t.Errorf("got %+v, %v, %t; want %+v, all and true", got, h.MayEdit(), h.IsEffectFree(), want)
 	}
+	if got := h.Needs(); !slices.Equal(got, []string{"writes /var/mail"}) {
+		t.Errorf("got the needs %q", got)
+	}
 	deliver(t.Context(), h, message("", "opens"))
 	waitFor(t, h, backends.Capabilities{EightBitMIME: true, SMTPUTF8: true, BinaryMIME: true, Relays: true})
 }

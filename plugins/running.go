@@ -56,6 +56,7 @@ type running struct {
 	mayEdit      backends.EditKinds
 	changing     bool // the capabilities
 	effectFree   bool
+	needs        []string
 
 	outputs []*lines
 	words   *words
@@ -93,7 +94,7 @@ func launch(ctx context.Context, c Command, t times, sockets string, request *pb
 	r.capabilities = capabilitiesFromWire(answer.GetCapabilities())
 	r.answers = announcementFromWire(answer.GetAnswers())
 	r.mayEdit, r.changing = mayEditFromWire(answer.GetMayEdit()), answer.GetWatch()
-	r.effectFree = answer.GetEffectFree()
+	r.effectFree, r.needs = answer.GetEffectFree(), needsFromWire(answer.GetNeeds())
 	r.chunk = smallChunk
 	if announced := answer.GetMaxChunk(); announced > 0 {
 		r.chunk = int(min(announced, maxChunk))

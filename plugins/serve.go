@@ -282,6 +282,7 @@ func (s *server) configure(text string) *pb.ConfigureResponse {
 	answer.MayEdit = mayEditToWire(backends.EditsOf(backend))
 	_, answer.Watch = backend.(backends.Changing)
 	answer.EffectFree = backends.IsEffectFree(backend)
+	answer.Needs = needsToWire(backends.NeedsOf(backend))
 	return answer
 }
 

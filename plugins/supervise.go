@@ -60,7 +60,7 @@ func (h *Host) supervise(ctx context.Context, instance int, started chan<- error
 		return
 	}
 	if instance == 0 {
-		h.answers, h.mayEdit, h.effectFree = r.answers, r.mayEdit, r.effectFree
+		h.answers, h.mayEdit, h.effectFree, h.needs = r.answers, r.mayEdit, r.effectFree, r.needs
 		h.capabilities.learn(r.capabilities)
 	}
 	h.began(instance, r)

@@ -127,6 +127,9 @@ func (b *backend) MayEdit() (kinds backends.EditKinds) {
 	return kinds
 }
 
+// Needs is clamd.
+func (b *backend) Needs() []string { return []string{"connects to " + b.Address} }
+
 // Deliver decides all recipients alike.
 func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 	body := &body{r: tx.Body, size: tx.Size}

@@ -188,6 +188,15 @@ func (b *backend) MayEdit() backends.EditKinds {
 	return backends.EditHeader
 }
 
+// Needs has the DNS, and the keys, which are read at the start.
+func (b *backend) Needs() []string {
+	needs := []string{"connects to the DNS"}
+	for _, s := range b.Sign {
+		needs = append(needs, "reads "+s.Key)
+	}
+	return needs
+}
+
 // Deliver signs the mail of our own clients, and verifies that of strangers.
 func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 	m, err := readMessage(tx.Body)

@@ -142,6 +142,9 @@ func (b *backend) MayEdit() backends.EditKinds {
 	return 0
 }
 
+// Needs is the program.
+func (b *backend) Needs() []string { return []string{"runs " + b.Command[0]} }
+
 // Deliver runs the program when it is its turn.
 func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 	if err := ctx.Err(); err != nil {

@@ -164,6 +164,15 @@ func (b *backend) Capabilities() backends.Capabilities {
 	return can
 }
 
+// Needs has the directory that all mailboxes are in.
+func (b *backend) Needs() []string {
+	above, _, varies := strings.Cut(b.Path, "{")
+	if varies {
+		above = filepath.Dir(above + "user")
+	}
+	return []string{"writes " + above}
+}
+
 // Deliver stores the message in the mailbox of one recipient after the other.
 func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 	m := &message{ctx: ctx, body: tx.Body, size: tx.Size}

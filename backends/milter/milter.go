@@ -128,6 +128,9 @@ type backend struct {
 // MayEdit tells that a milter may change everything.
 func (b *backend) MayEdit() backends.EditKinds { return backends.EditAll }
 
+// Needs is the milter.
+func (b *backend) Needs() []string { return []string{"connects to " + b.Address} }
+
 func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 	c := newConversation(b, tx)
 	defer c.changes.close()

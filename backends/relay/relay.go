@@ -167,6 +167,14 @@ type backend struct {
 // MayEdit returns that it edits nothing.
 func (b *backend) MayEdit() backends.EditKinds { return 0 }
 
+// Needs has the targets.
+func (b *backend) Needs() (needs []string) {
+	for _, t := range b.targets {
+		needs = append(needs, "connects to "+t.url)
+	}
+	return needs
+}
+
 // Close ends all connections.
 func (b *backend) Close() error {
 	b.stop()

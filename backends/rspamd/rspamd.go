@@ -170,6 +170,9 @@ func (b *backend) MayEdit() backends.EditKinds {
 	return backends.EditHeader | backends.EditEnvelope
 }
 
+// Needs is rspamd.
+func (b *backend) Needs() []string { return []string{"connects to " + b.Address} }
+
 // Deliver has rspamd look at the message, and does as the settings say.
 func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 	body := bufio.NewReaderSize(tx.Body, 32<<10)

@@ -134,6 +134,9 @@ type backend struct {
 	turns   *turns
 }
 
+// Needs is the file.
+func (b *backend) Needs() []string { return []string{"reads " + b.file.path} }
+
 // Deliver leaves all recipients to the next backend.
 func (b *backend) Deliver(context.Context, *backends.DataContext) error { return nil }
 

@@ -2,6 +2,7 @@ package webhook
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -103,6 +104,7 @@ func New(s Settings) (backends.Backend, error) {
 		secret:    secret,
 		timeout:   s.Timeout,
 		directory: s.Directory,
+		host:      cmp.Or(s.Socket, u.Scheme+"://"+u.Host),
 	}, nil
 }
 
@@ -206,11 +208,17 @@ type backend struct {
 	secret    []byte // nil: no signature
 	timeout   time.Duration
 	directory string
+	host      string // where the hook is
 }
 
 // MayEdit says what an answer can ask for.
 func (b *backend) MayEdit() backends.EditKinds {
 	return backends.EditHeader | backends.EditEnvelope
+}
+
+// Needs has the host of the hook: the rest of its URL may be a secret.
+func (b *backend) Needs() []string {
+	return []string{"connects to " + b.host, "writes " + cmp.Or(b.directory, os.TempDir())}
 }
 
 func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {

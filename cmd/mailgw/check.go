@@ -176,6 +176,9 @@ func printBackend(w io.Writer, name string, b gateway.BackendConfig, h *plugins.
 	if b.ShadowOf != "" {
 		fmt.Fprintf(w, "  shadow of %s, for %g%% of its mail\n", b.ShadowOf, b.ShadowShare)
 	}
+	if needs := h.Needs(); needs != nil {
+		fmt.Fprintf(w, "  needs %q\n", needs) // quoted, since they are a stranger's words
+	}
 	var answers []string
 	for _, t := range backends.Topics() {
 		if h.Answers(t) {

@@ -276,6 +276,7 @@ class Backend(Protocol):
         may_edit: Edits, with one beyond, the recipients that are undecided get 451
         capabilities: Capabilities
         effect_free: bool, it changes nothing outside itself, so that it can be a shadow
+        needs: list[str], of the system, for the operator to read: "writes /var/mail"
 
     watch_capabilities() -> Iterator[Capabilities] tells how they change, at once and then
     each time. close() is called before the plugin exits.
@@ -861,6 +862,7 @@ class _Plugin:
             capabilities=_capabilities(getattr(backend, "capabilities", Capabilities())),
             watch=hasattr(backend, "watch_capabilities"),
             effect_free=getattr(backend, "effect_free", False),
+            needs=getattr(backend, "needs", []),
         )
         may = getattr(backend, "may_edit", ~Edits(0))
         answer.may_edit.header = Edits.HEADER in may

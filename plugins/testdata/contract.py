@@ -66,6 +66,7 @@ def octets(v: str | bytes) -> bytes:
 class Contract:
     capabilities = mailgw.Capabilities(dsn=True, size=1000, binary_mime=False)
     effect_free = True
+    needs = ["writes /var/mail"]
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

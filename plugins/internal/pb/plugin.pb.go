@@ -257,6 +257,7 @@ type ConfigureResponse struct {
 	MayEdit       *MayEdit               `protobuf:"bytes,7,opt,name=may_edit,json=mayEdit,proto3" json:"may_edit,omitempty"`                               // absent: anything; it counts at the first start
 	Watch         bool                   `protobuf:"varint,8,opt,name=watch,proto3" json:"watch,omitempty"`                                                 // capabilities change: it has the method Watch
 	EffectFree    bool                   `protobuf:"varint,9,opt,name=effect_free,json=effectFree,proto3" json:"effect_free,omitempty"`                     // changes nothing outside itself, so that mail may be shown to it for a try
+	Needs         []string               `protobuf:"bytes,10,rep,name=needs,proto3" json:"needs,omitempty"`                                                 // of the system, for the operator to read: "writes /var/mail"
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -352,6 +353,13 @@ func (x *ConfigureResponse) GetEffectFree() bool {
 		return x.EffectFree
 	}
 	return false
+}
+
+func (x *ConfigureResponse) GetNeeds() []string {
+	if x != nil {
+		return x.Needs
+	}
+	return nil
 }
 
 // MayEdit says which edits the plugin may make. With one beyond, the
@@ -2521,7 +2529,7 @@ const file_plugin_proto_rawDesc = "" +
 	"\x10ConfigureRequest\x12#\n" +
 	"\rsettings_json\x18\x01 \x01(\tR\fsettingsJson\x12'\n" +
 	"\x0fgateway_version\x18\x02 \x01(\tR\x0egatewayVersion\x12\x1b\n" +
-	"\tlog_level\x18\x03 \x01(\tR\blogLevel\"\x80\x03\n" +
+	"\tlog_level\x18\x03 \x01(\tR\blogLevel\"\x96\x03\n" +
 	"\x11ConfigureResponse\x12/\n" +
 	"\x06faults\x18\x01 \x03(\v2\x17.mailgw.plugin.v1.FaultR\x06faults\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12B\n" +
@@ -2532,7 +2540,9 @@ const file_plugin_proto_rawDesc = "" +
 	"\bmay_edit\x18\a \x01(\v2\x19.mailgw.plugin.v1.MayEditR\amayEdit\x12\x14\n" +
 	"\x05watch\x18\b \x01(\bR\x05watch\x12\x1f\n" +
 	"\veffect_free\x18\t \x01(\bR\n" +
-	"effectFree\"W\n" +
+	"effectFree\x12\x14\n" +
+	"\x05needs\x18\n" +
+	" \x03(\tR\x05needs\"W\n" +
 	"\aMayEdit\x12\x16\n" +
 	"\x06header\x18\x01 \x01(\bR\x06header\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\bR\amessage\x12\x1a\n" +
