@@ -268,6 +268,9 @@ func playConfigure(t *testing.T, path string, call transcribed) *Host {
 	if got := mayEditToWire(h.MayEdit()); !protobuf.Equal(got, want.MayEdit) || h.IsEffectFree() != want.EffectFree {
 		t.Errorf("got %v, effect_free %t; want %v", got, h.IsEffectFree(), want)
 	}
+	if got := h.Needs(); !slices.Equal(got, want.Needs) {
+		t.Errorf("got the needs %q, want %q", got, want.Needs)
+	}
 	if wanted := announcementFromWire(want.Answers); !maps.Equal(h.answers, wanted) {
 		t.Errorf("got the topics %v, want %v", h.answers, wanted)
 	}
