@@ -55,7 +55,7 @@ func (p *instance) exits() bool {
 	select {
 	case <-p.Exited:
 		return true
-	case <-time.After(100 * time.Millisecond):
+	case <-time.After(time.Second):
 		return false
 	}
 }

@@ -77,6 +77,7 @@ func newTester(ctx context.Context, c plugins.Command, o backendtest.Options) *t
 	t.command.Env = map[string]string{markName: t.mark}
 	maps.Copy(t.command.Env, c.Env)
 	t.command.Log = t.events.logger(c.Log)
+	t.command.Instances = 1
 	return t
 }
 

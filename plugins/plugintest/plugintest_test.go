@@ -162,7 +162,7 @@ func TestBrokenPromisesAreFound(t *testing.T) {
 		{"lives on", (*tester).testLifeline, "it lives on 1s after the end of file of MAILGW_LIFELINE"},
 		{"hangs at its end", (*tester).testStart, `it ended with "signal: killed"`},
 		{"hangs at its end", (*tester).testDrain, `it ended with "signal: killed"`},
-		{"heeds SIGTERM", (*tester).testSignals, "after SIGTERM, SIGINT and SIGHUP"},
+		{"heeds SIGTERM", (*tester).testSignals, "SIGTERM, SIGINT and SIGHUP: "},
 		{"leaks files", (*tester).testOpenFiles, "100 transactions"},
 		{"one at a time", (*tester).testHealth, "one of 50 transactions"},
 		{"stops when it is busy", (*tester).testHealth, "50 transactions"},

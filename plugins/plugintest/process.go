@@ -64,10 +64,13 @@ func (t *tester) testSignals() error {
 		for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} {
 			syscall.Kill(p.PID, signal)
 		}
-		if err := tx.finish(); err != nil {
-			return fmt.Errorf("after SIGTERM, SIGINT and SIGHUP: %w", err)
+		if err = tx.finish(); err == nil {
+			err = t.works(ctx, p)
 		}
-		return t.works(ctx, p)
+		if err != nil {
+			return fmt.Errorf("SIGTERM, SIGINT and SIGHUP: %w", err)
+		}
+		return nil
 	})
 }
 
