@@ -2,21 +2,16 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"maps"
-	"net"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -74,25 +69,27 @@ type service struct {
 }
 
 // reloadUntil reads the configuration again at each SIGHUP and for each reload,
-// one after the other, until ctx ends.
+// one after the other, until ctx ends. It answers other requests, too.
 func (s *service) reloadUntil(ctx context.Context) {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
-	requests := make(chan net.Conn)
-	socket, err := listenForReload(s.file)
+	reloads := make(chan chan<- error)
+	socket, err := listenForControl(s.file)
 	if err != nil {
 		s.log.Warn("reloading by SIGHUP only", "error", err)
 	} else {
+		var answering sync.WaitGroup
+		defer answering.Wait()
 		defer socket.Close()
-		go acceptReloads(ctx, socket, requests)
+		answering.Go(func() { acceptControl(ctx, socket, control{s.server, reloads}.answer) })
 	}
 	for {
 		select {
 		case <-hangups:
 			s.reload(ctx)
-		case c := <-requests:
-			answerReload(c, s.reload(ctx))
+		case done := <-reloads:
+			done <- s.reload(ctx)
 		case <-ctx.Done():
 			return
 		}
@@ -154,108 +151,20 @@ func (s *service) close() {
 	s.leaving.Wait()
 }
 
-// controlAddress is where the gateway of a configuration file is found: a unix
-// socket that has no place in the file system.
-func controlAddress(file string) (*net.UnixAddr, error) {
-	path, err := filepath.Abs(file)
-	if err != nil {
-		return nil, err
-	}
-	sum := sha256.Sum256([]byte(path))
-	return &net.UnixAddr{Net: "unix", Name: "@mailgw-" + hex.EncodeToString(sum[:16])}, nil
-}
-
-func listenForReload(file string) (*net.UnixListener, error) {
-	address, err := controlAddress(file)
-	if err != nil {
-		return nil, err
-	}
-	return net.ListenUnix("unix", address)
-}
-
-// acceptReloads gives on who asks for a reload, and may.
-func acceptReloads(ctx context.Context, socket *net.UnixListener, requests chan<- net.Conn) {
-	for {
-		c, err := socket.AcceptUnix()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			select {
-			case <-time.After(time.Second):
-			case <-ctx.Done():
-			}
-			continue
-		}
-		if uid, err := userOf(c); err != nil || uid != 0 && int(uid) != os.Geteuid() {
-			c.Close()
-			continue
-		}
-		select {
-		case requests <- c:
-		case <-ctx.Done():
-			c.Close()
-			return
-		}
-	}
-}
-
-// userOf returns who is at the other end of a unix socket.
-func userOf(c *net.UnixConn) (uid uint32, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var cred *syscall.Ucred
-	if controlErr := raw.Control(func(fd uintptr) {
-		cred, err = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
-	}); controlErr != nil {
-		return 0, controlErr
-	}
-	if err != nil {
-		return 0, err
-	}
-	return cred.Uid, nil
-}
-
-// answerReload tells what came of a reload: nothing but a line "ok", or what is
-// wrong.
-func answerReload(c net.Conn, err error) {
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(5 * time.Second))
-	if err == nil {
-		io.WriteString(c, reloadedWord)
-		return
-	}
-	io.WriteString(c, err.Error()+"\n")
-}
-
-const reloadedWord = "ok\n"
-
 // askToReload asks the gateway of a configuration file to read it again.
 func askToReload(file string, stdout io.Writer) error {
-	address, err := controlAddress(file)
-	if err != nil {
-		return exitError{exitSystem, err}
-	}
-	c, err := net.DialUnix("unix", nil, address)
-	if errors.Is(err, syscall.ECONNREFUSED) {
-		err = fmt.Errorf("no gateway runs that was started with --config %s", file)
-	}
+	c, err := ask(file, "reload")
 	if err != nil {
 		return exitError{exitSystem, err}
 	}
 	defer c.Close()
-	if uid, err := userOf(c); err != nil || os.Geteuid() != 0 && int(uid) != os.Geteuid() {
-		return exitError{exitSystem, fmt.Errorf("the gateway runs as another user, with uid %d", uid)}
-	}
 	answer, err := io.ReadAll(c)
 	switch {
 	case err != nil:
 		return exitError{exitSystem, fmt.Errorf("no answer: %w", err)}
 	case len(answer) == 0:
-		return exitError{exitSystem, errors.New("the gateway ends, or may not be told by this user")}
-	case string(answer) != reloadedWord:
+		return exitError{exitSystem, errNoAnswer}
+	case string(answer) != okLine:
 		return exitError{exitConfig, errors.New("nothing has changed:\n" + string(answer[:len(answer)-1]))}
 	}
 	fmt.Fprintln(stdout, "reloaded")
