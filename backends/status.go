@@ -79,6 +79,13 @@ func StatusOf(err error) Status {
 	return TryLater
 }
 
+// IsFailure reports whether err is an error that does not answer for the backend
+// that has returned it, so that what StatusOf makes of it is the caller's word.
+func IsFailure(err error) bool {
+	var s Status
+	return err != nil && (!errors.As(err, &s) || s != StatusOf(err))
+}
+
 const (
 	maxStatusLines = 10
 	maxStatusText  = 400 // octets of a line: RFC 5321, section 4.5.3.1.5 allows 512 for the whole of it

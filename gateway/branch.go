@@ -218,7 +218,7 @@ func (d *delivery) outcome(backend *namedBackend, b *branch, tx *backends.DataCo
 	if poison, ok := errors.AsType[*poisonError](err); ok {
 		return d.quarantine(backend, b, poison)
 	}
-	if !isFailure(err) || d.ctx.Err() != nil {
+	if !backends.IsFailure(err) || d.ctx.Err() != nil {
 		return nil, err
 	}
 	switch backend.OnFailure {
@@ -234,12 +234,6 @@ func (d *delivery) outcome(backend *namedBackend, b *branch, tx *backends.DataCo
 		return nil, errors.Join(unchecked, err)
 	}
 	return nil, err
-}
-
-// isFailure reports whether err is no answer of the backend.
-func isFailure(err error) bool {
-	var s backends.Status
-	return !errors.As(err, &s) || s != backends.StatusOf(err)
 }
 
 // unchecked is the answer for recipients of a backend that has failed, where

@@ -161,7 +161,7 @@ func (d *delivery) deliverAlone(ctx context.Context, backend *namedBackend, tx *
 // answered is no suspect any more; one that has only failed still is.
 func (d *delivery) judge(backend *namedBackend, b *branch, tx *backends.DataContext, was *suspect, err error) error {
 	crash, crashed := errors.AsType[*backends.CrashError](err)
-	if !crashed && (was == nil || err != nil && isFailure(err)) {
+	if !crashed && (was == nil || err != nil && backends.IsFailure(err)) {
 		return err
 	}
 	all, unreadable := d.fingerprints(b.to)

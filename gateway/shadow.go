@@ -140,7 +140,7 @@ func (c *comparison) done(v verdicts, undecided []int, err error) {
 		switch {
 		case err == nil:
 			v[i] = "next backend"
-		case isFailure(err):
+		case backends.IsFailure(err):
 			v[i] = "failure: " + err.Error()
 		default:
 			v[i] = backends.StatusOf(err).Sanitized().Error()
