@@ -36,6 +36,7 @@ var imports = map[string][]string{
 	"cmd/mailgw/newplugin/go": {"backends", "plugins"},
 	"plugins/python":          {},
 	"internal/gatewaytest":    {},
+	"internal/record":         {"backends", "xforward"},
 	"internal/dnstest":        {"golang.org/x/net/dns/dnsmessage"},
 	"internal/peers":          {},
 	"internal/bench":          {"internal/peers"},
