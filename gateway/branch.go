@@ -128,10 +128,8 @@ func (d *delivery) call(backend *namedBackend, b *branch) {
 	// The call itself and each started delivery hold the message.
 	var holders atomic.Int32
 	holders.Store(1)
-	ended := func() {}
 	release := func() {
 		if holders.Add(-1) == 0 {
-			ended()
 			body.close()
 			cancel()
 			d.finish()
@@ -151,12 +149,12 @@ func (d *delivery) call(backend *namedBackend, b *branch) {
 		}
 		return
 	}
-	note, compare := d.shadowed(backend, b)
+	witness := d.witness(backend, b)
 	started := make([]bool, len(b.to))
 	undecided, err := d.deliverTo(ctx, backend, b, tx, backends.Hooks{
 		Status: func(i int, s backends.Status) {
-			note(i, s)
 			b.to[i].decide(backend.name, s)
+			witness.Status(i, s)
 			if started[i] {
 				release()
 			}
@@ -164,9 +162,13 @@ func (d *delivery) call(backend *namedBackend, b *branch) {
 		Started: func(i int) {
 			started[i] = true
 			holders.Add(1)
+			witness.Started(i)
 		},
-		SMTPResponse: d.respond,
-		Wrote:        func(left backends.Digest) { d.compare(left, b.to) },
+		SMTPResponse: func(s backends.Status) {
+			d.respond(s)
+			witness.SMTPResponse(s)
+		},
+		Wrote: func(left backends.Digest) { d.compare(left, b.to) },
 		Ignored: func(i int, s backends.Status, why string) {
 			to := ""
 			if i >= 0 && i < len(b.to) {
@@ -176,11 +178,11 @@ func (d *delivery) call(backend *namedBackend, b *branch) {
 		},
 		Replace: d.replace,
 	})
-	ended = func() { compare(undecided, err) }
 	if holders.Load() > 1 {
 		context.AfterFunc(d.ctx, func() { tx.SetAll(backends.StatusOf(context.Cause(d.ctx))) })
 	}
 	d.proceed(backend, b, tx, undecided, err)
+	witness.Returned(undecided, err, tx.Edits()) // at the end, so that mail does not wait
 }
 
 // proceed carries the recipients that backend left undecided on to the next

@@ -83,9 +83,10 @@ type delivery struct {
 	original *message               // as it came
 	content  func() ([]byte, error) // its digest, made once
 
-	shadows   map[string]*namedBackend // by whose shadow they are
-	shadowing *shadowing
-	parent    context.Context // of ctx
+	shadows    map[string]*namedBackend // by whose shadow they are
+	shadowing  *shadowing
+	recordings *recordings
+	parent     context.Context // of ctx
 
 	mu       sync.Mutex
 	fates    []fate          // of the transaction's recipients, in order, and of those added

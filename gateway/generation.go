@@ -17,15 +17,16 @@ import (
 // at a time, and moves on to the next one between two transactions, so that
 // each transaction ends where it has begun.
 type generation struct {
-	log       *slog.Logger
-	name      string // of the process, random
-	spool     *spool
-	backends  map[string]*namedBackend
-	digests   bool                     // a backend tells the digest of what it has written
-	routes    map[string]*route        // by name
-	shadows   map[string]*namedBackend // by whose shadow they are
-	shadowing *shadowing
-	listeners []*listener
+	log        *slog.Logger
+	name       string // of the process, random
+	spool      *spool
+	backends   map[string]*namedBackend
+	digests    bool                     // a backend tells the digest of what it has written
+	routes     map[string]*route        // by name
+	shadows    map[string]*namedBackend // by whose shadow they are
+	shadowing  *shadowing
+	recordings *recordings
+	listeners  []*listener
 
 	mu       sync.Mutex
 	sessions int
@@ -40,7 +41,7 @@ func newGeneration(c *Config, all map[string]backends.Backend, log *slog.Logger,
 	g := &generation{
 		log: log, name: name, spool: newSpool(c.Spool), left: make(chan struct{}),
 		backends: map[string]*namedBackend{}, routes: map[string]*route{},
-		shadows: map[string]*namedBackend{}, shadowing: &shadowing{},
+		shadows: map[string]*namedBackend{}, shadowing: &shadowing{}, recordings: &recordings{},
 	}
 	for name, b := range all {
 		g.backends[name] = &namedBackend{Backend: b, name: name, BackendConfig: c.Backends[name], suspects: newSuspects()}
@@ -97,7 +98,7 @@ func (g *generation) check() {
 // and, where their configuration is the same, what rates have counted, keys of
 // TLS tickets and the spool's budget.
 func (g *generation) inherit(before *generation) {
-	g.shadowing = before.shadowing
+	g.shadowing, g.recordings = before.shadowing, before.recordings
 	if g.spool.config == before.spool.config {
 		g.spool = before.spool
 	}

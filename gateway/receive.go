@@ -154,6 +154,7 @@ func (g *generation) newDelivery(d *dialog, log *slog.Logger) *delivery {
 		spool:       g.spool,
 		shadows:     g.shadows,
 		shadowing:   g.shadowing,
+		recordings:  g.recordings,
 		maxSize:     maxReplaced(int64(d.Limits.MessageSize)),
 		log:         log.With("tx", tx.id, "ident", ident, "from", tx.sender),
 		received:    time.Now(),

@@ -82,21 +82,21 @@ func TestShadowThatHangs(t *testing.T) {
 			}
 			return errors.New("no such table")
 		})
-		for range maxShadowCopies + 5 {
+		for range maxCopies + 5 {
 			wantReplies(t, deliver(t, s, "to:b@x.example"), "250 2.0.0 <b@x.example> delivered (ID)")
 		}
 		close(release)
 		synctest.Wait()
-		if got := strings.Count(log.String(), `says="failure: no such table" original="next backend"`); got != maxShadowCopies {
-			t.Errorf("%d copies, want %d", got, maxShadowCopies)
+		if got := strings.Count(log.String(), `says="failure: no such table" original="next backend"`); got != maxCopies {
+			t.Errorf("%d copies, want %d", got, maxCopies)
 		}
 		wantReplies(t, deliver(t, s, "to:panic@x.example"), "250 2.0.0 <panic@x.example> delivered (ID)")
 		synctest.Wait()
 		if text := log.String(); !strings.Contains(text, "event=shadow dropped=5") || !strings.Contains(text, "failure: panic: a bug") {
 			t.Errorf("the log has not what was dropped, or failed:\n%s", text)
 		}
-		if s.shadowing.copies != 0 || s.shadowing.bytes != 0 {
-			t.Errorf("%d copies of %d octets are left", s.shadowing.copies, s.shadowing.bytes)
+		if s.shadowing.copies.number != 0 || s.shadowing.copies.octets != 0 {
+			t.Errorf("%d copies of %d octets are left", s.shadowing.copies.number, s.shadowing.copies.octets)
 		}
 	})
 }

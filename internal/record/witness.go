@@ -1,7 +1,11 @@
 package record
 
 import (
+	"bytes"
 	"cmp"
+	"context"
+	"fmt"
+	"io"
 	"sync"
 
 	"github.com/mailgw/mailgw/backends"
@@ -98,4 +102,30 @@ func (w *Witness) finish() {
 	if over {
 		w.done(said)
 	}
+}
+
+// Hear has b deliver tx, and returns what it says. It waits for started
+// deliveries, too, until ctx ends. store keeps a message that replaces that of tx.
+func Hear(ctx context.Context, b backends.Backend, tx *backends.DataContext, store backends.MessageStore) Said {
+	heard := make(chan Said, 1)
+	w := NewWitness(len(tx.Envelope.Recipients), func(s Said) { heard <- s })
+	undecided, err := backends.Run(ctx, b, tx, backends.Hooks{Status: w.Status, Started: w.Started, SMTPResponse: w.SMTPResponse, Replace: store})
+	w.Returned(undecided, err, tx.Edits())
+	select {
+	case s := <-heard:
+		return s
+	case <-ctx.Done():
+		tx.SetAll(backends.TimedOut)
+		return <-heard
+	}
+}
+
+// Store keeps a message in memory, if it is not larger than one that Read takes.
+func Store(r io.Reader) (backends.Message, error) {
+	const most = maxText / 4
+	b, err := io.ReadAll(io.LimitReader(r, most+1))
+	if err == nil && len(b) > most {
+		err = fmt.Errorf("more than %d octets", most)
+	}
+	return bytes.NewReader(b), err
 }
