@@ -6,26 +6,22 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
-	"github.com/BurntSushi/toml"
 	"github.com/spf13/cobra"
 
 	"github.com/mailgw/mailgw/backends/backendtest"
 	"github.com/mailgw/mailgw/gateway"
-	"github.com/mailgw/mailgw/internal/settings"
 	"github.com/mailgw/mailgw/plugins"
 	"github.com/mailgw/mailgw/plugins/plugintest"
 )
 
 // testPluginFlags are the flags of test-plugin.
 type testPluginFlags struct {
-	settings, config, backend string
-	verbose                   bool
-	options                   backendtest.Options
+	underTest
+	verbose bool
+	options backendtest.Options
 }
 
 func testPluginCommand() *cobra.Command {
@@ -82,10 +78,7 @@ Exit codes:
 		},
 	}
 	cmd.Flags().SetInterspersed(false) // flags behind PROGRAM are its own
-	configFlag(cmd, &f.config)
-	cmd.Flags().StringVar(&f.backend, "backend", "", "test this backend of the configuration file")
-	cmd.Flags().StringVar(&f.settings, "settings", "", "file with the settings: what would be in [backend.NAME.settings]")
-	cmd.MarkFlagFilename("settings", "toml")
+	f.underTest.flags(cmd)
 	cmd.Flags().StringArrayVar(&f.options.Recipients, "recipient", nil, "address that the plugin takes; may be repeated (default one@example.org and two@example.org)")
 	cmd.Flags().BoolVar(&f.options.Final, "final", false, "the plugin decides all recipients: it can be the last of a route")
 	cmd.Flags().BoolVar(&f.options.IgnoresMessage, "ignores-message", false, "the plugin may answer 2xx before it has read the message")
@@ -95,7 +88,11 @@ Exit codes:
 }
 
 func testPlugin(ctx context.Context, f testPluginFlags, args []string, stdout, stderr io.Writer) error {
-	command, err := f.command(args, stderr)
+	log := slog.New(slog.DiscardHandler)
+	if f.verbose {
+		log = newLogger(gateway.LogConfig{Level: "info"}, stderr)
+	}
+	command, err := f.command(args, log, stderr)
 	if err != nil {
 		return exitError{exitConfig, err}
 	}
@@ -119,47 +116,4 @@ func testPlugin(ctx context.Context, f testPluginFlags, args []string, stdout, s
 	}
 	fmt.Fprintf(stdout, "all %d checks are ok\n", checks)
 	return nil
-}
-
-// command says how the plugin is started.
-func (f testPluginFlags) command(args []string, stderr io.Writer) (plugins.Command, error) {
-	log := slog.New(slog.DiscardHandler)
-	if f.verbose {
-		log = newLogger(gateway.LogConfig{Level: "info"}, stderr)
-	}
-	if f.backend != "" {
-		return f.ofBackend(log, stderr)
-	}
-	values := map[string]any{}
-	if f.settings != "" {
-		if _, err := toml.DecodeFile(f.settings, &values); err != nil {
-			return plugins.Command{}, fmt.Errorf("%s: %w", f.settings, err)
-		}
-	}
-	program := gateway.BackendConfig{Plugin: args[0], Args: args[1:], Settings: values}
-	if !strings.Contains(args[0], "/") && !slices.Contains(shippedNames(), args[0]) {
-		return plugins.Command{}, fmt.Errorf("no plugin %q ships; want %s, or the path, with a slash, of a program", args[0], strings.Join(shippedNames(), ", "))
-	}
-	name := filepath.Base(args[0])
-	return pluginOf(&gateway.Config{Backends: map[string]gateway.BackendConfig{name: program}}, name, log), nil
-}
-
-// ofBackend says it of a backend of the configuration.
-func (f testPluginFlags) ofBackend(log *slog.Logger, stderr io.Writer) (plugins.Command, error) {
-	c, problems, err := loadConfig(f.config, stderr)
-	if err != nil {
-		return plugins.Command{}, err
-	}
-	key := settings.Join("backend", f.backend)
-	problems = slices.DeleteFunc(problems, func(p gateway.Problem) bool { return !gateway.Problems{p}.In(key) })
-	b, there := c.Backends[f.backend]
-	switch {
-	case len(problems) > 0:
-		return plugins.Command{}, problems
-	case !there:
-		return plugins.Command{}, fmt.Errorf("%s has no [%s]", f.config, key)
-	case b.Attached() != "":
-		return plugins.Command{}, fmt.Errorf("[%s] is started by hand, and nobody else can start it again", key)
-	}
-	return pluginOf(c, f.backend, log), nil
 }

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+	"github.com/spf13/cobra"
+
+	"github.com/mailgw/mailgw/gateway"
+	"github.com/mailgw/mailgw/internal/settings"
+	"github.com/mailgw/mailgw/plugins"
+)
+
+// underTest says what a plugin is tested with: settings in a file of their own, or
+// all that a backend of a configuration has.
+type underTest struct{ settings, config, backend string }
+
+func (u *underTest) flags(cmd *cobra.Command) {
+	configFlag(cmd, &u.config)
+	cmd.Flags().StringVar(&u.backend, "backend", "", "test this backend of the configuration file")
+	cmd.Flags().StringVar(&u.settings, "settings", "", "file with the settings: what would be in [backend.NAME.settings]")
+	cmd.MarkFlagFilename("settings", "toml")
+}
+
+// command says how the plugin is started: program, with its arguments, if it is
+// not that of a backend.
+func (u underTest) command(program []string, log *slog.Logger, stderr io.Writer) (plugins.Command, error) {
+	if u.backend != "" {
+		return u.ofBackend(log, stderr)
+	}
+	values := map[string]any{}
+	if u.settings != "" {
+		if _, err := toml.DecodeFile(u.settings, &values); err != nil {
+			return plugins.Command{}, fmt.Errorf("%s: %w", u.settings, err)
+		}
+	}
+	if !strings.Contains(program[0], "/") && !slices.Contains(shippedNames(), program[0]) {
+		return plugins.Command{}, fmt.Errorf("no plugin %q ships; want %s, or the path, with a slash, of a program", program[0], strings.Join(shippedNames(), ", "))
+	}
+	b := gateway.BackendConfig{Plugin: program[0], Args: program[1:], Settings: values}
+	name := filepath.Base(program[0])
+	return pluginOf(&gateway.Config{Backends: map[string]gateway.BackendConfig{name: b}}, name, log), nil
+}
+
+// ofBackend says it of a backend of the configuration.
+func (u underTest) ofBackend(log *slog.Logger, stderr io.Writer) (plugins.Command, error) {
+	c, problems, err := loadConfig(u.config, stderr)
+	if err != nil {
+		return plugins.Command{}, err
+	}
+	key := settings.Join("backend", u.backend)
+	problems = slices.DeleteFunc(problems, func(p gateway.Problem) bool { return !gateway.Problems{p}.In(key) })
+	b, there := c.Backends[u.backend]
+	switch {
+	case len(problems) > 0:
+		return plugins.Command{}, problems
+	case !there:
+		return plugins.Command{}, fmt.Errorf("%s has no [%s]", u.config, key)
+	case b.Attached() != "":
+		return plugins.Command{}, fmt.Errorf("[%s] is started by hand, and nobody else can start it again", key)
+	}
+	return pluginOf(c, u.backend, log), nil
+}
