@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -51,7 +52,7 @@ func listenForControl(file string) (*net.UnixListener, error) {
 // A request is what another command asks of the running gateway.
 type request struct {
 	*net.UnixConn
-	words []string // "reload"
+	words []string // one or more
 }
 
 // acceptControl has answer answer each request, in a goroutine of its own, until
@@ -99,6 +100,7 @@ func readRequest(c *net.UnixConn) (request, error) {
 // A control answers requests.
 type control struct {
 	server  *gateway.Server
+	log     *slog.Logger
 	reloads chan<- chan<- error // each gets what came of it
 }
 
@@ -106,6 +108,8 @@ func (c control) answer(ctx context.Context, r request) {
 	switch verb := r.words[0]; verb {
 	case "reload":
 		r.tell(c.reload(ctx))
+	case "record":
+		c.record(ctx, r)
 	default:
 		r.tell(fmt.Errorf("this gateway cannot %q", verb))
 	}

@@ -15,6 +15,7 @@ import (
 
 // Exit codes. They are those of sysexits.h as far as that has one that fits.
 const (
+	exitDiffers   = 1
 	exitUsage     = 64
 	exitData      = 65
 	exitRefused   = 69
@@ -27,14 +28,17 @@ const (
 
 const exitCodes = `Exit codes:
   0   done; send: every recipient was accepted
+  1   replay: the plugin says something else than before
   64  wrong usage
   65  send: the message cannot be read, or has a CR without LF;
-      passwd: the password cannot be used, or there is no such user
+      passwd: the password cannot be used, or there is no such user;
+      replay: a file is no record
   69  send: a recipient was refused for good
   70  test-plugin: the plugin breaks a promise
   71  the system refuses something: an address in use, for example
   75  send: a recipient is to be tried again later, no matter what the others got;
       serve: ended at once by a second signal;
+      record: the gateway has ended before;
       check: the target of a relay could not be tested
   76  check: the target of a relay splits messages
   78  gateway.toml or the users file has a problem, or a backend does not start`
@@ -69,7 +73,7 @@ of their own, and tells the client what became of it, for each recipient.
 	// Files are offered where a flag names one, and nowhere else.
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.AddCommand(serveCommand(), reloadCommand(), checkCommand(), pluginCommand(), newPluginCommand(), testPluginCommand(),
-		sendCommand(), passwdCommand(), postfixCommand(), versionCommand(), launchCommand())
+		recordCommand(), replayCommand(), sendCommand(), passwdCommand(), postfixCommand(), versionCommand(), launchCommand())
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)

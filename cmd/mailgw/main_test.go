@@ -49,7 +49,7 @@ func TestHelp(t *testing.T) {
 	if code != 0 || !strings.Contains(help, exitCodes) {
 		t.Errorf("exit code %d, help\n%s", code, help)
 	}
-	for _, name := range []string{"serve", "check", "plugin", "new-plugin", "test-plugin", "send", "passwd", "postfix", "version", "completion"} {
+	for _, name := range []string{"serve", "check", "plugin", "new-plugin", "test-plugin", "record", "replay", "send", "passwd", "postfix", "version", "completion"} {
 		if !strings.Contains(help, "\n  "+name+" ") {
 			t.Errorf("%s is not in\n%s", name, help)
 		}
@@ -58,7 +58,7 @@ func TestHelp(t *testing.T) {
 			t.Errorf("%s --help: exit code %d\n%s", name, code, usage)
 		}
 	}
-	for _, name := range []string{"serve", "check", "new-plugin", "test-plugin", "send", "passwd", "postfix"} {
+	for _, name := range []string{"serve", "check", "new-plugin", "test-plugin", "record", "replay", "send", "passwd", "postfix"} {
 		usage, _, _ := command(t, "", name, "--help")
 		for _, want := range []string{"\nExamples:\n", "\nExit codes:\n  0 ", "\n  64  wrong usage\n"} {
 			if !strings.Contains(usage, want) {
@@ -129,14 +129,15 @@ func TestCompletion(t *testing.T) {
 
 	// What the scripts ask the program.
 	for line, want := range map[string]string{
-		"plugin ma":        "maildir\n:4\n",             // 4: no files
-		"send --to a@x un": "tcp:\nunix:\nunix:@\n:6\n", // 2: no space after it
-		"send --to ":       ":4\n",
-		"send --file ":     ":0\n",
-		"passwd --file ":   ":0\n",
-		"passwd ":          ":4\n",
-		"serve ":           ":4\n",
-		"check --config ":  "toml\n:8\n", // 8: files with that name
+		"plugin ma":          "maildir\n:4\n",             // 4: no files
+		"send --to a@x un":   "tcp:\nunix:\nunix:@\n:6\n", // 2: no space after it
+		"send --to ":         ":4\n",
+		"send --file ":       ":0\n",
+		"passwd --file ":     ":0\n",
+		"passwd ":            ":4\n",
+		"serve ":             ":4\n",
+		"replay --plugin x ": "record\n:8\n",
+		"check --config ":    "toml\n:8\n", // 8: files with that name
 	} {
 		stdout, _, _ := command(t, "", append([]string{"__complete"}, strings.Split(line, " ")...)...)
 		if stdout != want {

@@ -82,7 +82,7 @@ func (s *service) reloadUntil(ctx context.Context) {
 		var answering sync.WaitGroup
 		defer answering.Wait()
 		defer socket.Close()
-		answering.Go(func() { acceptControl(ctx, socket, control{s.server, reloads}.answer) })
+		answering.Go(func() { acceptControl(ctx, socket, control{s.server, s.log, reloads}.answer) })
 	}
 	for {
 		select {
