@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -49,8 +50,8 @@ type Sandbox struct {
 }
 
 // Files are paths of files and directories. What is below a directory counts,
-// too. A program and its libraries, the socket of the plugin, and some files that
-// every program may want are always among them: see systemFiles.
+// too. The program itself, its socket, and some files that every program may want,
+// the libraries of the system for instance, are always among them: see systemFiles.
 type Files struct {
 	Read  []string // what may be read and run
 	Write []string // what may be read and changed
@@ -100,12 +101,14 @@ func (s Sandbox) wantsLauncher() bool {
 
 // verify opens a program, and returns an error unless it has the checksum.
 func verify(path string, want []byte) (*os.File, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe would wait for a writer
 	if err != nil {
 		return nil, err
 	}
 	hash := sha256.New()
-	if _, err = io.Copy(hash, f); err == nil {
+	if info, statErr := f.Stat(); statErr != nil || !info.Mode().IsRegular() {
+		err = errors.Join(fmt.Errorf("%s is no file", path), statErr)
+	} else if _, err = io.Copy(hash, f); err == nil {
 		if got := hash.Sum(nil); !bytes.Equal(got, want) {
 			err = fmt.Errorf("%s is not the program of checksum: its own is sha256:%x", path, got)
 		}

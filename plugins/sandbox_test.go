@@ -381,6 +381,18 @@ func TestChecksum(t *testing.T) {
 	}
 }
 
+func TestProgramThatIsPipe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	within(t, "verify", func() {
+		if _, err := verify(path, nil); err == nil || !strings.Contains(err.Error(), "is no file") {
+			t.Errorf("got the error %v", err)
+		}
+	})
+}
+
 // The file that was verified is run, whatever has its name by then.
 func TestVerifiedFileIsTheOneThatRuns(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "program")
