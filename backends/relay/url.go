@@ -46,6 +46,9 @@ var errScheme = errors.New("want smtp://HOST:PORT, smtp+starttls://HOST:PORT, sm
 // parseURL reads a URL of targets.
 func parseURL(text string) (server, error) {
 	u, err := url.Parse(text)
+	if err != nil && !strings.Contains(text, "://") {
+		return server{}, errScheme
+	}
 	if err != nil {
 		return server{}, errors.Unwrap(err) // it repeats the text
 	}
