@@ -27,6 +27,9 @@ func (backend) Capabilities() backends.Capabilities {
 	return can
 }
 
+// MayEdit returns that it edits nothing.
+func (backend) MayEdit() backends.EditKinds { return 0 }
+
 func (backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 	if err := ctx.Err(); err != nil {
 		return err

@@ -173,6 +173,9 @@ func (b *backend) Needs() []string {
 	return []string{"writes " + above}
 }
 
+// MayEdit returns that it edits nothing.
+func (b *backend) MayEdit() backends.EditKinds { return 0 }
+
 // Deliver stores the message in the mailbox of one recipient after the other.
 func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 	m := &message{ctx: ctx, body: tx.Body, size: tx.Size}

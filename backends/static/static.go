@@ -82,6 +82,9 @@ func (b backend) Capabilities() backends.Capabilities {
 	return can
 }
 
+// MayEdit returns that it edits nothing.
+func (b backend) MayEdit() backends.EditKinds { return 0 }
+
 // IsEffectFree is true of what only answers.
 func (b backend) IsEffectFree() bool { return true }
 

@@ -140,6 +140,9 @@ func (b *backend) Needs() []string { return []string{"reads " + b.file.path} }
 // Deliver leaves all recipients to the next backend.
 func (b *backend) Deliver(context.Context, *backends.DataContext) error { return nil }
 
+// MayEdit returns that it edits nothing.
+func (b *backend) MayEdit() backends.EditKinds { return 0 }
+
 // Authenticate returns the name of the user as it is in the file.
 func (b *backend) Authenticate(ctx context.Context, s *backends.Session, c backends.Credentials) (string, error) {
 	var u *user
