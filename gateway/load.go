@@ -45,7 +45,7 @@ func parseConfig(file, text string, shipped []string) (*Config, error) {
 	c.SetDefaults()
 	v := validation{Config: c, shipped: shipped}
 	for _, f := range settings.Decode(values, c) {
-		v.fault(f.Key, "%s%s", f.Text, listenerHint(f.Key, values))
+		v.fault(f.Key, "%s%s%s", f.Text, listenerHint(f.Key, values), settingsHint(f))
 	}
 	v.config()
 	if len(v.problems) > 0 {
@@ -80,6 +80,16 @@ func listenerHint(key string, values map[string]any) string {
 		return "; did you mean [[listener.rate]] below a [[listener]]?"
 	case table && slices.Contains([]string{"auth", "limits", "recipients", "routes", "senders", "tls"}, key):
 		return "; did you mean [listener." + key + "] below a [[listener]]?"
+	}
+	return ""
+}
+
+// settingsHint tells those who wrote a key of a plugin among those of its backend
+// where it belongs.
+func settingsHint(f settings.Fault) string {
+	parts := strings.Split(f.Key, ".")
+	if len(parts) == 3 && parts[0] == "backend" && f.Text == "unknown key" {
+		return "; settings of the plugin stand in [backend." + parts[1] + ".settings]"
 	}
 	return ""
 }

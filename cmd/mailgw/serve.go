@@ -152,7 +152,7 @@ func explainListen(err error) error {
 	op, ok := errors.AsType[*net.OpError](err)
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("%w; is mailgw running already? else choose another port", err)
+		return fmt.Errorf("%w; is mailgw running already? else choose another address", err)
 	case ok && strings.HasPrefix(op.Net, "tcp") && errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%w; a port below 1024 takes root or CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities)", err)
 	}
