@@ -51,7 +51,7 @@ Exit codes:
   78  the configuration has a problem, a backend does not start, or there is no
       target to test`,
 		Example: `  mailgw check
-  mailgw check --config /etc/mailgw/gateway.toml && systemctl restart mailgw
+  runuser -u mailgw -- mailgw check --config /etc/mailgw/gateway.toml
   mailgw check --smuggling postmaster@example.org`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
