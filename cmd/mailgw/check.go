@@ -53,7 +53,7 @@ Exit codes:
 		Example: `  mailgw check
   runuser -u mailgw -- mailgw check --config /etc/mailgw/gateway.toml
   mailgw check --smuggling postmaster@example.org`,
-		Args: cobra.NoArgs,
+		Args: configByFlag,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkAddress(smuggling); cmd.Flags().Changed("smuggling") && err != nil {
 				return fmt.Errorf("--smuggling: %w", err)

@@ -21,6 +21,14 @@ func configFlag(cmd *cobra.Command, path *string) {
 	cmd.MarkFlagFilename("config", "toml")
 }
 
+// configByFlag takes no arguments, which are files, as a rule, that belong elsewhere.
+func configByFlag(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("takes no argument %q; give the configuration file with --config", args[0])
+	}
+	return nil
+}
+
 // loadConfig reads the configuration file, prints its warnings if there are no
 // problems, and makes its
 // directory the working directory, so that a relative path in the settings of

@@ -74,8 +74,9 @@ func TestUsage(t *testing.T) {
 		{"serv", "serve"}, // cobra suggests what is near
 		{"--colour", "mailgw: unknown flag: --colour\nSee 'mailgw --help'."},
 		{"serve --colour", "mailgw serve: unknown flag: --colour\nSee 'mailgw serve --help'."},
-		{"serve now", "mailgw serve: unknown command"},
-		{"check now", "mailgw check: unknown command"},
+		{"serve now", `mailgw serve: takes no argument "now"; give the configuration file with --config`},
+		{"check gateway.toml", `mailgw check: takes no argument "gateway.toml"`},
+		{"reload now", `mailgw reload: takes no argument "now"`},
 		{"postfix virtual.cf", `mailgw postfix: invalid argument "virtual.cf"`},
 		{"version now", "mailgw version: unknown command"},
 		{"plugin no-such-plugin", `mailgw plugin: no plugin "no-such-plugin" ships with mailgw`},

@@ -45,7 +45,7 @@ Exit codes:
   78  the configuration has a problem, or a backend does not start`,
 		Example: `  mailgw reload
   mailgw reload --config /etc/mailgw/gateway.toml`,
-		Args: cobra.NoArgs,
+		Args: configByFlag,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return askToReload(config, cmd.OutOrStdout())
 		},

@@ -47,7 +47,7 @@ Exit codes:
   78  the configuration has a problem, or a backend does not start`,
 		Example: `  mailgw serve
   mailgw serve --config /etc/mailgw/gateway.toml`,
-		Args: cobra.NoArgs,
+		Args: configByFlag,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			stdout := cmd.OutOrStdout()
 			if !hints && !isTerminal(stdout) {
