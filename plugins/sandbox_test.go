@@ -91,7 +91,7 @@ func act(_ context.Context, tx *backends.DataContext) error {
 		pid, _ := strconv.Atoi(of)
 		result = syscall.Kill(pid, 0)
 	case "spin":
-		for {
+		for n := 1; n != 0; n += 2 { // which it never is
 		}
 	}
 	if err, ok := result.(error); ok && errors.Is(err, fs.ErrPermission) {
