@@ -49,6 +49,7 @@ transactions, or by Ctrl-C.
 
 The files have the mail of people. With --redact this is left of it:
 
+  names       ID and time of the transaction, backend, named routes
   addresses   user1@domain1.example, the same everywhere in a file
   hosts       host1.example; IP addresses of those for documentation
   session     listener, protocol, mechanism of AUTH, version and cipher of TLS
