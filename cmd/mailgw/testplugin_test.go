@@ -19,6 +19,10 @@ func write(t *testing.T, name, text string) string {
 
 func TestTestPlugin(t *testing.T) {
 	bad := write(t, "settings.toml", `paht = "x"`)
+	script := write(t, "plugin.sh", "#!/bin/sh\ncat "+bad+" >&2\n")
+	if err := os.Chmod(script, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	config := write(t, "gateway.toml", `
 [[listener]]
 name = "lmtp"
@@ -55,6 +59,7 @@ plugin = "unix:/tmp/socket"
 		{"--settings /nonexistent discard", exitConfig, "", "/nonexistent"},
 		{"discrad", exitConfig, "", `no plugin "discrad" ships`},
 		{"/nonexistent", exitSoftware, "FAILED  start: ", ""},
+		{script, exitSoftware, `it wrote: ["paht = \"x\""]`, ""}, // no sandbox keeps it from reading
 		{"--config " + config + " --backend faulty", exitConfig, "", "gateway.toml:18: backend.faulty.plugin: "},
 		{"--config " + config + " --backend nobody", exitConfig, "", "has no [backend.nobody]"},
 		{"--config " + config + " --backend attached", exitConfig, "", "is started by hand"},

@@ -42,7 +42,9 @@ func (u underTest) command(program []string, log *slog.Logger, stderr io.Writer)
 	if !strings.Contains(program[0], "/") && !slices.Contains(shippedNames(), program[0]) {
 		return plugins.Command{}, fmt.Errorf("no plugin %q ships; want %s, or the path, with a slash, of a program", program[0], strings.Join(shippedNames(), ", "))
 	}
-	b := gateway.BackendConfig{Plugin: program[0], Args: program[1:], Settings: values}
+	var b gateway.BackendConfig
+	b.SetDefaults()
+	b.Plugin, b.Args, b.Settings = program[0], program[1:], values
 	name := filepath.Base(program[0])
 	return pluginOf(&gateway.Config{Backends: map[string]gateway.BackendConfig{name: b}}, name, log), nil
 }
