@@ -124,7 +124,7 @@ func (p *process) await() {
 	for unix.Waitid(unix.P_PID, p.pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
 	}
 	p.mu.Lock()
-	syscall.Kill(-p.pid, syscall.SIGKILL)
+	p.killAll()
 	p.err = p.cmd.Wait()
 	p.reaped = true
 	p.mu.Unlock()
@@ -142,8 +142,15 @@ func (p *process) kill() {
 	defer p.mu.Unlock()
 	p.killed = true
 	if p.pid != 0 && !p.reaped {
-		syscall.Kill(-p.pid, syscall.SIGKILL)
+		p.killAll()
 	}
+}
+
+// killAll kills the process, which may have gone over to another group, and the
+// group. The caller holds p.mu.
+func (p *process) killAll() {
+	syscall.Kill(p.pid, syscall.SIGKILL)
+	syscall.Kill(-p.pid, syscall.SIGKILL)
 }
 
 // how says how the process ended: "exit status 1", "signal: killed".

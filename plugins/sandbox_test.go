@@ -90,6 +90,12 @@ func act(_ context.Context, tx *backends.DataContext) error {
 	case "kill":
 		pid, _ := strconv.Atoi(of)
 		result = syscall.Kill(pid, 0)
+	case "move": // to the group of a child
+		child := exec.Command("/bin/sleep", "1000")
+		child.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+		if result = child.Start(); result == nil {
+			result = syscall.Setpgid(0, child.Process.Pid)
+		}
 	case "spin":
 		for n := 1; n != 0; n += 2 { // which it never is
 		}
@@ -164,6 +170,23 @@ func TestStoppedPluginOfAnotherUserIsReplaced(t *testing.T) {
 	}
 	if got := inside(t, h, "status Uid"); !strings.HasPrefix(got, "54321 ") {
 		t.Errorf("the next one runs as %q", got)
+	}
+}
+
+// What leads a group may still go over to another one.
+func TestPluginThatLeavesItsGroupIsEnded(t *testing.T) {
+	c, log := sandboxed(t, Sandbox{})
+	h := runCommand(t, c, defaultTimes)
+	pid := log.pid(t, 1)
+	if got := inside(t, h, "move"); got != "<nil>" {
+		t.Fatal(got)
+	}
+	syscall.Kill(pid, syscall.SIGSTOP) // it does not end by itself
+	if err := h.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if !gone(pid) {
+		t.Errorf("process %d is still there", pid)
 	}
 }
 
