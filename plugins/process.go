@@ -108,6 +108,7 @@ func (p *process) run() error {
 	if p.killed {
 		return context.Canceled
 	}
+	closeInherited()
 	if err := p.command.Sandbox.shedPrivileges(); err != nil {
 		return err
 	}
@@ -116,6 +117,17 @@ func (p *process) run() error {
 	}
 	p.pid = p.cmd.Process.Pid
 	return nil
+}
+
+// closeInherited keeps programs from descriptors that this process has inherited
+// itself: of a shell, or of a service manager. Its own ones are closed in them.
+func closeInherited() {
+	entries, _ := os.ReadDir("/proc/self/fd")
+	for _, entry := range entries {
+		if fd, err := strconv.Atoi(entry.Name()); err == nil && fd > 2 {
+			syscall.CloseOnExec(fd)
+		}
+	}
 }
 
 // await waits for the end of the process, and ends what it leaves behind.

@@ -90,6 +90,8 @@ func act(_ context.Context, tx *backends.DataContext) error {
 	case "kill":
 		pid, _ := strconv.Atoi(of)
 		result = syscall.Kill(pid, 0)
+	case "descriptor":
+		_, result = os.Stat("/proc/self/fd/" + of)
 	case "move": // to the group of a child
 		child := exec.Command("/bin/sleep", "1000")
 		child.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -187,6 +189,29 @@ func TestPluginThatLeavesItsGroupIsEnded(t *testing.T) {
 	}
 	if !gone(pid) {
 		t.Errorf("process %d is still there", pid)
+	}
+}
+
+// A shell or a service manager may have left descriptors to the gateway.
+func TestPluginInheritsNoDescriptor(t *testing.T) {
+	f, err := os.Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const fd = 100
+	if err := syscall.Dup2(int(f.Fd()), fd); err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	for name, s := range map[string]Sandbox{"bare": {}, "sandbox": {Directory: "/"}} {
+		t.Run(name, func(t *testing.T) {
+			c, _ := sandboxed(t, s)
+			h := runCommand(t, c, defaultTimes)
+			if got := inside(t, h, fmt.Sprint("descriptor ", fd)); !strings.Contains(got, "no such file") {
+				t.Errorf("the plugin has it: %s", got)
+			}
+		})
 	}
 }
 
