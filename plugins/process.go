@@ -112,11 +112,7 @@ func (p *process) run() error {
 	if err := p.command.Sandbox.shedPrivileges(); err != nil {
 		return err
 	}
-	if err := p.cmd.Start(); err != nil {
-		return err
-	}
-	p.pid = p.cmd.Process.Pid
-	return nil
+	return p.startChild()
 }
 
 // closeInherited keeps programs from descriptors that this process has inherited
@@ -140,6 +136,10 @@ func (p *process) await() {
 	p.err = p.cmd.Wait()
 	p.reaped = true
 	p.mu.Unlock()
+	p.forgetChild()
+	if uid, ok := p.otherUser(); ok {
+		endStrays(uid)
+	}
 	p.lifeline.Close()
 	// Somebody who left the group may hold the other ends for ever.
 	end := time.Now().Add(time.Second)
@@ -152,9 +152,26 @@ func (p *process) await() {
 func (p *process) kill() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	first := !p.killed
 	p.killed = true
-	if p.pid != 0 && !p.reaped {
-		p.killAll()
+	if p.pid == 0 || p.reaped {
+		return
+	}
+	p.killAll()
+	if uid, ok := p.otherUser(); ok && first {
+		go p.untrace(uid)
+	}
+}
+
+// untrace ends what keeps the end of the process from us by tracing it.
+func (p *process) untrace(uid uint32) {
+	for {
+		select {
+		case <-p.exited:
+			return
+		case <-time.After(10 * time.Millisecond):
+			killStrays(uid)
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -98,6 +99,16 @@ func act(_ context.Context, tx *backends.DataContext) error {
 		if result = child.Start(); result == nil {
 			result = syscall.Setpgid(0, child.Process.Pid)
 		}
+	case "stray": // that has left the group, and maybe traces this process
+		child := exec.Command("/proc/self/exe", "plugin", "stray", of)
+		child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		unix.Prctl(unix.PR_SET_PTRACER, ^uintptr(0), 0, 0, 0) // where Yama minds
+		ready, _ := child.StdoutPipe()
+		if result = child.Start(); result == nil {
+			if _, result = ready.Read(make([]byte, 1)); result == nil {
+				result = child.Process.Pid
+			}
+		}
 	case "spin":
 		for n := 1; n != 0; n += 2 { // which it never is
 		}
@@ -172,6 +183,44 @@ func TestStoppedPluginOfAnotherUserIsReplaced(t *testing.T) {
 	}
 	if got := inside(t, h, "status Uid"); !strings.HasPrefix(got, "54321 ") {
 		t.Errorf("the next one runs as %q", got)
+	}
+}
+
+// stray is what a plugin leaves behind.
+func stray() {
+	runtime.LockOSThread()
+	if os.Args[3] == "trace" {
+		if err := unix.PtraceSeize(os.Getppid()); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	fmt.Println("ready")
+	hang()
+}
+
+func TestPluginOfAnotherUserLeavesNothingBehind(t *testing.T) {
+	needRoot(t)
+	for _, what := range []string{"run", "trace"} {
+		t.Run(what, func(t *testing.T) {
+			c, log := sandboxed(t, Sandbox{User: stranger})
+			times := defaultTimes
+			times.checkEvery, times.checkTimeout = 20*time.Millisecond, 500*time.Millisecond
+			h := runCommand(t, c, times)
+			stray, err := strconv.Atoi(inside(t, h, "stray "+what))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { syscall.Kill(stray, syscall.SIGKILL) })
+			pid := log.pid(t, 1)
+			syscall.Kill(pid, syscall.SIGKILL)
+			log.wait(t, 2, "started", "")
+			for _, pid := range []int{pid, stray} {
+				if !gone(pid) {
+					t.Errorf("process %d is still there: %s", pid, state(pid))
+				}
+			}
+		})
 	}
 }
 

@@ -33,6 +33,7 @@ var testPrograms = map[string]func(){
 		fmt.Fprintln(os.Stderr, "no licence\x1b")
 		os.Exit(7)
 	},
+	"stray":    stray,
 	"mute":     hang,
 	"babbles":  func() { fmt.Println("Welcome!"); hang() },
 	"succeeds": func() {},

@@ -1,0 +1,133 @@
+package plugins
+
+import (
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A plugin may start processes that leave its group, or trace it, which keeps
+// its end from us. Of a plugin with a user of its own they do not outlive it: when
+// a process ends, those that it has started become children of this process, and
+// their user tells whose they are. Two plugins with one user share their lot.
+
+// children are those of this process that are plugins.
+var children struct {
+	sync.Mutex
+	adopt   sync.Once
+	plugins map[int]bool // by their pids, until they are reaped
+}
+
+// otherUser returns the user of the process, if it is not that of this one.
+func (p *process) otherUser() (uid uint32, ok bool) {
+	user := p.command.Sandbox.User
+	if user == nil || int(user.Uid) == os.Geteuid() {
+		return 0, false
+	}
+	return user.Uid, true
+}
+
+// startChild starts a plugin.
+func (p *process) startChild() error {
+	if _, ok := p.otherUser(); ok {
+		children.adopt.Do(adoptStrays)
+	}
+	children.Lock()
+	defer children.Unlock()
+	if err := p.cmd.Start(); err != nil {
+		return err
+	}
+	p.pid = p.cmd.Process.Pid
+	if children.plugins == nil {
+		children.plugins = map[int]bool{}
+	}
+	children.plugins[p.pid] = true
+	return nil
+}
+
+// forgetChild is called when the process was reaped.
+func (p *process) forgetChild() {
+	children.Lock()
+	defer children.Unlock()
+	delete(children.plugins, p.pid)
+}
+
+// adoptStrays makes what plugins leave behind children of this process, instead of
+// those of the first one, and reaps them as that would. Children of the group of
+// this process are its own.
+func adoptStrays() {
+	if unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != nil {
+		return // they are ended with the group of their plugin, or not at all
+	}
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGCHLD)
+	group := unix.Getpgrp()
+	go func() {
+		for range ended {
+			children.Lock()
+			for _, pid := range strays() {
+				if of, err := unix.Getpgid(pid); err == nil && of != group {
+					unix.Wait4(pid, nil, unix.WNOHANG, nil)
+				}
+			}
+			children.Unlock()
+		}
+	}()
+}
+
+// endStrays ends what plugins of a user have left behind. Once it returns, nothing
+// is left but what a second is too short for.
+func endStrays(uid uint32) {
+	for end := time.Now().Add(time.Second); killStrays(uid) && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// killStrays reports whether there were any. Those that they have started are
+// found the next time.
+func killStrays(uid uint32) (found bool) {
+	children.Lock()
+	defer children.Unlock()
+	for _, pid := range strays() {
+		if realUser(pid) == strconv.Itoa(int(uid)) {
+			syscall.Kill(pid, syscall.SIGKILL)
+			unix.Wait4(pid, nil, unix.WNOHANG, nil)
+			found = true
+		}
+	}
+	return found
+}
+
+// strays are the children of this process that are no plugins. The caller holds
+// children.
+func strays() (pids []int) {
+	files, _ := filepath.Glob("/proc/self/task/*/children")
+	for _, file := range files {
+		text, _ := os.ReadFile(file)
+		for _, field := range strings.Fields(string(text)) {
+			if pid, err := strconv.Atoi(field); err == nil && !children.plugins[pid] {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
+
+// realUser is the user who has started a process. Only a program with a setuid bit
+// has another one in effect.
+func realUser(pid int) string {
+	status, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	for line := range strings.Lines(string(status)) {
+		if ids, ok := strings.CutPrefix(line, "Uid:"); ok {
+			return strings.Fields(ids)[0]
+		}
+	}
+	return ""
+}
