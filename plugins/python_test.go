@@ -95,17 +95,20 @@ func TestErrorOfPythonBackend(t *testing.T) {
 		text   string
 		status backends.Status
 	}{
-		"refuses":      {"no such user", backends.NoSuchUser},
-		"raises":       {"no such user", backends.NoSuchUser},
-		"fails":        {"OSError: disk on fire at /secret", backends.TryLater},
-		"exits":        {"SystemExit: a bug", backends.TryLater},
-		"nonsense":     {"TypeError: deliver returned 250", backends.TryLater},
-		"no code":      {"is no answer", backends.TryLater},
-		"no recipient": {"there is no recipient 2", backends.TryLater},
-		"bad field":    {"is no header field", backends.TryLater},
-		"both":         {"cannot both be edited", backends.TryLater},
-		"bad address":  {"not of the form local@domain", backends.TryLater},
-		"a bug":        {"AttributeError", backends.TryLater},
+		"refuses":         {"no such user", backends.NoSuchUser},
+		"raises":          {"no such user", backends.NoSuchUser},
+		"fails":           {"OSError: disk on fire at /secret", backends.TryLater},
+		"exits":           {"SystemExit: a bug", backends.TryLater},
+		"nonsense":        {"TypeError: deliver returned 250", backends.TryLater},
+		"no code":         {"is no answer", backends.TryLater},
+		"raises nonsense": {"is no answer", backends.TryLater},
+		"raises none":     {"AttributeError", backends.TryLater},
+		"unspeakable":     {"Unspeakable", backends.TryLater},
+		"no recipient":    {"there is no recipient 2", backends.TryLater},
+		"bad field":       {"is no header field", backends.TryLater},
+		"both":            {"cannot both be edited", backends.TryLater},
+		"bad address":     {"not of the form local@domain", backends.TryLater},
+		"a bug":           {"AttributeError", backends.TryLater},
 	} {
 		o := deliver(t.Context(), h, message("hello", does, "two"))
 		if o.err == nil || !strings.Contains(o.err.Error(), want.text) || backends.StatusOf(o.err) != want.status {
@@ -113,7 +116,7 @@ func TestErrorOfPythonBackend(t *testing.T) {
 		}
 		o.wantUndecided(t, 0, 1)
 	}
-	records := log.wait(t, 8, "log", "deliver")
+	records := log.wait(t, 11, "log", "deliver")
 	if !slices.ContainsFunc(records, func(r map[string]any) bool {
 		return r["level"] == "ERROR" && r["tx"] == "T1" && strings.Contains(fmt.Sprint(r["stack"]), "in fails\n")
 	}) {
@@ -503,8 +506,18 @@ func TestPythonStartedByHandIsAttached(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		os.Remove(closed) // of the backend before
 		if got := backends.StatusOf(deliver(t.Context(), h, message("", "settings are")).err).Text; !strings.Contains(got, fmt.Sprintf("count=%d", count)) {
 			t.Errorf("got %s, want count=%d", got, count)
+		}
+		// A gateway that is refused harms nobody.
+		refused, _ := attachment(socket)
+		refused.Settings = map[string]any{"note": "fail"}
+		if _, err := startHost(t, t.Context(), refused, defaultTimes); err == nil {
+			t.Error("a bad configuration was taken")
+		}
+		if _, err := os.Stat(closed); !os.IsNotExist(err) {
+			t.Errorf("the backend that works was closed: %v", err)
 		}
 		if err := closeHost(t, t.Context(), h); err != nil {
 			t.Error(err)

@@ -842,10 +842,11 @@ class _Plugin:
         try:
             settings = decoder.structure("", json.loads(request.settings_json), self._settings)
             if not decoder.faults:
+                backend = self._make(settings)
+                if not hasattr(backend, "deliver"):
+                    raise TypeError(f"{backend!r:.100} is no backend: it has no method deliver")
                 self.close()  # that of the gateway before, if the plugin was started by hand
-                self._backend = self._make(settings)
-                if not hasattr(self._backend, "deliver"):
-                    raise TypeError(f"{self._backend!r:.100} is no backend: it has no method deliver")
+                self._backend = backend
         except BaseException as e:  # sys.exit would end this thread alone
             decoder.faults += _setting_errors(e)
             if not decoder.faults:
@@ -889,20 +890,24 @@ class _Plugin:
         _ids.set({"tx": tx.id})
         _call.set(call)
         try:
-            status = self._backend.deliver(tx)
-            if status is None:
-                result = pb.Returned(edits=tx._edits)
-            elif isinstance(status, Status):
-                result = pb.Returned(status=_status(status))
-            else:
-                raise TypeError(f"deliver returned {status!r:.100}, want None or a Status")
-        except StatusError as e:
-            result = pb.Returned(status=_status(e.status))
+            result = self._deliver(tx)
         except BaseException as e:
             if not isinstance(e, MessageLost):
                 logging.exception("deliver")
             result = pb.Returned(failure=_describe(e))
         tx._return(result)
+
+    def _deliver(self, tx: DataContext) -> pb.Returned:
+        try:
+            status = self._backend.deliver(tx)
+        except StatusError as e:
+            status = e.status
+        else:
+            if status is None:
+                return pb.Returned(edits=tx._edits)
+        if isinstance(status, Status):
+            return pb.Returned(status=_status(status))
+        raise TypeError(f"deliver returned {status!r:.100}, want None or a Status")
 
     def ask(self, question: pb.Question, call: grpc.ServicerContext) -> pb.Answer:
         method, arguments = _QUESTIONS.get(question.topic, ("", lambda q: []))
@@ -960,7 +965,11 @@ def _clean(text: str) -> str:
 
 def _describe(e: BaseException) -> str:
     """Says what went wrong, for the gateway's log; clients never see it."""
-    return _clean(f"{type(e).__name__}: {e}")
+    try:
+        text = str(e)
+    except Exception:
+        text = "it cannot say what is wrong"
+    return _clean(f"{type(e).__name__}: {text}")
 
 
 def _status(s: Status) -> pb.Status:

@@ -128,6 +128,15 @@ class Contract:
     def no_code(self, tx: mailgw.DataContext) -> None:
         tx.set_status(0, mailgw.Status(0))
 
+    def raises_nonsense(self, tx: mailgw.DataContext) -> None:
+        raise mailgw.StatusError(mailgw.Status(0))
+
+    def raises_none(self, tx: mailgw.DataContext) -> None:
+        raise mailgw.StatusError(None)  # type: ignore[arg-type]
+
+    def unspeakable(self, tx: mailgw.DataContext) -> None:
+        raise Unspeakable
+
     def no_recipient(self, tx: mailgw.DataContext) -> None:
         tx.set_status(len(tx.envelope.recipients), mailgw.DELIVERED)
 
@@ -263,6 +272,11 @@ def digest(tx: mailgw.DataContext) -> mailgw.Status:
     while chunk := tx.body.read(10_000):
         n, _ = n + len(chunk), h.update(chunk)
     return said(f"{n} {h.hexdigest()}")
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("a bug in a bug")
 
 
 class Prefixed(io.RawIOBase):
