@@ -27,7 +27,8 @@ type listener struct {
 	hostname string
 	place    Problem // of its address, but for the text
 	log      *slog.Logger
-	last     []string // backends in which routes end
+	last     []string // backends in which its routes end
+	diverted []string // and those by which somebody may be diverted
 	tls      *tlsFiles
 	rates    *rates
 }
@@ -53,7 +54,8 @@ func newListener(g *generation, c *Config, config *ListenerConfig) *listener {
 		gen:            g,
 		hostname:       c.Hostname,
 		log:            log,
-		last:           c.lastOf(config),
+		last:           lastOf(config.Routes),
+		diverted:       lastOf(c.NamedRoutes),
 		tls:            newTLSFiles(config.TLS, log),
 		rates:          newRates(config.Rates),
 	}

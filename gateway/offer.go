@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"slices"
+
 	"github.com/mailgw/mailgw/backends"
 )
 
@@ -34,15 +36,16 @@ func (l *listener) offer() offer {
 }
 
 // commonCapabilities returns what of can all backends can do in which a route
-// of the listener ends, or a named one.
+// of the listener ends, or a named one. Who is diverted is owed no notification
+// yet.
 func (l *listener) commonCapabilities(can backends.Capabilities) backends.Capabilities {
-	for _, name := range l.last {
+	for i, name := range slices.Concat(l.last, l.diverted) {
 		its := backends.CapabilitiesOf(l.gen.backends[name].Backend)
 		can.Size = smallest(can.Size, its.Size)
 		can.EightBitMIME = can.EightBitMIME && its.EightBitMIME
 		can.SMTPUTF8 = can.SMTPUTF8 && its.SMTPUTF8
 		can.BinaryMIME = can.BinaryMIME && its.BinaryMIME
-		can.DSN = can.DSN && its.DSN
+		can.DSN = can.DSN && (its.DSN || i >= len(l.last))
 		can.RequireTLS = can.RequireTLS && its.RequireTLS
 	}
 	return can

@@ -177,13 +177,10 @@ func (c *Config) inRoutes() []string {
 	return names
 }
 
-// lastOf returns the names of the backends in which routes of l end, and those
-// by which somebody may be diverted.
-func (c *Config) lastOf(l *ListenerConfig) (names []string) {
-	for _, routes := range []map[string][]string{l.Routes, c.NamedRoutes} {
-		for _, route := range routes {
-			names = append(names, route[len(route)-1])
-		}
+// lastOf returns the names of the backends in which routes end.
+func lastOf(routes map[string][]string) (names []string) {
+	for _, route := range routes {
+		names = append(names, route[len(route)-1])
 	}
 	slices.Sort(names)
 	return slices.Compact(names)

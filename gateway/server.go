@@ -62,12 +62,15 @@ func (c *Config) checkCapabilities(all map[string]backends.Backend) (problems Pr
 	for i, l := range c.Listeners {
 		key := fmt.Sprintf("listener[%d].", i)
 		if l.DSN {
-			problems = append(problems, c.cannot(all, l, key+"dsn", func(can backends.Capabilities) bool { return can.DSN || can.Relays },
+			// Who is diverted, into a quarantine, is owed no notification yet.
+			problems = append(problems, c.cannot(all, l.Routes, key+"dsn", func(can backends.Capabilities) bool { return can.DSN || can.Relays },
 				"neither passes delivery status notifications on nor issues them, and the client leaves them to us")...)
 		}
 		if l.OfferRequireTLS {
-			problems = append(problems, c.cannot(all, l, key+"offer_requiretls", func(can backends.Capabilities) bool { return can.RequireTLS || can.Relays },
-				"does not heed REQUIRETLS, and the client relies on us")...)
+			heeds := func(can backends.Capabilities) bool { return can.RequireTLS || can.Relays }
+			for _, routes := range []map[string][]string{l.Routes, c.NamedRoutes} {
+				problems = append(problems, c.cannot(all, routes, key+"offer_requiretls", heeds, "does not heed REQUIRETLS, and the client relies on us")...)
+			}
 		}
 		problems = append(problems, c.checkAsked(all, l, key)...)
 	}
@@ -96,15 +99,13 @@ func (c *Config) checkAsked(all map[string]backends.Backend, l ListenerConfig, k
 }
 
 // cannot finds the backends that break the promise of a key.
-func (c *Config) cannot(all map[string]backends.Backend, l ListenerConfig, key string, can func(backends.Capabilities) bool, lacks string) (problems Problems) {
-	for _, routes := range []map[string][]string{l.Routes, c.NamedRoutes} {
-		for name, route := range routes {
-			last := route[len(route)-1]
-			if b, ok := all[last]; !ok || can(backends.CapabilitiesOf(b)) {
-				continue
-			}
-			problems = append(problems, c.Problem(key, fmt.Sprintf("the route of %q ends in backend %q, which %s", name, last, lacks)))
+func (c *Config) cannot(all map[string]backends.Backend, routes map[string][]string, key string, can func(backends.Capabilities) bool, lacks string) (problems Problems) {
+	for name, route := range routes {
+		last := route[len(route)-1]
+		if b, ok := all[last]; !ok || can(backends.CapabilitiesOf(b)) {
+			continue
 		}
+		problems = append(problems, c.Problem(key, fmt.Sprintf("the route of %q ends in backend %q, which %s", name, last, lacks)))
 	}
 	return problems
 }

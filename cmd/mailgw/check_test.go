@@ -116,3 +116,17 @@ func TestCheckPrintsWhatHolds(t *testing.T) {
 		t.Errorf("left behind: %q", left)
 	}
 }
+
+// A route that ends in a filter leaves people without an answer.
+func TestWarningOfRouteThatEndsInFilter(t *testing.T) {
+	for settings, want := range map[string]bool{
+		"command = ['/bin/true']":               true,
+		"command = ['/bin/true']\nfinal = true": false,
+	} {
+		_, file := configure(t, mainTOML+"\n[[listener]]\nname = \"filtered\"\naddress = \"unix:filtered.sock\"\nprotocol = \"lmtp\"\nroutes = { \"*\" = [\"scan\"] }\n[backend.scan]\nplugin = \"exec\"\n[backend.scan.settings]\n"+settings+"\n")
+		_, stderr, code := command(t, "", "check", "--config", file)
+		if got := strings.Contains(stderr, `backend.scan: a filter, but the last one in the route of "*"`); got != want || code != 0 {
+			t.Errorf("%s: exit code %d\n%s", settings, code, stderr)
+		}
+	}
+}

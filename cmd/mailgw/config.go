@@ -7,10 +7,12 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/mailgw/mailgw/gateway"
+	"github.com/mailgw/mailgw/internal/settings"
 )
 
 const defaultConfig = "gateway.toml"
@@ -52,7 +54,7 @@ func loadConfig(path string, stderr io.Writer) (*gateway.Config, gateway.Problem
 	if len(problems) > 0 {
 		return c, problems, nil // of which some warnings would only be the consequence
 	}
-	for _, w := range c.Warnings() {
+	for _, w := range slices.Concat(c.Warnings(), endsInFilter(c)) {
 		fmt.Fprintf(stderr, "warning: %s\n", w)
 	}
 	return c, problems, nil
@@ -75,4 +77,27 @@ func newLogger(c gateway.LogConfig, w io.Writer) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(w, &options))
 	}
 	return slog.New(slog.NewTextHandler(w, &options))
+}
+
+// filters are the plugins that ship and decide nobody whom they do not refuse.
+var filters = []string{"clamav", "dkim", "milter", "rspamd", "users"}
+
+// endsInFilter finds routes in which nobody takes what a filter passes on.
+func endsInFilter(c *gateway.Config) (warnings gateway.Problems) {
+	warn := func(routes map[string][]string) {
+		for pattern, route := range routes {
+			last := route[len(route)-1]
+			b := c.Backends[last]
+			if slices.Contains(filters, b.Plugin) || b.Plugin == "exec" && b.Settings["final"] != true {
+				warnings = append(warnings, c.Problem(settings.Join("backend", last),
+					fmt.Sprintf("a filter, but the last one in the route of %q: whom it passes on gets 451", pattern)))
+			}
+		}
+	}
+	warn(c.NamedRoutes)
+	for _, l := range c.Listeners {
+		warn(l.Routes)
+	}
+	c.Sort(warnings)
+	return warnings
 }
