@@ -105,7 +105,7 @@ func (f *recordFlags) run(stdout, stderr io.Writer) error {
 		return err
 	}
 	for n := range f.count {
-		if _, err := in.Peek(1); err != nil {
+		if next, err := in.Peek(len(leftOutWords)); err != nil || string(next) == leftOutWords {
 			return exitError{exitTemporary, fmt.Errorf("the gateway has ended; %d of %d recorded", n, f.count)}
 		}
 		r, err := record.Read(in, "from the gateway")
@@ -128,8 +128,11 @@ func (f *recordFlags) run(stdout, stderr io.Writer) error {
 	return nil
 }
 
-// leftOutLine follows the records.
-const leftOutLine = "left out %d %d\n"
+// leftOutLine follows the records, as many as there were.
+const (
+	leftOutWords = "left out "
+	leftOutLine  = leftOutWords + "%d %d\n"
+)
 
 // granted reads whether a request is granted.
 func granted(c net.Conn, in *bufio.Reader) error {
