@@ -158,27 +158,50 @@ func (c *call) await(n int) bool {
 }
 
 // judge compares the fates of the recipients with the trouble that there was.
+// What is wrong in the same way with many of them is told once.
 func (c *call) judge(end ending) {
+	var faults []string
+	recipients := map[string][]int{} // by fault
 	for i, s := range c.statuses {
-		if slices.Contains(end.undecided, i) {
-			if end.err == nil {
-				if _, diverted := c.tx.Edits().Diversions[i]; c.Final && !diverted {
-					c.faultf("recipient %d was left undecided", i)
-				}
-				continue
+		if fault := c.fault(i, s, end); fault != "" {
+			if recipients[fault] == nil {
+				faults = append(faults, fault)
 			}
-			s = backends.StatusOf(end.err)
-			c.checkStatus(i, s)
-		}
-		switch {
-		case c.trouble == noTrouble && !s.Positive():
-			c.faultf("recipient %d: %q, want 2yz (Deliver returned: %v)", i, s.Error(), end.err)
-		case c.trouble != noTrouble && s.Permanent():
-			c.faultf("recipient %d: %q for a trouble that is not the message's", i, s.Error())
-		case c.trouble != noTrouble && s.Positive() && (!c.IgnoresMessage || c.trouble == overAtStart):
-			c.faultf("recipient %d: %q, want no 2yz", i, s.Error())
+			recipients[fault] = append(recipients[fault], i)
 		}
 	}
+	for _, fault := range faults {
+		those := recipients[fault]
+		if more := len(those) - 1; more > 0 {
+			fault = fmt.Sprintf("%s; so %d more", fault, more)
+		}
+		c.faultf("recipient %d%s", those[0], fault)
+	}
+}
+
+// fault says what is wrong with the fate of a recipient, or nothing.
+func (c *call) fault(i int, s backends.Status, end ending) string {
+	why := ""
+	if slices.Contains(end.undecided, i) {
+		if end.err == nil {
+			if _, diverted := c.tx.Edits().Diversions[i]; c.Final && !diverted {
+				return " was left undecided"
+			}
+			return ""
+		}
+		s = backends.StatusOf(end.err)
+		c.checkStatus(i, s)
+		why = fmt.Sprintf(" (Deliver returned: %v)", end.err)
+	}
+	switch {
+	case c.trouble == noTrouble && !s.Positive():
+		return fmt.Sprintf(": %q, want 2yz%s", s.Error(), why)
+	case c.trouble != noTrouble && s.Permanent():
+		return fmt.Sprintf(": %q for a trouble that is not the message's", s.Error())
+	case c.trouble != noTrouble && s.Positive() && (!c.IgnoresMessage || c.trouble == overAtStart):
+		return fmt.Sprintf(": %q, want no 2yz", s.Error())
+	}
+	return ""
 }
 
 func (c *call) checkStatus(i int, s backends.Status) {
