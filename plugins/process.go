@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/hashicorp/go-plugin"
 	"golang.org/x/sys/unix"
 )
 
@@ -53,7 +54,7 @@ func newProcess(c Command, added []string, sockets string, output io.Writer) *pr
 		p.cmd.Env = append(p.cmd.Env, key+"="+value)
 	}
 	p.cmd.Env = append(p.cmd.Env, added...)
-	p.cmd.Env = append(p.cmd.Env, fmt.Sprintf("%s=%d", lifelineEnv, lifelineFD))
+	p.cmd.Env = append(p.cmd.Env, fmt.Sprintf("%s=%d", lifelineEnv, lifelineFD), plugin.EnvUnixSocketDir+"="+sockets)
 	// A group of its own keeps the keys of a terminal away from it, and lets
 	// us end what it has started.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Credential: c.Sandbox.User}

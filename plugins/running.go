@@ -115,11 +115,16 @@ func (r *running) connect(ctx context.Context, c Command, timeout time.Duration,
 	config.StartTimeout = timeout + time.Second // ctx ends before
 	connected := func() bool { return true }
 	config.RunnerFunc = func(_ hclog.Logger, cmd *exec.Cmd, directory string) (runner.Runner, error) {
-		r.process = newProcess(c, cmd.Env, directory, r.output(c.Log, slog.LevelInfo))
-		if user := c.Sandbox.User; user != nil {
-			if err := os.Chown(directory, int(user.Uid), int(user.Gid)); err != nil {
-				return nil, fmt.Errorf("socket directory: %w", err)
+		user := c.Sandbox.User
+		if user != nil {
+			os.Remove(directory)
+			var err error
+			if directory, err = giveSockets(sockets, user); err != nil {
+				return nil, err
 			}
+		}
+		r.process = newProcess(c, cmd.Env, directory, r.output(c.Log, slog.LevelInfo))
+		if user != nil {
 			config.GRPCDialOptions = append(dialOptions(user.Uid), grpc.WithContextDialer(dialerAs(user.Uid, r.process)))
 		}
 		// go-plugin knows no ctx, and waits for a stopped process.

@@ -91,6 +91,9 @@ func act(_ context.Context, tx *backends.DataContext) error {
 	case "kill":
 		pid, _ := strconv.Atoi(of)
 		result = syscall.Kill(pid, 0)
+	case "deepen": // the directory of its socket
+		os.Chmod(os.Getenv("PLUGIN_UNIX_SOCKET_DIR"), 0o777)
+		result = os.MkdirAll(os.Getenv("PLUGIN_UNIX_SOCKET_DIR")+strings.Repeat("/d", 1000), 0o777)
 	case "descriptor":
 		_, result = os.Stat("/proc/self/fd/" + of)
 	case "move": // to the group of a child
@@ -222,6 +225,25 @@ func TestPluginOfAnotherUserLeavesNothingBehind(t *testing.T) {
 			}
 		})
 	}
+}
+
+// To remove directories takes a descriptor for each level.
+func TestDirectoriesOfPluginAreNotEntered(t *testing.T) {
+	needRoot(t)
+	c, log := sandboxed(t, Sandbox{User: stranger})
+	h := runCommand(t, c, defaultTimes)
+	if got := inside(t, h, "deepen"); got != "<nil>" {
+		t.Fatal(got)
+	}
+	if err := h.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	deep, _ := filepath.Glob(h.sockets.path + "/*/d/d/d")
+	if len(deep) != 1 {
+		t.Errorf("%s was removed", h.sockets.path)
+	}
+	log.wait(t, 2, "stopped", "") // one says that it is still there
+	os.RemoveAll(h.sockets.path)
 }
 
 // What leads a group may still go over to another one.

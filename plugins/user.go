@@ -2,7 +2,9 @@ package plugins
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -66,23 +68,56 @@ func dialerAs(uid uint32, p *process) func(context.Context, string) (net.Conn, e
 func removeSockets(path string) error {
 	entries, _ := os.ReadDir(path)
 	for _, entry := range entries {
-		removeOwned(filepath.Join(path, entry.Name()))
+		if in := filepath.Join(path, entry.Name()); os.Remove(in) != nil {
+			removeOwned(in)
+		}
 	}
-	return os.RemoveAll(path)
+	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
+// mostSockets is how many files are removed of a plugin of another user.
+const mostSockets = 1000
+
 // removeOwned removes the directory of a plugin. What is in it only its owner may
-// remove.
+// remove. Another user may have made more there than can be removed in a moment,
+// and directories so deep that it would take a descriptor for each of thousands:
+// all but some files stays then, and so does the directory.
 func removeOwned(directory string) {
 	info, err := os.Lstat(directory)
 	if err != nil || !info.IsDir() {
 		return
 	}
-	as(info.Sys().(*syscall.Stat_t).Uid, func() {
-		entries, _ := os.ReadDir(directory)
-		for _, entry := range entries {
-			os.RemoveAll(filepath.Join(directory, entry.Name()))
+	uid := info.Sys().(*syscall.Stat_t).Uid
+	if int(uid) == os.Geteuid() {
+		os.RemoveAll(directory)
+		return
+	}
+	as(uid, func() {
+		d, err := os.Open(directory)
+		if err != nil {
+			return
+		}
+		defer d.Close()
+		names, _ := d.Readdirnames(mostSockets)
+		for _, name := range names {
+			os.Remove(filepath.Join(directory, name))
 		}
 	})
 	os.Remove(directory)
+}
+
+// giveSockets makes a directory below parent for the socket of a plugin of another
+// user. go-plugin's own would be removed by it, whatever that user has made there.
+func giveSockets(parent string, user *syscall.Credential) (string, error) {
+	directory, err := os.MkdirTemp(parent, "user")
+	if err == nil {
+		err = os.Chown(directory, int(user.Uid), int(user.Gid))
+	}
+	if err != nil {
+		return "", fmt.Errorf("socket directory: %w", err)
+	}
+	return directory, nil
 }
