@@ -44,7 +44,8 @@ type ruleset struct {
 }
 
 // confine keeps this thread, and what it becomes, from files beyond those of
-// the sandbox, from signals to processes outside it, and from tracing them.
+// the sandbox, from signals to processes outside it, from abstract sockets of
+// theirs, and from tracing them.
 func (o *order) confine(sockets string) error {
 	r, err := newRuleset(o.Sandbox.BestEffort)
 	if err != nil {
@@ -111,7 +112,8 @@ func newRuleset(bestEffort bool) (*ruleset, error) {
 		return nil, errors.New("the Landlock of this kernel does not keep files from being truncated; Linux 6.2 does")
 	}
 	if version >= 6 {
-		attr.Scoped = unix.LANDLOCK_SCOPE_SIGNAL
+		// The socket by which mailgw is controlled has no place in the file system.
+		attr.Scoped = unix.LANDLOCK_SCOPE_SIGNAL | unix.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET
 	}
 	fd, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr), 0)
 	if errno != 0 {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -91,6 +92,11 @@ func act(_ context.Context, tx *backends.DataContext) error {
 	case "kill":
 		pid, _ := strconv.Atoi(of)
 		result = syscall.Kill(pid, 0)
+	case "dial":
+		var conn net.Conn
+		if conn, result = net.Dial("unix", of); result == nil {
+			conn.Close()
+		}
 	case "deepen": // the directory of its socket
 		os.Chmod(os.Getenv("PLUGIN_UNIX_SOCKET_DIR"), 0o777)
 		result = os.MkdirAll(os.Getenv("PLUGIN_UNIX_SOCKET_DIR")+strings.Repeat("/d", 1000), 0o777)
@@ -359,6 +365,12 @@ func TestFilesOfSandbox(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	listener, err := net.Listen("unix", fmt.Sprint("@mailgw-test-", os.Getpid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	abstract := listener.Addr().String()
 	for _, test := range []struct {
 		name  string
 		files Files
@@ -389,6 +401,7 @@ func TestFilesOfSandbox(t *testing.T) {
 			"run /bin/true":                   "<nil>",
 			"write /dev/null":                 "<nil>",
 			"kill " + fmt.Sprint(os.Getpid()): "denied",
+			"dial " + abstract:                "denied",
 		}},
 		{"one file", Files{Write: []string{parent + "/writable/file"}}, map[string]string{
 			"write writable/file": "<nil>",
