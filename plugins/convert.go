@@ -172,7 +172,7 @@ func statusToWire(s backends.Status) *pb.Status {
 // else is wrong with one, is for the gateway to mend.
 func statusFromWire(wire *pb.Status) (backends.Status, error) {
 	s := backends.NewStatus(int(wire.GetCode()), cut(wire.GetEnhanced()), cut(wire.GetText()))
-	if s.IsZero() {
+	if s.Code == 0 {
 		return s, errors.New("protocol: an empty status")
 	}
 	return s, nil

@@ -134,6 +134,7 @@ var rawAnswers = map[string]struct {
 	"many ignored deliveries": {[]*pb.ToGateway{{Started: slices.Repeat([]uint32{7}, maxIgnored+1)}}, "more than 10 answers"},
 	"many empty statuses":     {[]*pb.ToGateway{unknown("\x12\x00", maxMessage/2-100)}, "a message of 130972 parts"},
 	"no status":               {[]*pb.ToGateway{{Statuses: []*pb.RecipientStatus{{Recipient: 1}}}}, "an empty status"},
+	"no code":                 {[]*pb.ToGateway{{Statuses: []*pb.RecipientStatus{{Recipient: 1, Status: &pb.Status{Text: "x"}}}}}, "an empty status"},
 	"no response":             {[]*pb.ToGateway{{SmtpResponse: &pb.Status{}}}, "an empty status"},
 	"no answer":               {nil, "without an answer"},
 	"returned status":         {[]*pb.ToGateway{{Returned: &pb.Returned{Result: &pb.Returned_Status{}}}}, "an empty status"},
