@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"runtime"
 	"syscall"
@@ -27,7 +28,21 @@ func Launch(args []string) error {
 	if o.Verified {
 		path = fmt.Sprintf("/proc/self/fd/%d", verifiedFD)
 	}
-	return fmt.Errorf("run %s: %w", o.Path, syscall.Exec(path, args[1:], os.Environ()))
+	return fmt.Errorf("run %s: %w", o.Path, noInterpreter(syscall.Exec(path, args[1:], os.Environ()), path))
+}
+
+// noInterpreter says what is not there when a program does not start although the
+// program and all else is: the system has one error for all of them.
+func noInterpreter(err error, there ...string) error {
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, path := range there {
+		if _, missing := os.Stat(path); missing != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("the interpreter that it names: %w", err)
 }
 
 // enter applies the sandbox.

@@ -1,6 +1,7 @@
 package plugins
 
 import (
+	"cmp"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -41,7 +42,7 @@ func (p *process) startChild() error {
 	}
 	children.Lock()
 	defer children.Unlock()
-	if err := p.cmd.Start(); err != nil {
+	if err := noInterpreter(p.cmd.Start(), p.cmd.Path, cmp.Or(p.cmd.Dir, ".")); err != nil {
 		return err
 	}
 	p.pid = p.cmd.Process.Pid

@@ -36,8 +36,8 @@ process: signals, health checks while it is busy, garbage, being killed, its end
 It prints a line for each check.
 
 PROGRAM is its path, or the name of a plugin that ships. It runs in this directory,
-with an empty environment. Instead of it, --config and --backend name a backend of
-a gateway.toml, with its arguments, environment, sandbox and settings.
+with an empty environment. Instead of it, --backend names a backend of the
+configuration file, with its arguments, environment, sandbox and settings.
 
 The transactions are real to the plugin: what it does with mail, it does. They are
 for the recipients that are given, and the plugin is to take them (2xx), or to
@@ -53,10 +53,10 @@ Exit codes:
   mailgw test-plugin --config gateway.toml --backend my-plugin`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			switch {
-			case (f.backend != "") != cmd.Flags().Changed("config"):
-				return errors.New("--config and --backend belong together")
+			case f.backend == "" && cmd.Flags().Changed("config"):
+				return errors.New("--config is for --backend")
 			case (f.backend != "") == (len(args) > 0):
-				return errors.New("want a program, or --config and --backend")
+				return errors.New("want a program, or --backend")
 			case f.backend != "" && f.settings != "":
 				return errors.New("--settings is for a program; a backend has its own")
 			}
@@ -111,7 +111,7 @@ func testPlugin(ctx context.Context, f testPluginFlags, args []string, stdout, s
 		return exitError{exitConfig, nil}
 	}
 	if err != nil {
-		fmt.Fprintf(stdout, "%d of %d checks have failed\n", failed, checks)
+		fmt.Fprintf(stdout, "%d of %d checks have failed; --verbose tells what the plugin has logged\n", failed, checks)
 		return exitError{exitSoftware, nil}
 	}
 	fmt.Fprintf(stdout, "all %d checks are ok\n", checks)

@@ -17,12 +17,20 @@ func write(t *testing.T, name, text string) string {
 	return path
 }
 
-func TestTestPlugin(t *testing.T) {
-	bad := write(t, "settings.toml", `paht = "x"`)
-	script := write(t, "plugin.sh", "#!/bin/sh\ncat "+bad+" >&2\n")
-	if err := os.Chmod(script, 0o755); err != nil {
+// script makes a program.
+func script(t *testing.T, text string) string {
+	t.Helper()
+	path := write(t, "plugin.sh", text)
+	if err := os.Chmod(path, 0o700); err != nil {
 		t.Fatal(err)
 	}
+	return path
+}
+
+func TestTestPlugin(t *testing.T) {
+	bad := write(t, "settings.toml", `paht = "x"`)
+	reads := script(t, "#!/bin/sh\ncat "+bad+" >&2\n")
+	nothing := script(t, "#!/nonexistent/python3\n")
 	config := write(t, "gateway.toml", `
 [[listener]]
 name = "lmtp"
@@ -52,20 +60,22 @@ plugin = "unix:/tmp/socket"
 		stderr string
 	}{
 		{"--final --config " + config + " --backend storage", 0, " checks are ok\n", ""},
-		{"--final --config " + config + " --backend early", exitSoftware, " checks have failed\n", ""},
+		{"--final --config " + config + " --backend early", exitSoftware, " checks have failed; --verbose tells what the plugin has logged\n", ""},
 		{"maildir --settings " + bad, exitSoftware, "FAILED  start: ", ""}, // flags behind the program are its own
 		{"--settings " + bad + " maildir", exitConfig, "ok      nothing is left of it\n", ""},
 		{"--recipient one --final discard", exitUsage, "", "--recipient one: "},
 		{"--settings /nonexistent discard", exitConfig, "", "/nonexistent"},
 		{"discrad", exitConfig, "", `no plugin "discrad" ships`},
 		{"/nonexistent", exitSoftware, "FAILED  start: ", ""},
-		{script, exitSoftware, `it wrote: ["paht = \"x\""]`, ""}, // no sandbox keeps it from reading
+		{nothing, exitSoftware, "the interpreter that it names: ", ""},
+		{reads, exitSoftware, `it wrote: ["paht = \"x\""]`, ""}, // no sandbox keeps it from reading
 		{"--config " + config + " --backend faulty", exitConfig, "", "gateway.toml:18: backend.faulty.plugin: "},
 		{"--config " + config + " --backend nobody", exitConfig, "", "has no [backend.nobody]"},
 		{"--config " + config + " --backend attached", exitConfig, "", "is started by hand"},
-		{"--config " + config, exitUsage, "", "belong together"},
-		{"--config " + config + " --backend storage ./x", exitUsage, "", "want a program, or"},
-		{"", exitUsage, "", "want a program, or"},
+		{"--config " + config, exitUsage, "", "--config is for --backend"},
+		{"--backend storage", exitConfig, "", "gateway.toml: "},
+		{"--config " + config + " --backend storage ./x", exitUsage, "", "want a program, or --backend"},
+		{"", exitUsage, "", "want a program, or --backend"},
 	} {
 		t.Chdir(t.TempDir())
 		stdout, stderr, code := command(t, "", append([]string{"test-plugin"}, strings.Fields(tt.args)...)...)
