@@ -39,17 +39,27 @@ func as(uid uint32, f func()) (err error) {
 // taken for those of the process.
 func onThread(f func()) {
 	done := make(chan struct{})
+	spawn(f, done)
+	<-done
+}
+
+// spawn begins to run f on a thread that is not the first one of the process, and
+// ends with it. It returns when f has its thread.
+func spawn(f func(), done chan<- struct{}) {
+	has := make(chan struct{})
 	go func() {
-		defer close(done)
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread() // and never unlocked where f has run: the thread ends with the goroutine
 		if unix.Gettid() == os.Getpid() {
-			defer runtime.UnlockOSThread()
-			onThread(f) // on another one, since this one is held
+			spawn(f, done) // on another one, since this one is held
+			runtime.UnlockOSThread()
+			close(has)
 			return
 		}
+		close(has)
+		defer close(done)
 		f()
 	}()
-	<-done
+	<-has
 }
 
 // dialerAs returns a dialer for the socket of a plugin of another user. Only that

@@ -119,6 +119,7 @@ func TestCheckPrintsWhatHolds(t *testing.T) {
 
 // A route that ends in a filter leaves people without an answer.
 func TestWarningOfRouteThatEndsInFilter(t *testing.T) {
+	t.Chdir(".") // to come back
 	for settings, want := range map[string]bool{
 		"command = ['/bin/true']":               true,
 		"command = ['/bin/true']\nfinal = true": false,
