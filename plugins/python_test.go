@@ -445,7 +445,8 @@ func TestLogOfPython(t *testing.T) {
 
 func TestStatusSurvivesCrashOfPython(t *testing.T) {
 	h, log := runPython(t)
-	for range 3 {
+	for n := range 3 {
+		log.wait(t, n+1, "started", "") // Python takes longer than a transaction waits
 		o := deliver(t.Context(), h, message("hello", "dies", "two"))
 		o.wantError(t, "has ended")
 		if o.statuses[0] != backends.Delivered {
