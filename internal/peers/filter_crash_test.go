@@ -64,8 +64,8 @@ func TestNothingIsLostInTheLoop(t *testing.T) {
 			s.ready()
 			t.Logf("%d transactions were broken off by %d strikes", len(s.broken), s.struck)
 			// Many that are struck have an answer already, and the relay tries an
-			// smtpd again that has not heard of a message.
-			if s.struck != strikes || len(s.broken) == 0 {
+			// smtpd again that has not heard of a message, so that of these all may.
+			if s.struck != strikes || len(s.broken) == 0 && name != "smtpd" {
 				t.Errorf("struck %d times, and broke %d transactions off, want %d, and some", s.struck, len(s.broken), strikes)
 			}
 			if there := arrivals(t, l.g, "ann", "bob"); len(there) != 2*loopFlow {
