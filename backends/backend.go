@@ -193,7 +193,8 @@ func CapabilitiesOf(b Backend) Capabilities {
 // An Editor tells which edits it may make. A backend that is none may make
 // them all. An edit beyond is an error of the delivery.
 type Editor interface {
-	// MayEdit returns the same each time.
+	// MayEdit returns the same each time. Without EditEnvelope, clients of LMTP
+	// are told a success at once; with it, when Deliver has returned.
 	MayEdit() EditKinds
 }
 

@@ -229,7 +229,8 @@ func (tx *DataContext) Redirect(i int, addresses ...string) error {
 // of it, that is an error of the delivery.
 //
 // No recipient of the transaction gets a 2yz before the added one has it; if
-// that is refused, they get its status. The client is told of nobody whom it
+// that is refused, they get its status. So as long as a backend may add
+// somebody, successes wait: one that does not should say so (Editor). The client is told of nobody whom it
 // did not name. An error or a panic of Deliver drops the addition, as it does
 // all edits; and when the transaction reaches its deadline, the successes of
 // others are told although a backend that has not returned might have added

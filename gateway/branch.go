@@ -52,14 +52,16 @@ func (d *delivery) branches(m backends.Message) []*branch {
 	return branches
 }
 
-// mayAdd reports whether the next backend of b may bring more recipients, or
-// divert some to a backend that does.
+// mayAdd reports whether a backend from the next one of b on, or of a route to
+// which a poisonous message is diverted from there, may bring more recipients.
+// The last one does so in vain, which nobody is to call a success.
 func (d *delivery) mayAdd(b *branch) bool {
-	if !b.last() {
-		return true
-	}
-	for _, route := range d.routes {
-		if !b.diverted && len(route.backends) > 1 {
+	for _, name := range b.route.backends[b.stage:] {
+		backend := d.backends[name]
+		if backends.EditsOf(backend.Backend)&backends.EditEnvelope != 0 {
+			return true
+		}
+		if poison := d.routes[backend.PoisonRoute]; poison != nil && !b.diverted && d.mayAdd(&branch{route: poison, diverted: true}) {
 			return true
 		}
 	}
@@ -81,7 +83,8 @@ func (d *delivery) run(b *branch) {
 	parts := slices.Collect(slices.Chunk(b.to, most))
 	d.hold(backend.name, b.to)
 	d.busy.Add(int32(len(parts)))
-	if d.mayAdd(b) {
+	adds := d.mayAdd(b)
+	if adds {
 		d.adding(len(parts))
 	}
 	waiting := make(chan []destination, len(parts))
@@ -94,7 +97,7 @@ func (d *delivery) run(b *branch) {
 			for to := range waiting {
 				part := *b
 				part.to = to
-				d.call(backend, &part)
+				d.call(backend, &part, adds)
 			}
 		}()
 	}
@@ -121,8 +124,8 @@ func (d *delivery) hold(backend string, to []destination) {
 }
 
 // call carries b through its next backend and hands what is left to the one
-// after it.
-func (d *delivery) call(backend *namedBackend, b *branch) {
+// after it. adds says that it is one of the calls that may add recipients.
+func (d *delivery) call(backend *namedBackend, b *branch, adds bool) {
 	ctx, cancel := context.WithTimeout(d.ctx, backend.Timeout)
 	body := newBody(b.message)
 	// The call itself and each started delivery hold the message.
@@ -136,7 +139,7 @@ func (d *delivery) call(backend *namedBackend, b *branch) {
 		}
 	}
 	defer release()
-	if d.mayAdd(b) {
+	if adds {
 		defer d.adding(-1)
 	}
 	defer d.recovered(backend, b)
@@ -211,10 +214,8 @@ func (d *delivery) outcome(backend *namedBackend, b *branch, tx *backends.DataCo
 			return branches, nil
 		}
 		err = invalid
-		if backend.OnFailure != "pass" {
-			for _, to := range tx.Edits().Added {
-				d.addFailed(backend.name, to.Address)
-			}
+		for _, to := range tx.Edits().Added {
+			d.addFailed(backend.name, to.Address)
 		}
 	}
 	if poison, ok := errors.AsType[*poisonError](err); ok {

@@ -148,7 +148,8 @@ func TestAddedByTheLastToBegin(t *testing.T) {
 	}
 }
 
-// What was to be added and cannot be is no success of anybody.
+// What was to be added and cannot be is no success of anybody, whatever the
+// failure policy is.
 func TestAddInVain(t *testing.T) {
 	adds := func(edit func(*backends.DataContext)) backends.Backend {
 		return backends.Func(func(_ context.Context, tx *backends.DataContext) error {
@@ -157,17 +158,64 @@ func TestAddInVain(t *testing.T) {
 			return tx.AddRecipient(backends.Recipient{Address: "archive@x.example"})
 		})
 	}
-	for name, backend := range map[string]backends.Backend{
-		"an edit that cannot be": adds(func(tx *backends.DataContext) { tx.RemoveField(9) }),
-		"parameters": adds(func(tx *backends.DataContext) {
+	last := backends.Func(byLocalPart)
+	chains := map[string][]backends.Backend{
+		"an edit that cannot be": {adds(func(tx *backends.DataContext) { tx.RemoveField(9) }), last},
+		"parameters": {adds(func(tx *backends.DataContext) {
 			tx.AddRecipient(backends.Recipient{Address: "b@x.example", Params: backends.Params{"NOTIFY=NEVER,\u00fc"}})
-		}),
-		"an address": adds(func(tx *backends.DataContext) { tx.AddRecipient(backends.Recipient{Address: "b@x..example"}) }),
-	} {
-		got := deliver(t, chainServer(t, backend, backends.Func(byLocalPart)), "to:a@x.example")
-		if len(got) != 1 || got[0] != "451 4.3.0 <a@x.example> try again later (ID)" {
-			t.Errorf("%s: got %q", name, got)
+		}), last},
+		"an address":   {adds(func(tx *backends.DataContext) { tx.AddRecipient(backends.Recipient{Address: "b@x..example"}) }), last},
+		"nobody after": {adds(func(*backends.DataContext) {})},
+	}
+	for name, chain := range chains {
+		for _, policy := range []string{"tempfail", "pass", "reject"} {
+			s := chainServer(t, chain...)
+			s.backends["backend0"].OnFailure = policy
+			wantReplies(t, deliver(t, s, "to:a@x.example"), "451 4.3.0 <a@x.example> try again later (ID)")
+			if t.Failed() {
+				t.Fatalf("%s, %s", name, policy)
+			}
 		}
+	}
+}
+
+// noEditor is a backend that edits nothing.
+type noEditor struct{ backends.Func }
+
+func (noEditor) MayEdit() backends.EditKinds { return 0 }
+
+// Successes wait only where somebody may be added.
+func TestSuccessWaitsForThoseWhoMayAdd(t *testing.T) {
+	for _, test := range []struct {
+		chain func(early, passes backends.Func) []backends.Backend
+		waits bool
+	}{
+		{func(early, _ backends.Func) []backends.Backend { return []backends.Backend{early} }, true},
+		{func(early, _ backends.Func) []backends.Backend { return []backends.Backend{noEditor{early}} }, false},
+		{func(early, last backends.Func) []backends.Backend { return []backends.Backend{noEditor{early}, last} }, true},
+		{func(early, last backends.Func) []backends.Backend {
+			return []backends.Backend{noEditor{early}, noEditor{last}}
+		}, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			returns := make(chan bool)
+			s := chainServer(t, test.chain(func(_ context.Context, tx *backends.DataContext) error {
+				tx.SetStatus(0, backends.Delivered)
+				<-returns
+				tx.SetStatus(1, backends.Delivered)
+				return nil
+			}, byLocalPart)...)
+			d := begin(t, s, "to:a@x.example", "to:b@x.example")
+			synctest.Wait()
+			if told := !d.poll(0).IsZero(); told == test.waits {
+				t.Errorf("%d backends: told at once: %t", len(s.backends), told)
+			}
+			close(returns)
+			synctest.Wait()
+			if d.poll(0).IsZero() {
+				t.Error("not told at the end")
+			}
+		})
 	}
 }
 

@@ -299,11 +299,11 @@ func TestClientNetworks(t *testing.T) {
 // on the message.
 func TestAtOnceEndsWithTheAnswers(t *testing.T) {
 	ended := make(chan struct{})
-	all := map[string]backends.Backend{"slow": backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+	all := map[string]backends.Backend{"slow": noEditor{func(_ context.Context, tx *backends.DataContext) error {
 		tx.SetAll(backends.Delivered)
 		<-ended
 		return nil
-	})}
+	}}}
 	for _, protocol := range []string{"smtp", "lmtp"} {
 		t.Run(protocol, func(t *testing.T) {
 			s := testServer(t, all, "protocol = '"+protocol+"'\n[[listener.rate]]\nby = 'client'\nat_once = 1\n[listener.routes]\n'*' = ['slow']\n")

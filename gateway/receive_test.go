@@ -15,13 +15,13 @@ import (
 // LMTP replies go out as soon as they and those before them are known.
 func TestRepliesGoOutAsKnown(t *testing.T) {
 	next := make(chan struct{})
-	all := map[string]backends.Backend{"slow": backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+	all := map[string]backends.Backend{"slow": noEditor{func(_ context.Context, tx *backends.DataContext) error {
 		for _, i := range []int{1, 0, 2} {
 			<-next
 			tx.SetStatus(i, backends.NewStatus(250, "2.0.0", fmt.Sprint("recipient ", i)))
 		}
 		return nil
-	})}
+	}}}
 	c := dialServer(t, testServer(t, all, "protocol = 'lmtp'\n[listener.routes]\n'*' = ['slow']\n"))
 	c.hear(t)
 	c.ask(t, "LHLO x", "MAIL FROM:<>", "RCPT TO:<a@x.example>", "RCPT TO:<b@x.example>", "RCPT TO:<c@x.example>", "DATA")
