@@ -2,7 +2,6 @@ package plugins
 
 import (
 	"context"
-	"log/slog"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -61,7 +60,7 @@ func (s *server) Ask(ctx context.Context, question *pb.Question) (*pb.Answer, er
 	if !backends.Answers(backend, q.About) {
 		return nil, status.Errorf(codes.Unimplemented, "the plugin cannot be asked about %v", question.GetTopic())
 	}
-	ctx = context.WithValue(ctx, idKey{}, slog.String("session", q.Session.ID))
+	ctx = context.WithValue(ctx, idsKey{}, idsOf(q.Session, ""))
 	a, err := backends.Ask(ctx, backend, q)
 	if err != nil {
 		return unansweredToWire(withoutStack(ctx, err)), nil

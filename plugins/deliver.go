@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"time"
 
 	"google.golang.org/grpc"
@@ -51,7 +52,8 @@ func (h *Host) Deliver(ctx context.Context, tx *backends.DataContext) error {
 		h.calls.Go(func() {
 			defer leave()
 			if err := c.receiveLate(); err != nil {
-				h.command.Log.Error("backend", "event", "failure", "tx", tx.ID, "error", err)
+				h.command.Log.LogAttrs(ctx, slog.LevelError, "backend", append(idsOf(&tx.Session, tx.ID).attrs(),
+					slog.String("event", "failure"), slog.String("error", err.Error()))...)
 			}
 		})
 	}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/xforward"
 )
 
 func TestStatusForEachRecipient(t *testing.T) {
@@ -347,13 +348,15 @@ func TestNobodyReadsTheMessageAfterTheLastStatus(t *testing.T) {
 
 func TestLogOfPlugin(t *testing.T) {
 	h, log := run(t, "logs")
-	deliver(t.Context(), h, message("hello", "one"))
+	tx := message("hello", "one")
+	tx.Session = backends.Session{ID: "S1", XForward: &xforward.Attrs{Ident: "4F3A2C"}}
+	deliver(t.Context(), h, tx)
 	for _, test := range []struct {
 		text string
 		want map[string]any
 	}{
-		{"stored", map[string]any{"level": "INFO", "tx": "T1", "path": "/var/mail", "plugin.event": "forged"}},
-		{"grouped", map[string]any{"level": "DEBUG", "tx": "T1", "g": map[string]any{"k": 1.0}}},
+		{"stored", map[string]any{"level": "INFO", "session": "S1", "tx": "T1", "ident": "4F3A2C", "path": "/var/mail", "plugin.event": "forged"}},
+		{"grouped", map[string]any{"level": "DEBUG", "ident": "4F3A2C", "g": map[string]any{"k": 1.0}}},
 		{"to stdout", map[string]any{"level": "INFO"}},
 		{"to stderr\x1b[31m", map[string]any{"level": "WARN"}},
 	} {

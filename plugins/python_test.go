@@ -20,6 +20,7 @@ import (
 
 	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/plugins/internal/pb"
+	"github.com/mailgw/mailgw/xforward"
 )
 
 // python is testdata/contract.py as a plugin.
@@ -423,12 +424,14 @@ func TestPythonBackendThatCannotBeMade(t *testing.T) {
 
 func TestLogOfPython(t *testing.T) {
 	h, log := runPython(t)
-	deliver(t.Context(), h, message("hello", "logs"))
+	tx := message("hello", "logs")
+	tx.Session = backends.Session{ID: "S1", XForward: &xforward.Attrs{Ident: "4F3A2C"}}
+	deliver(t.Context(), h, tx)
 	for _, test := range []struct {
 		text string
 		want map[string]any
 	}{
-		{"stored", map[string]any{"level": "INFO", "tx": "T1", "path": "/var/mail", "plugin.event": "forged"}},
+		{"stored", map[string]any{"level": "INFO", "session": "S1", "tx": "T1", "ident": "4F3A2C", "path": "/var/mail", "plugin.event": "forged"}},
 		{"5 octets", map[string]any{"level": "DEBUG", "tx": "T1"}},
 		{"on fire", map[string]any{"level": "ERROR", "tx": "T1"}},
 		{"to stdout", map[string]any{"level": "INFO"}},

@@ -4,14 +4,34 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+
+	"github.com/mailgw/mailgw/backends"
 )
 
-// idKey is the key of a slog.Attr in the ctx of Deliver, which names the
-// transaction, and of a question, which names the session.
-type idKey struct{}
+// idsKey is the key of ids in the ctx of Deliver and of a question.
+type idsKey struct{}
 
-// idHandler is a slog.Handler that adds the ID that is in ctx, if there is
-// one, outside of all groups.
+// ids name what a record is about as the gateway's own records do.
+type ids struct {
+	session, tx string
+	ident       string // the client's name for the transaction
+}
+
+func idsOf(s *backends.Session, tx string) ids {
+	of := ids{session: s.ID, tx: tx}
+	if s.XForward != nil {
+		of.ident = s.XForward.Ident
+	}
+	return of
+}
+
+func (i ids) attrs() []slog.Attr {
+	all := []slog.Attr{slog.String("session", i.session), slog.String("tx", i.tx), slog.String("ident", i.ident)}
+	return slices.DeleteFunc(all, func(a slog.Attr) bool { return a.Value.String() == "" })
+}
+
+// idHandler is a slog.Handler that adds the ids that are in ctx, outside of all
+// groups.
 type idHandler struct {
 	root slog.Handler
 	then []func(slog.Handler) slog.Handler // WithAttrs and WithGroup, in order
@@ -23,8 +43,8 @@ func (h idHandler) Enabled(ctx context.Context, level slog.Level) bool {
 
 func (h idHandler) Handle(ctx context.Context, r slog.Record) error {
 	handler := h.root
-	if id, ok := ctx.Value(idKey{}).(slog.Attr); ok {
-		handler = handler.WithAttrs([]slog.Attr{id})
+	if of, ok := ctx.Value(idsKey{}).(ids); ok {
+		handler = handler.WithAttrs(of.attrs())
 	}
 	for _, then := range h.then {
 		handler = then(handler)

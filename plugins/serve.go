@@ -39,9 +39,9 @@ import (
 //
 // Serve makes a default logger for slog, whose records go to the gateway's
 // log. Those logged with the ctx of Deliver, as slog.InfoContext does, have
-// the ID of the transaction as the attribute tx; those logged with the ctx of
-// a question have the ID of the session as session. What the plugin writes to
-// stdout and stderr is logged, too.
+// the attributes session and tx, the IDs of the session and the transaction, and
+// ident, if the client has told its own name for it; those logged with the ctx of
+// a question have no tx. What the plugin writes to stdout and stderr is logged, too.
 //
 // The plugin is asked the questions whose interfaces the backend implements.
 //

@@ -34,7 +34,7 @@ func (s *server) Deliver(stream grpc.BidiStreamingServer[pb.ToPlugin, pb.ToGatew
 	}
 	tx := transactionFromWire(message.Transaction)
 	tx.Body = newBody(stream, first.chunk, message.Last)
-	ctx := context.WithValue(stream.Context(), idKey{}, slog.String("tx", tx.ID))
+	ctx := context.WithValue(stream.Context(), idsKey{}, idsOf(&tx.Session, tx.ID))
 
 	n := len(tx.Envelope.Recipients)
 	a := &answers{stream: stream, answered: make([]bool, n)}

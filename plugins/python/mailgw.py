@@ -715,9 +715,10 @@ def serve(settings: type[S], make: Callable[[S], Backend]) -> NoReturn:
     string, a dataclass, a list or a dict[str, ...] of these, or X | None. What is wrong is a
     fault that the operator is told, with its place. So is a SettingError of make.
 
-    The functions of the module logging write into the gateway's log, with the attribute tx or
-    session in the thread that deliver or a question was called in. What is printed is logged,
-    too. SIGTERM, SIGINT and SIGHUP do nothing: the gateway decides when a plugin ends.
+    The functions of the module logging write into the gateway's log, with the attributes session,
+    tx, if it is not about a question, and ident, if the client has told one, in the thread that
+    deliver or the question was called in. What is printed is logged, too. SIGTERM, SIGINT and
+    SIGHUP do nothing: the gateway decides when a plugin ends.
 
     With MAILGW_ATTACH=PATH in its environment a plugin can be started by hand, under a debugger
     for instance. It logs to its terminal then, and SIGINT and SIGTERM end it. Each gateway that
@@ -887,7 +888,7 @@ class _Plugin:
         yield from tx._outbox
 
     def _run(self, tx: DataContext, call: grpc.ServicerContext) -> None:
-        _ids.set({"tx": tx.id})
+        _ids.set(_ids_of(tx.session, tx.id))
         _call.set(call)
         try:
             result = self._deliver(tx)
@@ -915,7 +916,7 @@ class _Plugin:
         if ask is None:
             call.abort(grpc.StatusCode.UNIMPLEMENTED, f"the plugin cannot be asked about {question.topic}")
         session = _from_wire(Session, question.session)
-        _ids.set({"session": session.id})
+        _ids.set(_ids_of(session, ""))
         _call.set(call)
         try:
             return _answer(question.topic, ask(session, *arguments(question)))
@@ -1034,6 +1035,11 @@ _call: contextvars.ContextVar[grpc.ServicerContext | None] = contextvars.Context
 _LEVELS = {"DEBUG": logging.DEBUG, "INFO": logging.INFO, "WARN": logging.WARNING, "ERROR": logging.ERROR}
 _STANDARD = vars(logging.makeLogRecord({})).keys() | {"message", "asctime", "level"}
 _LONGEST_STACK = 4 << 10  # octets; a line of the log has 8 KiB
+
+
+def _ids_of(session: Session, tx: str) -> dict[str, str]:
+    ids = {"session": session.id, "tx": tx, "ident": session.xforward.ident if session.xforward else ""}
+    return {key: value for key, value in ids.items() if value}
 
 
 class _Formatter(logging.Formatter):
