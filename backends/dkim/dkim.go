@@ -36,7 +36,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"slices"
 	"strings"
 
@@ -118,7 +117,7 @@ func New(s Settings) (backends.Backend, error) {
 		fault("oversign", err)
 	}
 	if s.AuthservID == "" {
-		b.AuthservID, _ = os.Hostname()
+		b.AuthservID, _ = backends.Hostname()
 	}
 	if !isDomain(b.AuthservID) {
 		fault("authserv_id", fmt.Errorf("%q is no name of a host", b.AuthservID))

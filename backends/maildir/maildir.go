@@ -28,7 +28,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -116,7 +115,7 @@ func New(s Settings) (backends.Backend, error) {
 		fault("owner", "%q: %w", s.Owner, err)
 	}
 	if s.Hostname == "" {
-		if b.Hostname, err = os.Hostname(); err != nil {
+		if b.Hostname, err = backends.Hostname(); err != nil {
 			fault("hostname", "%w", err)
 		}
 	}

@@ -47,7 +47,6 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"os"
 	"slices"
 	"strings"
 
@@ -98,7 +97,7 @@ func New(s Settings) (backends.Backend, error) {
 		return slices.Contains(stepConnect.macros, name)
 	})
 	if b.macros["j"] == "" {
-		b.macros["j"], err = os.Hostname()
+		b.macros["j"], err = backends.Hostname()
 		fault("macros", err)
 	}
 	return b, errors.Join(faults...)

@@ -225,7 +225,7 @@ func (s Settings) options() (options, error) {
 	}
 	o := options{hello: s.Hello, credentials: s.CredentialsFile, idleTime: s.Idle, maxAge: s.MaxAge}
 	if o.hello == "" {
-		name, err := os.Hostname()
+		name, err := backends.Hostname()
 		check("hello", err)
 		o.hello = name
 	}

@@ -119,7 +119,7 @@ func New(s Settings) (backends.Backend, error) {
 		}
 	}
 	if s.Hostname == "" {
-		if b.Hostname, err = os.Hostname(); err != nil {
+		if b.Hostname, err = backends.Hostname(); err != nil {
 			fault("hostname", "%w", err)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"reflect"
 	"slices"
@@ -179,8 +180,10 @@ func pluginOf(c *gateway.Config, name string, log *slog.Logger) plugins.Command 
 		path, args = "/proc/self/exe", append([]string{"plugin", b.Plugin}, b.Args...)
 	}
 	checksum, _ := b.SHA256() // Load has checked it
+	env := map[string]string{backends.HostnameEnv: c.Hostname}
+	maps.Copy(env, b.Env)
 	return plugins.Command{
-		Name: name, Path: path, Args: args, Env: b.Env, Attach: b.Attached(), Checksum: checksum, Instances: b.Instances,
+		Name: name, Path: path, Args: args, Env: env, Attach: b.Attached(), Checksum: checksum, Instances: b.Instances,
 		Directory: c.PluginDirectory, Settings: b.Settings, Transactions: b.Transactions, Log: log, Sandbox: sandboxOf(b.Sandbox),
 	}
 }

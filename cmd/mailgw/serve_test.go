@@ -240,6 +240,9 @@ func TestMessagesAreDeliveredByteForByte(t *testing.T) {
 		if err != nil || !strings.HasSuffix(string(got), body) {
 			t.Errorf("%s: %v, got %q, want %q", file, err, got, body)
 		}
+		if !strings.Contains(filepath.Base(file), ".mx.example.org") {
+			t.Errorf("%s: the plugin does not have the hostname of gateway.toml", file)
+		}
 	}
 
 	g.cmd.Process.Signal(syscall.SIGTERM)

@@ -9,6 +9,7 @@
 //   PLUGIN_MIN_PORT=0               means nothing here, and neither does
 //   PLUGIN_MAX_PORT=0               this one: they are for sockets of TCP
 //   PLUGIN_UNIX_SOCKET_DIR=DIR      where the program makes its unix socket
+//   MAILGW_HOSTNAME=NAME            hostname of gateway.toml
 //   MAILGW_LIFELINE=3               a file descriptor; at its end of file the
 //                                   gateway is gone, and the program exits
 //
