@@ -18,16 +18,19 @@ import (
 
 // A branch is recipients that share a route, at one backend of it.
 type branch struct {
-	route    *route
-	stage    int  // index of the backend in the route
-	diverted bool // from the route of the recipients
-	sender   string
-	message  backends.Message
-	to       []destination
+	route      *route
+	stage      int    // index of the backend in the route
+	divertedBy string // the backend that has diverted the recipients; empty if they are on their own route
+	sender     string
+	message    backends.Message
+	to         []destination
 }
 
 // last reports whether no backend follows.
 func (b *branch) last() bool { return b.stage+1 == len(b.route.backends) }
+
+// diverted reports whether it has left the route of the recipients.
+func (b *branch) diverted() bool { return b.divertedBy != "" }
 
 // A destination is a recipient as a backend sees it. Its decide tells the
 // recipient that the client named, or that a backend has added.
@@ -61,7 +64,7 @@ func (d *delivery) mayAdd(b *branch) bool {
 		if backends.EditsOf(backend.Backend)&backends.EditEnvelope != 0 {
 			return true
 		}
-		if poison := d.routes[backend.PoisonRoute]; poison != nil && !b.diverted && d.mayAdd(&branch{route: poison, diverted: true}) {
+		if poison := d.routes[backend.PoisonRoute]; poison != nil && !b.diverted() && d.mayAdd(&branch{route: poison, divertedBy: name}) {
 			return true
 		}
 	}
@@ -81,7 +84,7 @@ func (d *delivery) run(b *branch) {
 		most = len(b.to)
 	}
 	parts := slices.Collect(slices.Chunk(b.to, most))
-	d.hold(backend.name, b.to)
+	d.hold(backend.name, b)
 	d.busy.Add(int32(len(parts)))
 	adds := d.mayAdd(b)
 	if adds {
@@ -112,13 +115,16 @@ func everybody(n int) []int {
 	return all
 }
 
-// hold notes that a backend has recipients now.
-func (d *delivery) hold(backend string, to []destination) {
+// hold notes that a backend has the recipients of b now.
+func (d *delivery) hold(backend string, b *branch) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, to := range to {
+	for _, to := range b.to {
 		if f := &d.fates[to.origin]; f.decided.IsZero() {
 			f.holder = backend
+			if b.diverted() {
+				f.route, f.divertedBy = b.route.name, b.divertedBy
+			}
 		}
 	}
 }
@@ -372,7 +378,7 @@ func (d *delivery) next(backend *namedBackend, b *branch, tx *backends.DataConte
 	if may := backends.EditsOf(backend.Backend); edits.Kinds()&^may != 0 {
 		return nil, fmt.Errorf("edit: %v, but the backend has announced %v", edits.Kinds()&^may, may)
 	}
-	on := branch{route: b.route, stage: b.stage + 1, diverted: b.diverted, sender: b.sender, message: b.message}
+	on := branch{route: b.route, stage: b.stage + 1, divertedBy: b.divertedBy, sender: b.sender, message: b.message}
 	if err := d.edit(&on, edits); err != nil {
 		return nil, err
 	}
@@ -387,7 +393,7 @@ func (d *delivery) next(backend *namedBackend, b *branch, tx *backends.DataConte
 		}
 		goes := &on
 		if name, ok := edits.Diversions[i]; ok {
-			if goes, err = d.divert(&branches, b.to[i], name); err != nil {
+			if goes, err = d.divert(backend, &branches, b.to[i], name); err != nil {
 				return nil, err
 			}
 		}
@@ -420,11 +426,11 @@ func (d *delivery) edit(on *branch, edits backends.Edits) error {
 
 // divert returns the branch of a named route, which may have to be added to
 // branches. The first of these is the one that is left.
-func (d *delivery) divert(branches *[]*branch, to destination, name string) (*branch, error) {
+func (d *delivery) divert(by *namedBackend, branches *[]*branch, to destination, name string) (*branch, error) {
 	on := (*branches)[0]
 	route := d.routes[name]
 	switch {
-	case on.diverted:
+	case on.diverted():
 		return nil, fmt.Errorf("edit: divert %q to %.100q: it was diverted already", to.Address, name)
 	case route == nil:
 		return nil, fmt.Errorf("edit: divert %q: there is no %.100q in [named_routes]", to.Address, name)
@@ -432,7 +438,7 @@ func (d *delivery) divert(branches *[]*branch, to destination, name string) (*br
 	at := slices.IndexFunc(*branches, func(b *branch) bool { return b.route == route })
 	if at < 0 {
 		at = len(*branches)
-		*branches = append(*branches, &branch{route: route, diverted: true, sender: on.sender, message: on.message})
+		*branches = append(*branches, &branch{route: route, divertedBy: by.name, sender: on.sender, message: on.message})
 	}
 	return (*branches)[at], nil
 }

@@ -102,12 +102,14 @@ type delivery struct {
 
 // A fate is what becomes of one recipient.
 type fate struct {
-	address string
-	added   bool            // by a backend, so that the client does not know of it
-	holder  string          // the backend that has it, or has decided it
-	edited  *edits          // between the message that came and the one that left, if that is known
-	decided backends.Status // by a backend
-	answer  backends.Status // what the client is told
+	address    string
+	added      bool            // by a backend, so that the client does not know of it
+	holder     string          // the backend that has it, or has decided it
+	divertedBy string          // the backend that has diverted it, if one has
+	route      string          // the named route to which
+	edited     *edits          // between the message that came and the one that left, if that is known
+	decided    backends.Status // by a backend
+	answer     backends.Status // what the client is told
 }
 
 // edits tell how a message differs from the one that came.
@@ -252,6 +254,9 @@ func (d *delivery) logAnswer(f *fate) {
 	}
 	if f.edited != nil {
 		attrs = append(attrs, "body", f.edited.body, "header", f.edited.header)
+	}
+	if f.route != "" {
+		attrs = append(attrs, "route", f.route, "diverted_by", f.divertedBy)
 	}
 	if f.added {
 		attrs = append(attrs, "added", true)

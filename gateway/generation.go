@@ -51,7 +51,7 @@ func newGeneration(c *Config, all map[string]backends.Backend, log *slog.Logger,
 		}
 	}
 	for name, names := range c.NamedRoutes {
-		g.routes[name] = &route{names}
+		g.routes[name] = &route{name, names}
 	}
 	for i := range c.Listeners {
 		l := newListener(g, c, &c.Listeners[i])

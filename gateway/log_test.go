@@ -95,6 +95,30 @@ func TestLogOfNonsense(t *testing.T) {
 	}
 }
 
+// The log tells who has diverted a recipient, and where to.
+func TestLogTellsDiversions(t *testing.T) {
+	all := map[string]backends.Backend{
+		"filter": backends.Func(func(_ context.Context, tx *backends.DataContext) error { return tx.Divert(0, "quarantine") }),
+		"store":  backends.Func(func(_ context.Context, tx *backends.DataContext) error { tx.SetAll(backends.Delivered); return nil }),
+	}
+	c := testConfig(t, all, "protocol = 'lmtp'\n[listener.routes]\n'*' = ['filter', 'store']\n[named_routes]\nquarantine = ['store']\n")
+	var log lockedBuffer
+	s, err := New(c, all, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	deliver(t, s, "to:spam@x.example", "to:ham@x.example")
+	for line := range strings.Lines(log.String()) {
+		spam := strings.Contains(line, "to=spam@x.example")
+		if strings.Contains(line, "msg=status") && strings.HasSuffix(line, " route=quarantine diverted_by=filter\n") != spam {
+			t.Errorf("diverted is spam@x.example, the log has\n%s", line)
+		}
+	}
+	if n := strings.Count(log.String(), "diverted_by"); n != 1 {
+		t.Errorf("%d are told to be diverted, want 1\n%s", n, log.String())
+	}
+}
+
 // The log tells of each recipient how the message that has left differs from
 // the one that came.
 func TestLogTellsEdits(t *testing.T) {

@@ -194,12 +194,12 @@ func (e *poisonError) Error() string {
 func (d *delivery) quarantine(backend *namedBackend, b *branch, poison *poisonError) ([]*branch, error) {
 	route := d.routes[backend.PoisonRoute]
 	effect := "451"
-	if route != nil && !b.diverted {
+	if route != nil && !b.diverted() {
 		effect = "they go to the named route " + backend.PoisonRoute
 	}
 	d.log.Error("backend", "backend", backend.name, "event", "poison", "error", poison.Error(), "output", poison.output, "effect", effect)
-	if route == nil || b.diverted {
+	if route == nil || b.diverted() {
 		return nil, backends.TryLater
 	}
-	return []*branch{{route: route, diverted: true, sender: b.sender, message: b.message, to: b.to}}, nil
+	return []*branch{{route: route, divertedBy: backend.name, sender: b.sender, message: b.message, to: b.to}}, nil
 }

@@ -117,6 +117,7 @@ func parseReply(text string) (backends.Status, error) {
 // A route is the backends that a recipient's mail goes through, in order.
 // Recipients with the same *route share their transactions.
 type route struct {
+	name     string // of one in [named_routes]
 	backends []string
 }
 
@@ -132,7 +133,7 @@ func (v *validation) routes(key string, config map[string][]string) patterns[*ro
 		v.route(key, names)
 		list := strings.Join(names, " ")
 		if known[list] == nil {
-			known[list] = &route{names}
+			known[list] = &route{backends: names}
 		}
 		if err := routes.add(pattern, v.place(key), known[list]); err != nil {
 			v.fault(key, "%v", err)
