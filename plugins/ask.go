@@ -44,7 +44,7 @@ func (h *Host) Ask(ctx context.Context, q backends.Question) (backends.Answer, e
 		}
 	}
 	if err != nil {
-		return backends.Answer{}, lost(ctx, began, r, err)
+		return backends.Answer{}, h.crash(r, lost(ctx, began, r, err))
 	}
 	return answerFromWire(answer, q.About)
 }

@@ -420,7 +420,7 @@ func (h *Host) crash(r *running, err error) error {
 	if h.ctx.Err() != nil {
 		return err
 	}
-	return &backends.CrashError{Err: err, Output: r.words.all()}
+	return &backends.CrashError{Err: fmt.Errorf("%v has ended: %s", r, r.how()), Output: r.words.all()}
 }
 
 // crashTime is how long the end of a plugin may take to be noticed.

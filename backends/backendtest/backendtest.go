@@ -16,6 +16,7 @@ import (
 	"runtime"
 	"runtime/pprof"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -40,19 +41,32 @@ type Options struct {
 	// end.
 	IgnoresMessage bool
 
+	// Remote says that the backend is in another process: goroutines here are
+	// not its own, and are not counted.
+	Remote bool
+
 	// Patience is how long the backend may take over a transaction or a
 	// question, and over ending what it left running. Zero is 10 seconds.
 	Patience time.Duration
 
 	// Report is called at the end of each check with its name, and with what
-	// is wrong or nil. It may be nil. After a call that does not return no
-	// further checks are made.
+	// is wrong or nil. It may be nil. Once Test has given up, no further
+	// checks are made.
 	Report func(check string, err error)
 }
+
+// ErrGaveUp is wrapped in what Test returns if checks were not made, because a
+// call did not return, or because the process of the backend has ended three
+// times.
+var ErrGaveUp = errors.New("the other checks were not made")
+
+// maxCrashes is how many times the process of a backend may end.
+const maxCrashes = 3
 
 // Test gives b transactions of many kinds, one by one and all at once, and
 // asks it what it can be asked. It returns everything that is wrong with its
 // answers, or nil. It counts goroutines, so no other test may run beside it.
+// The ID of a transaction is the name of its kind: "many-recipients".
 func Test(b backends.Backend, o Options) error {
 	if len(o.Recipients) == 0 {
 		o.Recipients = []string{"one@example.org", "two@example.org"}
@@ -70,7 +84,12 @@ func Test(b backends.Backend, o Options) error {
 	if t.since(0) == nil {
 		t.check("all at once", t.testAllAtOnce)
 	}
-	t.check("goroutines", t.testGoroutines)
+	if !t.Remote {
+		t.check("goroutines", t.testGoroutines)
+	}
+	if t.gaveUp() {
+		return errors.Join(t.since(0), ErrGaveUp)
+	}
 	return t.since(0)
 }
 
@@ -79,9 +98,10 @@ type tester struct {
 	Options
 	backend backends.Backend
 
-	mu     sync.Mutex
-	faults []error
-	hung   bool // a call did not return: it would be so again and again
+	mu      sync.Mutex
+	faults  []error
+	over    bool // it would be so again and again
+	crashes int
 }
 
 // check makes one check and reports what it has found.
@@ -115,6 +135,25 @@ func (t *tester) faultf(format string, args ...any) {
 	}
 }
 
+// crashed reports whether err tells of the end of the process, which is a fault
+// whatever the trouble is. After too many of them it gives up.
+func (t *tester) crashed(name string, err error) bool {
+	crash, ok := errors.AsType[*backends.CrashError](err)
+	if !ok {
+		return false
+	}
+	words := ""
+	if len(crash.Output) > 0 {
+		words = "; its last words:\n  " + strings.Join(crash.Output, "\n  ")
+	}
+	t.faultf("%s: %w%s", name, crash, words)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.crashes++
+	t.over = t.over || t.crashes >= maxCrashes
+	return true
+}
+
 // A transaction is one kind of transaction that a backend is given.
 type transaction struct {
 	name       string
@@ -136,6 +175,9 @@ const (
 	overAndStuck         // the context ends half-way, and nothing more can be read
 	overMidway           // the context ends half-way, and the message can be read to its end
 )
+
+// id is the ID of such transactions.
+func (tr transaction) id() string { return strings.ReplaceAll(tr.name, " ", "-") }
 
 var transactions = []transaction{
 	{name: "one recipient", sender: "sender@example.net", recipients: 1, message: plain},

@@ -94,6 +94,9 @@ func (t *tester) answer(ctx context.Context, name string, about backends.Topic) 
 			t.faultf("%s: panic: %v", name, p.Value)
 			return answer{}
 		}
+		if t.crashed(name, a.err) {
+			return answer{}
+		}
 		if !reflect.DeepEqual(q.Session, same.Session) {
 			t.faultf("%s: the session was changed, which is for reading", name)
 		}

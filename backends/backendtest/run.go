@@ -30,6 +30,7 @@ func (t *tester) run(name string, tr transaction) {
 	if t.gaveUp() {
 		return
 	}
+	id := tr.id()
 	tr.name = name
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -45,13 +46,16 @@ func (t *tester) run(name string, tr transaction) {
 	c.body = &body{message: tr.message, trouble: tr.trouble, ctx: ctx, cancel: cancel, late: func() {
 		c.faultf("the message was read after the transaction had ended")
 	}}
-	c.tx = &backends.DataContext{ID: "test", Session: session, Envelope: c.envelope(), Size: tr.message.size(), Body: c.body}
+	c.tx = &backends.DataContext{ID: id, Session: session, Envelope: c.envelope(), Size: tr.message.size(), Body: c.body}
 
 	end, ok := c.deliver(ctx)
 	if !ok || !c.await(tr.recipients-len(end.undecided)) {
 		return
 	}
 	c.body.close()
+	if c.crashed(name, end.err) {
+		return
+	}
 	c.judge(end)
 	if edits := c.tx.Edits(); end.err == nil && (len(end.undecided) > 0 || edits.Added != nil) {
 		c.checkEdits(edits)
@@ -132,7 +136,9 @@ func (c *call) hooks() backends.Hooks {
 			c.decided <- i
 		},
 		Ignored: func(i int, s backends.Status, why string) {
-			c.faultf("recipient %d: status %q is ignored: %s", i, s.Error(), why)
+			if c.tx.Status(i) != backends.TimedOut { // which StartDelivery gives it
+				c.faultf("recipient %d: status %q is ignored: %s", i, s.Error(), why)
+			}
 		},
 		SMTPResponse: func(s backends.Status) {
 			if !s.Positive() || !isSanitized(s) {
@@ -233,11 +239,11 @@ func (t *tester) giveUp(format string, args ...any) {
 	t.faultf(format, args...)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.hung = true
+	t.over = true
 }
 
 func (t *tester) gaveUp() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.hung
+	return t.over
 }

@@ -2,23 +2,55 @@ package plugintest
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
 
 // An event is a record of the gateway's log: started, exited, stopped.
 type event struct {
-	name string
-	pid  int
-	how  string
+	name   string
+	pid    int
+	how    string
+	output any // its last words
 }
 
 // events are what the log has told of the program.
 type events struct {
-	mu  sync.Mutex
-	all []event
+	mu      sync.Mutex
+	all     []event
+	ignored []string // answers that the program's own side of the border has kept back
+}
+
+// maxIgnored bounds events.ignored.
+const maxIgnored = 20
+
+// note notes the attributes of a record.
+func (e *events) note(said map[string]slog.Value) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if said["event"].String() != "log" {
+		one := event{name: said["event"].String(), how: said["how"].String(), output: said["output"].Any()}
+		if pid := said["pid"]; pid.Kind() == slog.KindInt64 {
+			one.pid = int(pid.Int64())
+		}
+		e.all = append(e.all, one)
+		return
+	}
+	// The plugin logs what it likes, but this is what it is to log, in whatever language.
+	to, about := said["recipient"]
+	why, because := said["reason"]
+	id := said["tx"].String()
+	if said["text"].String() != "ignored" || !about || !because || strings.HasPrefix(id, overID) {
+		return
+	}
+	answer := fmt.Sprintf("transaction %s: recipient %v: %v", id, to, why)
+	if len(e.ignored) < maxIgnored && !slices.Contains(e.ignored, answer) {
+		e.ignored = append(e.ignored, answer)
+	}
 }
 
 func (e *events) logger(log *slog.Logger) *slog.Logger {
@@ -55,6 +87,12 @@ func (e *events) count(name string) (n int) {
 	return n
 }
 
+func (e *events) ignoredAnswers() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.ignored
+}
+
 // An eventHandler notes events and passes all records on.
 type eventHandler struct {
 	slog.Handler
@@ -68,27 +106,16 @@ func (h eventHandler) Enabled(ctx context.Context, level slog.Level) bool {
 }
 
 func (h eventHandler) Handle(ctx context.Context, r slog.Record) error {
-	var e event
+	said := map[string]slog.Value{}
 	note := func(a slog.Attr) bool {
-		switch {
-		case a.Key == "event":
-			e.name = a.Value.String()
-		case a.Key == "how":
-			e.how = a.Value.String()
-		case a.Key == "pid" && a.Value.Kind() == slog.KindInt64:
-			e.pid = int(a.Value.Int64())
-		}
+		said[a.Key] = a.Value
 		return true
 	}
 	for _, a := range h.attrs {
 		note(a)
 	}
 	r.Attrs(note)
-	if e.name != "log" { // of which there may be any number
-		h.events.mu.Lock()
-		h.events.all = append(h.events.all, e)
-		h.events.mu.Unlock()
-	}
+	h.events.note(said)
 	if !h.Handler.Enabled(ctx, r.Level) {
 		return nil
 	}

@@ -52,11 +52,27 @@ func (t *tester) testGarbage() error {
 		}
 		// A client that gives up.
 		for range 20 {
-			tx, err := t.open(ctx, p)
+			tx, err := t.open(ctx, p, func(first *pb.ToPlugin) { first.Transaction.Id = overID })
 			if err != nil {
 				return err
 			}
 			tx.cancel()
+		}
+		return t.works(ctx, p)
+	})
+}
+
+// testBreakOff ends calls before the message has come to its end.
+func (t *tester) testBreakOff() error {
+	return t.with(func(ctx context.Context, p *instance) error {
+		for range 10 {
+			tx, err := t.open(ctx, p)
+			if err == nil {
+				err = tx.breakOff(t.IgnoresMessage)
+			}
+			if err != nil {
+				return err
+			}
 		}
 		return t.works(ctx, p)
 	})

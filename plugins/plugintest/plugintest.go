@@ -20,18 +20,19 @@ import (
 	"maps"
 	"time"
 
+	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/backends/backendtest"
 	"github.com/mailgw/mailgw/plugins"
 )
 
 // Test starts the program several times, and returns everything that is wrong
-// with it, or nil. It wraps a [plugins.SettingsError] if the plugin does not take
+// with it, or nil. It wraps [backendtest.ErrGaveUp] if it has not made all checks: the
+// program does not return from a call, or crashes again and again. It wraps a [plugins.SettingsError] if the plugin does not take
 // c.Settings. Options.Recipients are those of the transactions of all checks; as
 // Options.Patience 10 seconds are enough for most plugins.
 func Test(ctx context.Context, c plugins.Command, o backendtest.Options) error {
 	t := newTester(ctx, c, o)
-	if t.check("start", t.testStart) {
-		t.faults = append(t.faults, t.testContract())
+	if t.check("start", t.testStart) && t.testContract() {
 		for _, check := range checks {
 			t.check(check.name, func() error { return check.test(t) })
 		}
@@ -45,15 +46,17 @@ var checks = []struct {
 	name string
 	test func(*tester) error
 }{
-	{"open files", (*tester).testOpenFiles},
+	{"open files and threads", (*tester).testOpenFiles},
 	{"end with the gateway", (*tester).testLifeline},
 	{"signals", (*tester).testSignals},
 	{"health check while it is busy", (*tester).testHealth},
 	{"what later versions may send", (*tester).testLaterVersions},
 	{"garbage", (*tester).testGarbage},
+	{"call that ends before its message", (*tester).testBreakOff},
 	{"killed in a transaction", (*tester).testKilled},
 	{"killed after its first answer", (*tester).testKilledAfterAnswer},
 	{"end while a transaction is under way", (*tester).testDrain},
+	{"answers that do not count", (*tester).testIgnored}, // after all others
 }
 
 // A tester tests one program.
@@ -94,14 +97,41 @@ func (t *tester) check(name string, test func() error) bool {
 	return err == nil
 }
 
-// testContract tests what any backend promises.
-func (t *tester) testContract() error {
+// testContract tests what any backend promises, and reports whether there is sense
+// in going on.
+func (t *tester) testContract() bool {
+	before := t.events.count("exited")
 	h, err := plugins.Start(t.ctx, t.command)
 	if err != nil {
-		return err
+		return t.check("start again", func() error { return err })
 	}
-	defer t.close(h)
-	return backendtest.Test(h, t.Options)
+	o := t.Options
+	o.Remote = true
+	err = backendtest.Test(h, o)
+	t.faults = append(t.faults, err)
+	t.close(h)
+	if errors.Is(err, backendtest.ErrGaveUp) {
+		return false
+	}
+	if _, told := errors.AsType[*backends.CrashError](err); !told {
+		t.check("no end of its own", func() error {
+			if e, ended := t.events.find("exited", before+1); ended {
+				return fmt.Errorf("%s; its last words: %q", e.how, e.output)
+			}
+			return nil
+		})
+	}
+	return true
+}
+
+// testIgnored looks for answers that the program has kept back, and has logged:
+// see docs/protocol.md.
+func (t *tester) testIgnored() error {
+	var all []error
+	for _, answer := range t.events.ignoredAnswers() {
+		all = append(all, errors.New(answer))
+	}
+	return errors.Join(all...)
 }
 
 // close stops a plugin that has nothing to finish.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -117,6 +118,54 @@ var testPlugins = map[string]func(){
 			return nil
 		}))
 	},
+	"takes what it cannot read": func() {
+		serve(backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+			io.Copy(io.Discard, tx.Body)
+			tx.SetAll(backends.Delivered)
+			return nil
+		}))
+	},
+	"answers for nobody": func() {
+		serve(backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+			tx.SetStatus(99, backends.Delivered)
+			return take(ctx, tx)
+		}))
+	},
+	"answers too late": func() {
+		serve(backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+			late := func() { tx.SetStatus(0, backends.Delivered) }
+			if tx.ID == "null-sender" {
+				time.AfterFunc(time.Millisecond, late)
+				return nil
+			}
+			return take(ctx, tx)
+		}))
+	},
+	"leaks threads": func() {
+		before(func() {
+			locked := make(chan bool)
+			go func() {
+				runtime.LockOSThread()
+				close(locked)
+				select {}
+			}()
+			<-locked
+		})
+	},
+	"crashes": func() {
+		before(func() {
+			fmt.Fprintln(os.Stderr, "out of paper")
+			os.Exit(3)
+		})
+	},
+	"ends by itself": func() {
+		serve(backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+			if tx.ID == "one-recipient" {
+				time.AfterFunc(time.Millisecond, func() { os.Exit(3) })
+			}
+			return take(ctx, tx)
+		}))
+	},
 	"answers anything": func() {
 		// A call of which the plugin reads nothing.
 		serve(backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
@@ -168,6 +217,12 @@ func TestBrokenPromisesAreFound(t *testing.T) {
 		{"stops when it is busy", (*tester).testHealth, "50 transactions"},
 		{"ends with a client that gives up", (*tester).testGarbage, "exit status 3"},
 		{"answers anything", (*tester).testLaterVersions, "recipient 0: 550"},
+		{"takes what it cannot read", (*tester).testBreakOff, "although the rest of the message cannot be had"},
+		{"answers for nobody", contractAnd((*tester).testIgnored), "recipient 99: there is no such recipient"},
+		{"answers too late", contractAnd((*tester).testIgnored), "transaction null-sender: recipient 0: Deliver had returned"},
+		{"leaks threads", (*tester).testOpenFiles, "threads before 100 transactions"},
+		{"crashes", contractAnd((*tester).testIgnored), "has ended: exit status 3; its last words:\n  out of paper"},
+		{"ends by itself", contractAnd((*tester).testIgnored), "exit status 3"},
 		{"leaves a process", func(t *tester) error { return errors.Join(t.testSignals(), t.testLeftovers()) }, "processes: "},
 	}
 	for _, tt := range tests {
@@ -178,6 +233,29 @@ func TestBrokenPromisesAreFound(t *testing.T) {
 				t.Errorf("got %v\nwant %s", err, tt.fault)
 			}
 		})
+	}
+}
+
+// contractAnd makes the checks of any backend, and then one more.
+func contractAnd(check func(*tester) error) func(*tester) error {
+	return func(t *tester) error {
+		t.testContract()
+		return errors.Join(append(t.faults, check(t))...)
+	}
+}
+
+// A plugin that crashes each time is not tried for ever.
+func TestCrashesEndTheTest(t *testing.T) {
+	var failed []string
+	o := backendtest.Options{Report: func(check string, err error) {
+		if err != nil {
+			failed = append(failed, check)
+		}
+	}}
+	err := Test(t.Context(), command(t, "crashes"), o)
+	want := []string{"one recipient", "many recipients", "the same recipient twice"}
+	if !errors.Is(err, backendtest.ErrGaveUp) || !slices.Equal(failed, want) {
+		t.Errorf("failed %q, want %q; %v", failed, want, err)
 	}
 }
 

@@ -94,7 +94,7 @@ func (t *tester) testHealth() error {
 		if err := p.healthy(checking); err != nil {
 			return fmt.Errorf("while %d transactions wait: %w", many, err)
 		}
-		for _, tx := range all {
+		for _, tx := range slices.Backward(all) { // so that none may wait for an earlier one
 			if err := tx.finish(); err != nil {
 				return fmt.Errorf("one of %d transactions: %w", many, err)
 			}
@@ -103,12 +103,12 @@ func (t *tester) testHealth() error {
 	})
 }
 
-// testOpenFiles counts the file descriptors that the program keeps open.
+// testOpenFiles counts the file descriptors and the threads that the program keeps.
 func (t *tester) testOpenFiles() error {
 	const rounds, tolerance = 100, 20
 	return t.with(func(ctx context.Context, p *instance) error {
-		open := func() int {
-			names, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", p.PID))
+		count := func(of string) int {
+			names, _ := filepath.Glob(fmt.Sprintf("/proc/%d/%s/*", p.PID, of))
 			return len(names)
 		}
 		for range rounds / 10 {
@@ -116,14 +116,17 @@ func (t *tester) testOpenFiles() error {
 				return err
 			}
 		}
-		before := open()
+		files, threads := count("fd"), count("task")
 		for range rounds {
 			if err := t.deliver(ctx, p); err != nil {
 				return err
 			}
 		}
-		if !t.until(func() bool { return open() <= before+tolerance }) {
-			return fmt.Errorf("%d before %d transactions, %d after them", before, rounds, open())
+		if !t.until(func() bool { return count("fd") <= files+tolerance }) {
+			return fmt.Errorf("%d files before %d transactions, %d after them", files, rounds, count("fd"))
+		}
+		if !t.until(func() bool { return count("task") <= threads+tolerance }) {
+			return fmt.Errorf("%d threads before %d transactions, %d after them", threads, rounds, count("task"))
 		}
 		return nil
 	})
