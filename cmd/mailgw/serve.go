@@ -20,7 +20,7 @@ import (
 )
 
 func serveCommand() *cobra.Command {
-	var config string
+	var config, profiles string
 	var hints bool
 	cmd := &cobra.Command{
 		Use:   "serve",
@@ -39,6 +39,9 @@ problems are printed, as check does, and nothing runs.
 The log goes to standard error. On a terminal, standard output tells what to
 type next.
 
+With --pprof it can be asked where its time and memory go, over a unix socket that
+only its own user and root can open. Who can open it can slow the gateway down.
+
 Exit codes:
   0   ended by a signal
   64  wrong usage
@@ -46,17 +49,19 @@ Exit codes:
   75  ended at once by a second signal
   78  the configuration has a problem, or a backend does not start`,
 		Example: `  mailgw serve
-  mailgw serve --config /etc/mailgw/gateway.toml`,
+  mailgw serve --config /etc/mailgw/gateway.toml
+  mailgw serve --pprof /run/mailgw/pprof.sock`,
 		Args: configByFlag,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			stdout := cmd.OutOrStdout()
 			if !hints && !isTerminal(stdout) {
 				stdout = io.Discard
 			}
-			return serve(config, stdout, cmd.ErrOrStderr())
+			return serve(config, profiles, stdout, cmd.ErrOrStderr())
 		},
 	}
 	configFlag(cmd, &config)
+	cmd.Flags().StringVar(&profiles, "pprof", "", "give profiles, as Go's net/http/pprof does, on this unix `socket`")
 	cmd.Flags().BoolVar(&hints, "hints", false, "tell what to type next even if standard output is no terminal")
 	return cmd
 }
@@ -70,12 +75,18 @@ func isTerminal(w io.Writer) bool {
 	return err == nil
 }
 
-// serve runs the gateway of a configuration file until a signal comes.
-func serve(config string, stdout, stderr io.Writer) error {
+// serve runs the gateway of a configuration file until a signal comes. It gives
+// profiles if there is a socket for them.
+func serve(config, profiles string, stdout, stderr io.Writer) error {
 	ctx := untilSignal()
 	config, err := filepath.Abs(config) // the working directory changes
 	if err != nil {
 		return exitError{exitSystem, err}
+	}
+	if profiles != "" {
+		if profiles, err = filepath.Abs(profiles); err != nil {
+			return exitError{exitSystem, err}
+		}
 	}
 	c, problems, err := loadConfig(config, stderr)
 	if err != nil {
@@ -83,6 +94,13 @@ func serve(config string, stdout, stderr io.Writer) error {
 	}
 	log := newLogger(c.Log, stderr)
 	log.Info("starting", "version", version(), "config", config)
+	if profiles != "" {
+		end, err := profiling(profiles)
+		if err != nil {
+			return exitError{exitSystem, fmt.Errorf("--pprof: %w", err)}
+		}
+		defer end()
+	}
 
 	hosts, err := startBackends(ctx, c, c.Routed(), problems, log)
 	switch {

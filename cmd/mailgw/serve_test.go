@@ -100,13 +100,14 @@ func startGateway(t *testing.T, text string) *gatewayProcess {
 }
 
 // startGatewayIn starts it in a directory that was prepared.
-func startGatewayIn(t *testing.T, text string, prepare func(dir string)) *gatewayProcess {
+func startGatewayIn(t *testing.T, text string, prepare func(dir string), flags ...string) *gatewayProcess {
 	t.Helper()
 	dir, file := configure(t, text)
 	prepare(dir)
 	// As a script does in its background, with SIGINT ignored.
-	serve := program(t, "serve", "--hints", "--config", file)
+	serve := program(t, append([]string{"serve", "--hints", "--config", file}, flags...)...)
 	cmd := exec.Command("sh", append([]string{"-c", `trap "" INT; exec "$0" "$@"`}, serve.Args...)...)
+	cmd.Dir = dir
 	g := &gatewayProcess{cmd: cmd, dir: dir, log: make(chan string, 1000)}
 	stdout, _ := g.cmd.StdoutPipe()
 	stderr, _ := g.cmd.StderrPipe()
