@@ -358,7 +358,7 @@ func TestQuestionWithoutPlugin(t *testing.T) {
 	}
 	syscall.Kill(log.pid(t, 1), syscall.SIGKILL)
 	log.wait(t, 2, "exited", "")
-	if _, err := h.Ask(t.Context(), about(backends.AboutSender, "")); err != errNotRunning {
+	if _, err := h.Ask(t.Context(), about(backends.AboutSender, "")); !errors.Is(err, errNotRunning) {
 		t.Errorf("got the error %v, want %v", err, errNotRunning)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)

@@ -16,7 +16,7 @@ func TestCloseOfStoppedPlugin(t *testing.T) {
 	h, log := run(t, "answers")
 	pid := log.pid(t, 1)
 	syscall.Kill(pid, syscall.SIGSTOP)
-	eventually(t, "the plugin is stopped", func() bool { return state(pid) == "T" })
+	eventually(t, "the plugin is stopped", func() bool { return processState(pid) == "T" })
 	if err := closeHost(t, t.Context(), h); err != nil {
 		t.Error(err)
 	}

@@ -56,10 +56,10 @@ type Command struct {
 	// Settings are decoded in the plugin.
 	Settings map[string]any
 
-	// Log gets records with the message "backend" and an attribute event:
-	// started, exited, restarting, unhealthy, stopped, failure of a delivery
-	// after Deliver returned, and log for what the plugin writes, which is
-	// the attribute text. nil is slog.Default().
+	// Log gets records with the message "backend" and an attribute event: a
+	// state of one of its instances, failure of a delivery after Deliver
+	// returned, and log for what the plugin writes, which is the attribute
+	// text. nil is slog.Default().
 	Log *slog.Logger
 }
 
@@ -86,12 +86,15 @@ type Host struct {
 	needs        []string
 	times        times
 
-	ctx    context.Context // of the supervisor
-	cancel context.CancelFunc
-	ended  chan struct{} // closed when the supervisors have ended
+	ctx         context.Context // of the supervisors
+	cancel      context.CancelFunc
+	supervisors sync.WaitGroup
+	ended       chan struct{} // closed when the supervisors have ended
+	announced   sync.Once     // answers, mayEdit, effectFree and needs are known
 
 	mu      sync.Mutex
 	running []*running    // of each instance; nil while there is none
+	states  []state       // of each instance
 	changed chan struct{} // closed when running or closing changes
 	closing bool
 	calls   sync.WaitGroup // transactions and questions under way
@@ -135,7 +138,7 @@ func start(ctx context.Context, c Command, t times) (*Host, error) {
 func startLogged(ctx context.Context, c Command, t times) (*Host, error) {
 	h := &Host{
 		command: c, times: t, changed: make(chan struct{}), ended: make(chan struct{}),
-		running: make([]*running, max(1, c.Instances)),
+		running: make([]*running, max(1, c.Instances)), states: make([]state, max(1, c.Instances)),
 	}
 	if c.Transactions > 0 {
 		h.places = make(chan struct{}, c.Transactions)
@@ -168,18 +171,17 @@ func (h *Host) start(ctx context.Context) error {
 		return err
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
-	var supervisors sync.WaitGroup
 	for i := range h.running {
-		started := make(chan error)
-		supervisors.Go(func() { onThread(func() { h.supervise(ctx, i, started) }) })
+		s := &supervisor{h: h, instance: i, again: &backoff{stableAfter: h.times.stable}, began: make(chan error, 1)}
+		h.supervisors.Go(func() { onThread(func() { s.run(ctx) }) })
 		// One after the other: what they find fault with is told once.
-		if err = <-started; err != nil {
+		if err = <-s.began; err != nil {
 			h.cancel()
 			break
 		}
 	}
 	go func() {
-		supervisors.Wait()
+		h.supervisors.Wait()
 		if err := h.sockets.remove(); err != nil {
 			h.command.Log.Warn("backend", "event", "stopped", "error", err)
 		}
@@ -289,11 +291,22 @@ func (h *Host) announce() {
 	h.changed = make(chan struct{})
 }
 
+// set has transactions and questions go to a process.
 func (h *Host) set(instance int, r *running) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.running[instance] = r
 	h.announce()
+}
+
+// unset keeps them from a process, whose place another one may have taken.
+func (h *Host) unset(instance int, r *running) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.running[instance] == r {
+		h.running[instance] = nil
+		h.announce()
+	}
 }
 
 // enter notes a transaction or question under way, which ends with h.calls.Done. Once
@@ -348,7 +361,7 @@ func (h *Host) plugin(ctx context.Context, failed *running) (*running, error) {
 				idlest = r
 			}
 		}
-		changed, closing := h.changed, h.closing
+		changed, closing, state := h.changed, h.closing, h.states[0]
 		if idlest != nil {
 			idlest.busy.Add(1)
 		}
@@ -362,7 +375,10 @@ func (h *Host) plugin(ctx context.Context, failed *running) (*running, error) {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			if err := context.Cause(ctx); err != errNotRunning {
+				return nil, err
+			}
+			return nil, fmt.Errorf("%w: it is %s", errNotRunning, state)
 		}
 	}
 }

@@ -92,6 +92,18 @@ func (l *gatewayLog) wait(t testing.TB, n int, event, text string) []map[string]
 	}
 }
 
+// wantNone checks that there was no record with that event.
+func (l *gatewayLog) wantNone(t testing.TB, event string) {
+	t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range l.records {
+		if r["event"] == event {
+			t.Errorf("got the record %v", r)
+		}
+	}
+}
+
 // pid returns the number of the nth process that was started.
 func (l *gatewayLog) pid(t testing.TB, nth int) int {
 	t.Helper()

@@ -113,7 +113,7 @@ func gateway() {
 		fmt.Println(err)
 		return
 	}
-	fmt.Println(log.records[0]["pid"], h.sockets.path)
+	fmt.Println(log.records[1]["pid"], h.sockets.path)
 	hang()
 }
 
@@ -172,13 +172,13 @@ func killGateway(t *testing.T, self Command, plugin string, stop bool, env ...st
 // dead reports whether a process that is not our child has ended, even if
 // nobody has waited for it.
 func dead(pid int) bool {
-	s := state(pid)
+	s := processState(pid)
 	return s == "" || s == "Z"
 }
 
-// state is the state of a process as ps shows it: S, T, Z. It is empty if there
+// processState is the state of a process as ps shows it: S, T, Z. It is empty if there
 // is no such process.
-func state(pid int) string {
+func processState(pid int) string {
 	stat, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	_, after, _ := strings.Cut(string(stat), ") ")
 	s, _, _ := strings.Cut(after, " ")

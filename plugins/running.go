@@ -228,11 +228,11 @@ func refusal(answer *pb.ConfigureResponse) error {
 func (r *running) check(ctx context.Context) error {
 	answer, err := grpc_health_v1.NewHealthClient(r.conn).Check(ctx,
 		&grpc_health_v1.HealthCheckRequest{Service: plugin.GRPCServiceName})
-	if err == nil && answer.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
-		err = errors.New(answer.GetStatus().String())
-	}
 	if err != nil {
 		return fmt.Errorf("health check: %w", err)
+	}
+	if s := answer.GetStatus(); s != grpc_health_v1.HealthCheckResponse_SERVING {
+		return fmt.Errorf("health check: %v", s)
 	}
 	return nil
 }

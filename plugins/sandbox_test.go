@@ -226,7 +226,7 @@ func TestPluginOfAnotherUserLeavesNothingBehind(t *testing.T) {
 			log.wait(t, 2, "started", "")
 			for _, pid := range []int{pid, stray} {
 				if !gone(pid) {
-					t.Errorf("process %d is still there: %s", pid, state(pid))
+					t.Errorf("process %d is still there: %s", pid, processState(pid))
 				}
 			}
 		})

@@ -2,9 +2,30 @@ package plugins
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"time"
 )
+
+// A state is what an instance of a plugin is in. It is the event, in the log, of
+// the record that tells that the instance has come to it.
+type state string
+
+const (
+	starting   state = "starting"   // a process of it starts, and has to take its settings
+	started    state = "started"    // it gets transactions and questions
+	unhealthy  state = "unhealthy"  // it is killed, but for one that was started by hand
+	healthy    state = "healthy"    // as started, after unhealthy
+	exited     state = "exited"     // it has ended by itself, or has not started
+	restarting state = "restarting" // there is a delay before the next start
+	resting    state = "resting"    // the same, as long as can be: it has ended too often
+	stopped    state = "stopped"    // it was to end
+)
+
+// levels are those of the records of states, but for slog.LevelInfo.
+var levels = map[state]slog.Level{
+	unhealthy: slog.LevelError, exited: slog.LevelError, resting: slog.LevelWarn,
+}
 
 const (
 	firstDelay = 100 * time.Millisecond
@@ -25,6 +46,9 @@ type backoff struct {
 	ends        []time.Time // within budgetTime, not more than crashBudget+1
 }
 
+// spent reports whether the plugin has ended too often.
+func (b *backoff) spent() bool { return len(b.ends) > crashBudget }
+
 // next returns the delay after a plugin that lived so long and has ended now.
 func (b *backoff) next(lived time.Duration, now time.Time) time.Duration {
 	if lived >= b.stableAfter {
@@ -34,7 +58,7 @@ func (b *backoff) next(lived time.Duration, now time.Time) time.Duration {
 	b.ends = append(b.ends, now)
 	b.ends = slices.DeleteFunc(b.ends, func(end time.Time) bool { return now.Sub(end) >= budgetTime })
 	b.ends = b.ends[max(0, len(b.ends)-crashBudget-1):]
-	if len(b.ends) > crashBudget {
+	if b.spent() {
 		return maxDelay
 	}
 	if b.failures == 1 {
@@ -49,104 +73,165 @@ func (b *backoff) next(lived time.Duration, now time.Time) time.Duration {
 	return delay
 }
 
-// supervise starts an instance and keeps it alive until h.cancel is called.
-// It sends the error of the first start; if there was one, it ends. It has a
-// thread of its own: the kernel kills the plugin when the thread ends that has
-// started it, and what keeps the plugin from privileges is done to that thread.
-func (h *Host) supervise(ctx context.Context, instance int, started chan<- error) {
-	r, err := launch(ctx, h.command, h.times, h.sockets.path, h.request)
-	if err != nil {
-		started <- err
-		return
-	}
-	if instance == 0 {
-		h.answers, h.mayEdit, h.effectFree, h.needs = r.answers, r.mayEdit, r.effectFree, r.needs
-		h.capabilities.learn(r.capabilities)
-	}
-	h.began(instance, r)
-	started <- nil
-	for again := (&backoff{stableAfter: h.times.stable}); r != nil; {
-		followed := h.follow(r)
-		h.watch(r)
+// exitTime is how long the end of a process may take to be noticed that has
+// closed its socket.
+const exitTime = crashTime / 2
+
+// A supervisor keeps an instance alive: a process, and after its end the next
+// one.
+type supervisor struct {
+	h        *Host
+	instance int
+	again    *backoff
+	began    chan error // gets the error of the first start, nil if there was none
+}
+
+// run starts the instance and keeps it alive until h.cancel is called. If it does
+// not start at first, run returns. It has a thread of its own: the kernel kills
+// the plugin when the thread ends that has started it, and what keeps the plugin
+// from privileges is done to that thread.
+func (s *supervisor) run(ctx context.Context) {
+	r, err := s.launch(ctx)
+	s.began <- err
+	for r != nil {
+		followed := s.h.follow(r)
+		s.watch(r)
 		lived := time.Since(r.began)
-		h.set(instance, nil)
+		s.h.unset(s.instance, r)
 		r.stop()
 		<-followed
-		h.report(r, lived)
-		r = h.restart(instance, again, lived)
+		s.report(r, lived)
+		r = s.restart(lived)
 	}
 }
 
-func (h *Host) began(instance int, r *running) {
-	h.command.Log.Info("backend", "event", "started", r.id(),
-		"delay", time.Since(r.launched).Round(time.Microsecond))
+// enter is where the state of an instance changes, and nowhere else.
+func (s *supervisor) enter(to state, attrs ...any) {
+	s.h.mu.Lock()
+	s.h.states[s.instance] = to
+	s.h.mu.Unlock()
+	attrs = append([]any{"event", string(to), "instance", s.instance + 1}, attrs...)
+	s.h.command.Log.Log(context.Background(), levels[to], "backend", attrs...)
+}
+
+// launch starts a process.
+func (s *supervisor) launch(ctx context.Context) (*running, error) {
+	s.enter(starting)
+	r, err := launch(ctx, s.h.command, s.h.times, s.h.sockets.path, s.h.request)
+	if err != nil {
+		return nil, err
+	}
+	s.h.announced.Do(func() {
+		s.h.answers, s.h.mayEdit, s.h.effectFree, s.h.needs = r.answers, r.mayEdit, r.effectFree, r.needs
+		s.h.capabilities.learn(r.capabilities)
+	})
 	r.began = time.Now()
-	h.set(instance, r)
+	s.enter(started, r.id(), "delay", time.Since(r.launched).Round(time.Microsecond))
+	s.h.set(s.instance, r)
+	return r, nil
 }
 
 // watch returns when the plugin has ended, is to end, or was found sick and
 // killed. One that was started by hand may be sick: perhaps somebody looks at it.
-func (h *Host) watch(r *running) {
-	ticker := time.NewTicker(h.times.checkEvery)
+func (s *supervisor) watch(r *running) {
+	ticker := time.NewTicker(s.h.times.checkEvery)
 	defer ticker.Stop()
 	for sick := false; ; {
 		select {
 		case <-r.ended:
 			r.drain()
 			return
-		case <-h.ctx.Done():
+		case <-s.h.ctx.Done():
 			return
 		case <-ticker.C:
 		case <-r.suspect:
 		}
-		ctx, cancel := context.WithTimeout(h.ctx, h.times.checkTimeout)
-		err := r.check(ctx)
-		cancel()
-		if err != nil && h.ctx.Err() == nil && !sick {
-			h.command.Log.Error("backend", "event", "unhealthy", r.id(), "error", err)
+		err := s.examine(r)
+		switch {
+		case s.h.ctx.Err() != nil || hasEnded(r):
+		case err != nil && !sick:
+			s.enter(unhealthy, r.id(), "error", err)
 			if r.process != nil {
 				r.process.kill()
 				return
 			}
+			sick = true
+		case err == nil && sick:
+			s.enter(healthy, r.id())
+			sick = false
 		}
-		sick = err != nil
 	}
 }
 
-// report logs how the plugin has ended.
-func (h *Host) report(r *running, lived time.Duration) {
-	log := h.command.Log.With(r.id(), "how", r.how())
-	if h.ctx.Err() != nil {
-		log.Info("backend", "event", "stopped")
+// examine returns an error unless the plugin says that it is well. One that has
+// closed its socket is about to end, as a rule.
+func (s *supervisor) examine(r *running) error {
+	ctx, cancel := context.WithTimeout(s.h.ctx, s.h.times.checkTimeout)
+	defer cancel()
+	asked := time.Now()
+	err := r.check(ctx)
+	if err == nil {
+		return nil
+	}
+	if vanished(ctx, err) {
+		select {
+		case <-r.ended:
+		case <-time.After(exitTime):
+		}
+	}
+	return lost(ctx, asked, r, err)
+}
+
+func hasEnded(r *running) bool {
+	select {
+	case <-r.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// report tells how the plugin has ended.
+func (s *supervisor) report(r *running, lived time.Duration) {
+	if s.h.ctx.Err() != nil {
+		s.enter(stopped, r.id(), "how", r.how())
 		return
 	}
-	log.Error("backend", "event", "exited", "lived", lived.Round(time.Millisecond), "output", r.words.last(r.how()))
+	s.enter(exited, r.id(), "how", r.how(), "lived", lived.Round(time.Millisecond), "output", r.words.last(r.how()))
 }
 
 // restart starts the plugin again and again until it runs. It returns nil if
 // it is to run no more.
-func (h *Host) restart(instance int, again *backoff, lived time.Duration) *running {
+func (s *supervisor) restart(lived time.Duration) *running {
 	for ; ; lived = 0 {
-		delay := again.next(lived, time.Now())
-		h.mu.Lock()
-		closing := h.closing
-		h.mu.Unlock()
-		if closing {
+		s.h.mu.Lock()
+		closing := s.h.closing
+		s.h.mu.Unlock()
+		if closing || !s.pause(lived) {
 			return nil
 		}
-		h.command.Log.Info("backend", "event", "restarting", "delay", delay)
-		select {
-		case <-time.After(delay):
-		case <-h.ctx.Done():
-			return nil
-		}
-		r, err := launch(h.ctx, h.command, h.times, h.sockets.path, h.request)
+		r, err := s.launch(s.h.ctx)
 		if err == nil {
-			h.began(instance, r)
 			return r
 		}
-		if h.ctx.Err() == nil {
-			h.command.Log.Error("backend", "event", "exited", "error", err)
+		if s.h.ctx.Err() == nil {
+			s.enter(exited, "error", err)
 		}
+	}
+}
+
+// pause waits as long as the back-off wants, and reports whether the instance is
+// to run on.
+func (s *supervisor) pause(lived time.Duration) bool {
+	delay, to := s.again.next(lived, time.Now()), restarting
+	if s.again.spent() {
+		to = resting
+	}
+	s.enter(to, "delay", delay)
+	select {
+	case <-time.After(delay):
+		return true
+	case <-s.h.ctx.Done():
+		return false
 	}
 }

@@ -229,6 +229,46 @@ func TestLastWordsOfPlugin(t *testing.T) {
 	}
 }
 
+// One line of the log tells how a plugin has ended in the middle of a
+// transaction, and that of the transaction tells it too.
+func TestEndInTransactionIsToldOnce(t *testing.T) {
+	h, log := run(t, "set, then exit")
+	for n := range 3 {
+		o := deliver(t.Context(), h, message("hello", "one", "two"))
+		o.wantError(t, fmt.Sprintf("plugin with pid %d has ended: exit status 3", log.pid(t, n+1)))
+		if how := log.wait(t, n+1, "exited", "")[n]["how"]; how != "exit status 3" {
+			t.Errorf("it has ended by %v", how)
+		}
+		log.wait(t, n+2, "started", "")
+	}
+	log.wantNone(t, "unhealthy")
+}
+
+// Each state that an instance comes to is a line.
+func TestStatesAreLogged(t *testing.T) {
+	log := newGatewayLog()
+	h, err := startHost(t, t.Context(), command(t, "answers", log), defaultTimes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	syscall.Kill(log.pid(t, 1), syscall.SIGKILL)
+	log.wait(t, 2, "started", "")
+	if err := closeHost(t, t.Context(), h); err != nil {
+		t.Error(err)
+	}
+	var events []string
+	for _, r := range log.records {
+		events = append(events, fmt.Sprint(r["event"]))
+		if r["instance"] != 1.0 {
+			t.Errorf("%v is of no instance", r)
+		}
+	}
+	want := []string{"starting", "started", "exited", "restarting", "starting", "started", "stopped"}
+	if !slices.Equal(events, want) {
+		t.Errorf("got the events %q, want %q", events, want)
+	}
+}
+
 func TestRestart(t *testing.T) {
 	h, log := run(t, "answers")
 	for n := range 3 {
@@ -391,7 +431,7 @@ func TestTransactionWithoutPlugin(t *testing.T) {
 	}
 	syscall.Kill(log.pid(t, 1), syscall.SIGKILL)
 	log.wait(t, 2, "exited", "")
-	deliver(t.Context(), h, message("hello", "one")).wantError(t, "does not run")
+	deliver(t.Context(), h, message("hello", "one")).wantError(t, "the plugin does not run: it is ")
 
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
@@ -408,7 +448,7 @@ func TestStoppedPluginIsKilled(t *testing.T) {
 	h := runCommand(t, command(t, "answers", log), times)
 	pid := log.pid(t, 1)
 	syscall.Kill(pid, syscall.SIGSTOP)
-	eventually(t, "the plugin is stopped", func() bool { return state(pid) == "T" })
+	eventually(t, "the plugin is stopped", func() bool { return processState(pid) == "T" })
 
 	// A transaction that it has, and one that comes later, both end.
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)

@@ -67,7 +67,7 @@ func TestSupervisorIsLockedToItsThread(t *testing.T) {
 			t.Errorf("got %q for the goroutine that calls %s, want it locked to its thread", state, function)
 		}
 	}
-	want(".(*Host).watch(")
+	want(".(*supervisor).watch(")
 
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
