@@ -47,7 +47,7 @@ func checkRecipient(address string) error {
 	return checkAddress(address)
 }
 
-// checkParam checks a parameter of RCPT: RFC 5321, section 4.1.2.
+// checkParam checks a parameter of MAIL or RCPT: RFC 5321, section 4.1.2.
 func checkParam(p string) error {
 	if err := checkText("parameter", p); err != nil {
 		return err

@@ -204,7 +204,7 @@ type EditKinds uint8
 const (
 	EditHeader   EditKinds = 1 << iota // AddField, ReplaceField, RemoveField
 	EditMessage                        // ReplaceMessage
-	EditEnvelope                       // SetSender, Redirect, AddRecipient, Divert
+	EditEnvelope                       // SetSender, SetSenderParams, Redirect, AddRecipient, Divert
 
 	EditAll = EditHeader | EditMessage | EditEnvelope
 )

@@ -39,13 +39,14 @@ func TestKindsOfEdits(t *testing.T) {
 		edit func(tx *backends.DataContext) error
 		want string
 	}{
-		"nothing":        {func(*backends.DataContext) error { return nil }, "none"},
-		"AddField":       {func(tx *backends.DataContext) error { return tx.AddField(0, "X: 1") }, "header"},
-		"ReplaceField":   {func(tx *backends.DataContext) error { return tx.ReplaceField(0, "X: 1") }, "header"},
-		"RemoveField":    {func(tx *backends.DataContext) error { return tx.RemoveField(0) }, "header"},
-		"ReplaceMessage": {func(tx *backends.DataContext) error { return tx.ReplaceMessage(tx.Body) }, "message"},
-		"SetSender":      {func(tx *backends.DataContext) error { return tx.SetSender("") }, "envelope"},
-		"Redirect":       {func(tx *backends.DataContext) error { return tx.Redirect(0, "a@example.org") }, "envelope"},
+		"nothing":         {func(*backends.DataContext) error { return nil }, "none"},
+		"AddField":        {func(tx *backends.DataContext) error { return tx.AddField(0, "X: 1") }, "header"},
+		"ReplaceField":    {func(tx *backends.DataContext) error { return tx.ReplaceField(0, "X: 1") }, "header"},
+		"RemoveField":     {func(tx *backends.DataContext) error { return tx.RemoveField(0) }, "header"},
+		"ReplaceMessage":  {func(tx *backends.DataContext) error { return tx.ReplaceMessage(tx.Body) }, "message"},
+		"SetSender":       {func(tx *backends.DataContext) error { return tx.SetSender("") }, "envelope"},
+		"SetSenderParams": {func(tx *backends.DataContext) error { return tx.SetSenderParams(nil) }, "envelope"},
+		"Redirect":        {func(tx *backends.DataContext) error { return tx.Redirect(0, "a@example.org") }, "envelope"},
 		"AddRecipient": {func(tx *backends.DataContext) error {
 			return tx.AddRecipient(backends.Recipient{Address: "a@example.org"})
 		}, "envelope"},

@@ -3,6 +3,7 @@ package backends
 import (
 	"context"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -82,6 +83,24 @@ func (p Params) Lookup(keyword string) (value string, ok bool) {
 		}
 	}
 	return "", false
+}
+
+// ofMessage are the keywords of parameters of MAIL that are OfMessage.
+var ofMessage = []string{"SIZE", "BODY", "SMTPUTF8", "REQUIRETLS", "PRDR"}
+
+// OfMessage returns the parameters of MAIL that tell of the message itself, and
+// what it takes to carry it: SIZE, BODY, SMTPUTF8, REQUIRETLS and PRDR.
+func (p Params) OfMessage() Params { return slices.DeleteFunc(slices.Clone(p), isOfSender) }
+
+// OfSender returns the other parameters of MAIL: RET, ENVID, AUTH, and all that
+// are not known here.
+func (p Params) OfSender() Params {
+	return slices.DeleteFunc(slices.Clone(p), func(param string) bool { return !isOfSender(param) })
+}
+
+func isOfSender(param string) bool {
+	keyword, _, _ := strings.Cut(param, "=")
+	return !slices.ContainsFunc(ofMessage, func(k string) bool { return strings.EqualFold(k, keyword) })
 }
 
 // SetStatus decides recipient i. The first status counts; a second one is

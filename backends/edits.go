@@ -24,6 +24,10 @@ type Edits struct {
 	// Sender replaces the reverse-path, if it is not nil.
 	Sender *string
 
+	// SenderParams replace those parameters of MAIL that are OfSender, if they
+	// are not nil. None of them is OfMessage.
+	SenderParams Params
+
 	// Redirects has the new addresses of each recipient that is redirected.
 	Redirects map[int][]string
 
@@ -36,7 +40,8 @@ type Edits struct {
 
 // IsZero reports whether nothing is changed.
 func (e *Edits) IsZero() bool {
-	return e.Fields == nil && e.Message == nil && e.Sender == nil && e.Redirects == nil && e.Added == nil && e.Diversions == nil
+	return e.Fields == nil && e.Message == nil && e.Sender == nil && e.SenderParams == nil &&
+		e.Redirects == nil && e.Added == nil && e.Diversions == nil
 }
 
 // Kinds returns the kinds of edits that there are.
@@ -47,7 +52,7 @@ func (e *Edits) Kinds() (k EditKinds) {
 	if e.Message != nil {
 		k |= EditMessage
 	}
-	if e.Sender != nil || e.Redirects != nil || e.Added != nil || e.Diversions != nil {
+	if e.Sender != nil || e.SenderParams != nil || e.Redirects != nil || e.Added != nil || e.Diversions != nil {
 		k |= EditEnvelope
 	}
 	return k
@@ -193,7 +198,7 @@ func storeInMemory(r io.Reader) (Message, error) {
 }
 
 // SetSender changes the reverse-path; "" is the null reverse-path. Its
-// parameters stay. The last call counts.
+// parameters stay, unless SetSenderParams changes them. The last call counts.
 func (tx *DataContext) SetSender(address string) error {
 	if address != "" {
 		if err := checkAddress(address); err != nil {
@@ -206,6 +211,31 @@ func (tx *DataContext) SetSender(address string) error {
 		return errEnded
 	}
 	tx.edits.Sender = &address
+	return nil
+}
+
+// SetSenderParams changes the parameters of MAIL, whether the sender stays or
+// not: of those that are OfSender, such as RET and ENVID, there are just those
+// in params from now on. Those that are OfMessage are not for a backend to
+// change. They stay, in params or not, and one in params that did not come so
+// is an error. The last call counts.
+func (tx *DataContext) SetSenderParams(params Params) error {
+	for _, p := range params {
+		if err := checkParam(p); err != nil {
+			return fmt.Errorf("edit: sender: %w", err)
+		}
+	}
+	for _, p := range params.OfMessage() {
+		if !slices.Contains(tx.Envelope.Params, p) {
+			return fmt.Errorf("edit: sender: parameter %q is of the message, and it did not come with it", p)
+		}
+	}
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	if tx.ended {
+		return errEnded
+	}
+	tx.edits.SenderParams = append(Params{}, params.OfSender()...)
 	return nil
 }
 

@@ -66,7 +66,9 @@ func TestEditsAreKeptInOrder(t *testing.T) {
 		tx.Redirect(1, "a@example.org", "b@example.org"),
 		tx.Redirect(1, "c@example.org"),
 		tx.SetSender("a@example.org"),
-		tx.SetSender(""))
+		tx.SetSender(""),
+		tx.SetSenderParams(backends.Params{"RET=FULL"}),
+		tx.SetSenderParams(nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,11 +80,46 @@ func TestEditsAreKeptInOrder(t *testing.T) {
 			{Op: backends.RemoveField, At: 1},
 			{Op: backends.ReplaceField, At: 0, Field: "Y: first"},
 		},
-		Sender:    &null,
+		Sender: &null, SenderParams: backends.Params{},
 		Redirects: map[int][]string{1: {"c@example.org"}},
 	}
 	if got := tx.Edits(); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+// What tells of the message is not for a backend to change.
+func TestSenderParams(t *testing.T) {
+	came := backends.Params{"SIZE=100", "body=8BITMIME", "SMTPUTF8", "RET=FULL", "AUTH=<>"}
+	for _, test := range []struct {
+		params, want backends.Params
+		err          string
+	}{
+		{backends.Params{"RET=HDRS", "ENVID=x", "XVERP"}, backends.Params{"RET=HDRS", "ENVID=x", "XVERP"}, ""},
+		{came, backends.Params{"RET=FULL", "AUTH=<>"}, ""},
+		{backends.Params{"SMTPUTF8"}, backends.Params{}, ""},
+		{backends.Params{}, backends.Params{}, ""},
+		{nil, backends.Params{}, ""},
+		{backends.Params{"RET=HDRS", "REQUIRETLS"}, nil, `edit: sender: parameter "REQUIRETLS" is of the message`},
+		{backends.Params{"SIZE=1"}, nil, `parameter "SIZE=1"`},
+		{backends.Params{"size"}, nil, `parameter "size"`},
+		{backends.Params{"BODY=BINARYMIME"}, nil, `parameter "BODY=BINARYMIME"`},
+		{backends.Params{"PRDR"}, nil, `parameter "PRDR"`},
+		{backends.Params{"RET="}, nil, `edit: sender: parameter "RET=" is not of the form`},
+		{backends.Params{"A=1\r\nRCPT"}, nil, "control character"},
+	} {
+		tx := transaction(1)
+		tx.Envelope.Params = came
+		err := tx.SetSenderParams(test.params)
+		if (err == nil) != (test.err == "") || err != nil && !strings.Contains(err.Error(), test.err) {
+			t.Errorf("%q: got %v, want %q", test.params, err, test.err)
+		}
+		if got := tx.Edits().SenderParams; !reflect.DeepEqual(got, test.want) {
+			t.Errorf("%q: got %q, want %q", test.params, got, test.want)
+		}
+	}
+	if got, want := came.OfMessage(), (backends.Params{"SIZE=100", "body=8BITMIME", "SMTPUTF8"}); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %q of the message, want %q", got, want)
 	}
 }
 
@@ -126,11 +163,12 @@ func TestAddedAndDivertedRecipientsAreKept(t *testing.T) {
 	}
 }
 
-// Either of them alone is an edit.
+// Each of them alone is an edit.
 func TestAdditionAndDiversionAreEdits(t *testing.T) {
 	for _, e := range []backends.Edits{
 		{Added: []backends.Recipient{{Address: "a@example.org"}}},
 		{Diversions: map[int]string{0: "quarantine"}},
+		{SenderParams: backends.Params{}},
 	} {
 		if e.IsZero() {
 			t.Errorf("%+v is nothing", e)
@@ -156,12 +194,13 @@ func TestEditsAfterTheReturnOfDeliverAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, err := range map[string]error{
-		"AddField":       tx.AddField(0, "X: late"),
-		"ReplaceMessage": tx.ReplaceMessage(strings.NewReader("")),
-		"SetSender":      tx.SetSender("late@example.org"),
-		"Redirect":       tx.Redirect(0, "a@example.org"),
-		"AddRecipient":   tx.AddRecipient(backends.Recipient{Address: "a@example.org"}),
-		"Divert":         tx.Divert(0, "quarantine"),
+		"AddField":        tx.AddField(0, "X: late"),
+		"ReplaceMessage":  tx.ReplaceMessage(strings.NewReader("")),
+		"SetSender":       tx.SetSender("late@example.org"),
+		"SetSenderParams": tx.SetSenderParams(nil),
+		"Redirect":        tx.Redirect(0, "a@example.org"),
+		"AddRecipient":    tx.AddRecipient(backends.Recipient{Address: "a@example.org"}),
+		"Divert":          tx.Divert(0, "quarantine"),
 	} {
 		if err == nil || !strings.Contains(err.Error(), "Deliver had returned") {
 			t.Errorf("%s: got %v, want an error", name, err)

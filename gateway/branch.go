@@ -8,7 +8,6 @@ import (
 	"io"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -22,6 +21,7 @@ type branch struct {
 	stage      int    // index of the backend in the route
 	divertedBy string // the backend that has diverted the recipients; empty if they are on their own route
 	sender     string
+	params     backends.Params // of MAIL
 	message    backends.Message
 	to         []destination
 }
@@ -48,7 +48,7 @@ func (d *delivery) branches(m backends.Message) []*branch {
 		at := slices.IndexFunc(branches, func(b *branch) bool { return b.route == r.route })
 		if at < 0 {
 			at = len(branches)
-			branches = append(branches, &branch{route: r.route, sender: d.sender, message: m})
+			branches = append(branches, &branch{route: r.route, sender: d.sender, params: d.params, message: m})
 		}
 		branches[at].to = append(branches[at].to, to)
 	}
@@ -288,7 +288,7 @@ func (d *delivery) dataContext(b *branch, body io.Reader) *backends.DataContext 
 	tx := &backends.DataContext{
 		ID:       d.id,
 		Session:  d.session.Clone(), // backends run side by side, and may change what is theirs
-		Envelope: backends.Envelope{Sender: b.sender, Params: slices.Clone(d.params)},
+		Envelope: backends.Envelope{Sender: b.sender, Params: slices.Clone(b.params)},
 		Size:     b.message.Size(),
 		Body:     body,
 	}
@@ -378,7 +378,7 @@ func (d *delivery) next(backend *namedBackend, b *branch, tx *backends.DataConte
 	if may := backends.EditsOf(backend.Backend); edits.Kinds()&^may != 0 {
 		return nil, fmt.Errorf("edit: %v, but the backend has announced %v", edits.Kinds()&^may, may)
 	}
-	on := branch{route: b.route, stage: b.stage + 1, divertedBy: b.divertedBy, sender: b.sender, message: b.message}
+	on := branch{route: b.route, stage: b.stage + 1, divertedBy: b.divertedBy, sender: b.sender, params: b.params, message: b.message}
 	if err := d.edit(&on, edits); err != nil {
 		return nil, err
 	}
@@ -404,7 +404,7 @@ func (d *delivery) next(backend *namedBackend, b *branch, tx *backends.DataConte
 	return slices.DeleteFunc(branches, func(b *branch) bool { return len(b.to) == 0 }), err
 }
 
-// edit makes the edits of the message and the sender.
+// edit makes the edits of the message, the sender and its parameters.
 func (d *delivery) edit(on *branch, edits backends.Edits) error {
 	if edits.Message != nil {
 		on.message = edits.Message
@@ -420,6 +420,12 @@ func (d *delivery) edit(on *branch, edits backends.Edits) error {
 			return fmt.Errorf("edit: sender %.400q: %w", *edits.Sender, cmp.Or(err, errSourceRoute))
 		}
 		on.sender = *edits.Sender
+	}
+	if edits.SenderParams != nil {
+		if err := smtp.CheckParamsOf("MAIL", edits.SenderParams, d.utf8); err != nil {
+			return fmt.Errorf("edit: parameters of the sender: %w", err)
+		}
+		on.params = slices.Concat(on.params.OfMessage(), edits.SenderParams)
 	}
 	return nil
 }
@@ -438,7 +444,7 @@ func (d *delivery) divert(by *namedBackend, branches *[]*branch, to destination,
 	at := slices.IndexFunc(*branches, func(b *branch) bool { return b.route == route })
 	if at < 0 {
 		at = len(*branches)
-		*branches = append(*branches, &branch{route: route, divertedBy: by.name, sender: on.sender, message: on.message})
+		*branches = append(*branches, &branch{route: route, divertedBy: by.name, sender: on.sender, params: on.params, message: on.message})
 	}
 	return (*branches)[at], nil
 }
@@ -450,11 +456,8 @@ func (d *delivery) addAll(b *branch, recipients []backends.Recipient) (added []d
 		if err := checkRecipient(to.Address, d.utf8); err != nil {
 			return nil, fmt.Errorf("edit: add recipient %.400q: %w", to.Address, err)
 		}
-		if err := smtp.CheckParams(to.Params); err != nil {
-			return nil, fmt.Errorf("edit: add recipient %q: %w", to.Address, err)
-		}
-		if !d.utf8 && !smtp.IsASCII(strings.Join(to.Params, " ")) {
-			return nil, fmt.Errorf("edit: add recipient %q: parameters: %w", to.Address, smtp.ErrNeedsUTF8)
+		if err := smtp.CheckParamsOf("RCPT", to.Params, d.utf8); err != nil {
+			return nil, fmt.Errorf("edit: add recipient %q: parameters: %w", to.Address, err)
 		}
 		if b.last() {
 			return nil, fmt.Errorf("edit: add recipient %q: no backend follows in the route", to.Address)

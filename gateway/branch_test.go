@@ -164,6 +164,12 @@ func TestAddInVain(t *testing.T) {
 		"parameters": {adds(func(tx *backends.DataContext) {
 			tx.AddRecipient(backends.Recipient{Address: "b@x.example", Params: backends.Params{"NOTIFY=NEVER,\u00fc"}})
 		}), last},
+		"parameters of MAIL": {adds(func(tx *backends.DataContext) {
+			tx.AddRecipient(backends.Recipient{Address: "b@x.example", Params: backends.Params{"RET=FULL"}})
+		}), last},
+		"a value that is none": {adds(func(tx *backends.DataContext) {
+			tx.AddRecipient(backends.Recipient{Address: "b@x.example", Params: backends.Params{"NOTIFY=SOMETIMES"}})
+		}), last},
 		"an address":   {adds(func(tx *backends.DataContext) { tx.AddRecipient(backends.Recipient{Address: "b@x..example"}) }), last},
 		"nobody after": {adds(func(*backends.DataContext) {})},
 	}

@@ -253,6 +253,50 @@ func TestEditsAllOrNone(t *testing.T) {
 	}
 }
 
+// The parameters of a sender are those of MAIL but for what tells of the message, in
+// the rest of the route and in others.
+func TestEditsOfSenderParams(t *testing.T) {
+	show := backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		tx.SetAll(backends.NewStatus(250, "2.0.0", strings.Join(tx.Envelope.Params, " ")))
+		return nil
+	})
+	const mail = "MAIL FROM:<sender@example.net> SIZE=5 RET=FULL BODY=8BITMIME ENVID=e"
+	for _, test := range []struct {
+		mail   string
+		params backends.Params
+		want   string // "" is an edit that cannot be made
+	}{
+		{mail, backends.Params{"RET=HDRS", "AUTH=<>"}, "SIZE=5 BODY=8BITMIME RET=HDRS AUTH=<>"},
+		{mail, nil, "SIZE=5 BODY=8BITMIME"},
+		{mail, backends.Params{"SIZE=5", "RET=FULL", "BODY=8BITMIME", "ENVID=e"}, "SIZE=5 BODY=8BITMIME RET=FULL ENVID=e"},
+		{mail, backends.Params{"X-NEW=1"}, "SIZE=5 BODY=8BITMIME X-NEW=1"},
+		{mail + " SMTPUTF8", backends.Params{"X-NEW=\u00fc"}, "SIZE=5 BODY=8BITMIME SMTPUTF8 X-NEW=\u00fc"},
+		{mail, backends.Params{"X-NEW=\u00fc"}, ""},
+		{mail, backends.Params{"RET=ALL"}, ""},
+		{mail, backends.Params{"RET=FULL", "ret=HDRS"}, ""},
+		{mail, backends.Params{"ENVID=+0D+0A"}, ""},
+		{mail, backends.Params{"AUTH=+"}, ""},
+		{mail, backends.Params{"NOTIFY=NEVER"}, ""},
+		{mail, backends.Params{"!"}, ""},
+	} {
+		edits := backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+			return errors.Join(tx.SetSenderParams(test.params), tx.Divert(1, "named"))
+		})
+		s := testServer(t, map[string]backends.Backend{"edits": edits, "show": show},
+			"protocol = 'lmtp'\nunknown_parameters = 'keep'\n[listener.routes]\n'*' = ['edits', 'show']\n[named_routes]\nnamed = ['show']\n")
+		want := "250 2.0.0 <a@x.example> " + backends.NewStatus(250, "2.0.0", test.want).Sanitized().Text + " (ID)"
+		if test.want == "" {
+			want = "451 4.3.0 <a@x.example> try again later (ID)"
+		}
+		got := deliver(t, s, "RSET", test.mail, "to:a@x.example", "to:b@x.example")
+		wantReplies(t, got, want, strings.Replace(want, "<a@", "<b@", 1))
+	}
+	// A new sender has the parameters of the old one.
+	renames := backends.Func(func(_ context.Context, tx *backends.DataContext) error { return tx.SetSender("new@example.net") })
+	wantReplies(t, deliver(t, chainServer(t, renames, show), "RSET", mail, "to:a@x.example"),
+		"250 2.0.0 <a@x.example> SIZE=5 RET=FULL BODY=8BITMIME ENVID=e (ID)")
+}
+
 // What a backend replaces is bounded, and is given back at the end.
 func TestReplacedMessageIsBounded(t *testing.T) {
 	s := chainServer(t, backends.Func(func(_ context.Context, tx *backends.DataContext) error {

@@ -201,5 +201,5 @@ func (d *delivery) quarantine(backend *namedBackend, b *branch, poison *poisonEr
 	if route == nil || b.diverted() {
 		return nil, backends.TryLater
 	}
-	return []*branch{{route: route, divertedBy: backend.name, sender: b.sender, message: b.message, to: b.to}}, nil
+	return []*branch{{route: route, divertedBy: backend.name, sender: b.sender, params: b.params, message: b.message, to: b.to}}, nil
 }

@@ -77,6 +77,7 @@ var testBackends = map[string]backends.Func{
 	"edits": func(_ context.Context, tx *backends.DataContext) error {
 		return errors.Join(
 			tx.SetSender("new@example.org"),
+			tx.SetSenderParams(backends.Params{"RET=HDRS", "ENVID=new"}),
 			tx.AddField(0, "X-First: one"),
 			tx.ReplaceField(2, "Subject: gr\xfc\xdfe,\r\n folded"),
 			tx.RemoveField(3),

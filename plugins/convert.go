@@ -213,6 +213,9 @@ func editsToWire(e backends.Edits) *pb.Returned {
 	if e.Sender != nil {
 		edits.Sender = append([]byte{}, *e.Sender...)
 	}
+	if e.SenderParams != nil {
+		edits.SenderParams = &pb.SenderParams{Params: toBytes(e.SenderParams)}
+	}
 	for i, addresses := range e.Redirects {
 		edits.Redirects = append(edits.Redirects, &pb.Redirect{Recipient: uint32(i), Addresses: toBytes(addresses)})
 	}
@@ -249,6 +252,11 @@ func editsFromWire(e *pb.Edits, tx *backends.DataContext) error {
 	}
 	if e.GetSender() != nil {
 		if err := tx.SetSender(string(e.Sender)); err != nil {
+			return err
+		}
+	}
+	if e.GetSenderParams() != nil {
+		if err := tx.SetSenderParams(toStrings(e.SenderParams.GetParams())); err != nil {
 			return err
 		}
 	}

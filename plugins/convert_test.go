@@ -70,13 +70,13 @@ func TestEditsCrossTheBorderWhole(t *testing.T) {
 	for _, want := range []backends.Edits{
 		{},
 		{
-			Fields:     []backends.FieldEdit{{Op: backends.AddField, At: 7, Field: "X: \xff"}, {Op: backends.RemoveField, At: 1}},
-			Sender:     &sender,
+			Fields: []backends.FieldEdit{{Op: backends.AddField, At: 7, Field: "X: \xff"}, {Op: backends.RemoveField, At: 1}},
+			Sender: &sender, SenderParams: backends.Params{"RET=HDRS", "X=\u00fc"},
 			Redirects:  map[int][]string{0: {"\"a\u00fc b\"@example.org", "postmaster"}},
 			Added:      []backends.Recipient{{Address: "c\u00fc@example.org", Params: backends.Params{"NOTIFY=NEVER", "X=\u00fc"}}, {Address: "d@example.org"}},
 			Diversions: map[int]string{0: "quarantine", 1: "audit"},
 		},
-		{Sender: &null},
+		{Sender: &null, SenderParams: backends.Params{}},
 	} {
 		tx := message("", "one", "two")
 		wire := &pb.Returned{}
@@ -102,7 +102,10 @@ func TestAbsurdEditsAreRefused(t *testing.T) {
 		"long added":    {&pb.Edits{Added: []*pb.Recipient{{Address: long}}}, "edit: add recipient: address of 1025 octets"},
 		"long parameter": {&pb.Edits{Added: []*pb.Recipient{{Address: []byte("a@example.org"), Params: [][]byte{long}}}},
 			"edit: add recipient \"a@example.org\": parameter of 1025 octets"},
-		"long route":    {&pb.Edits{Diversions: []*pb.Diversion{{Route: strings.Repeat("x", 64)}}}, "edit: divert recipient 0: route"},
+		"long route":                   {&pb.Edits{Diversions: []*pb.Diversion{{Route: strings.Repeat("x", 64)}}}, "edit: divert recipient 0: route"},
+		"long parameter of the sender": {&pb.Edits{SenderParams: &pb.SenderParams{Params: [][]byte{long}}}, "edit: sender: parameter of 1025 octets"},
+		"parameter of the message": {&pb.Edits{SenderParams: &pb.SenderParams{Params: [][]byte{[]byte("REQUIRETLS")}}},
+			"edit: sender: parameter \"REQUIRETLS\" is of the message"},
 		"no address":    {&pb.Edits{Sender: []byte("MAIL\r\nRCPT")}, "control character"},
 		"nobody":        {&pb.Edits{Redirects: []*pb.Redirect{{}}}, "no address"},
 		"somebody else": {&pb.Edits{Diversions: []*pb.Diversion{{Recipient: 1<<32 - 1, Route: "audit"}}}, "no such recipient"},
@@ -120,7 +123,7 @@ func TestAbsurdEditsAreRefused(t *testing.T) {
 
 // A field that is added to the contract is to be added to the protocol.
 func TestEveryEditIsKnown(t *testing.T) {
-	if n := reflect.TypeFor[backends.Edits]().NumField(); n != 6 {
-		t.Errorf("there are %d kinds of edits, want 6, which cross the border", n)
+	if n := reflect.TypeFor[backends.Edits]().NumField(); n != 7 {
+		t.Errorf("there are %d kinds of edits, want 7, which cross the border", n)
 	}
 }

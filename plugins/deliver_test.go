@@ -129,7 +129,7 @@ func TestEdits(t *testing.T) {
 			{Op: backends.ReplaceField, At: 2, Field: "Subject: gr\xfc\xdfe,\r\n folded"},
 			{Op: backends.RemoveField, At: 3},
 		},
-		Sender:     &sender,
+		Sender: &sender, SenderParams: backends.Params{"RET=HDRS", "ENVID=new"},
 		Redirects:  map[int][]string{1: {"a@example.org", "b@example.org"}},
 		Added:      []backends.Recipient{{Address: "archive@example.org", Params: backends.Params{"NOTIFY=NEVER"}}},
 		Diversions: map[int]string{0: "quarantine"},

@@ -96,20 +96,23 @@ func TestErrorOfPythonBackend(t *testing.T) {
 		text   string
 		status backends.Status
 	}{
-		"refuses":         {"no such user", backends.NoSuchUser},
-		"raises":          {"no such user", backends.NoSuchUser},
-		"fails":           {"OSError: disk on fire at /secret", backends.TryLater},
-		"exits":           {"SystemExit: a bug", backends.TryLater},
-		"nonsense":        {"TypeError: deliver returned 250", backends.TryLater},
-		"no code":         {"is no answer", backends.TryLater},
-		"raises nonsense": {"is no answer", backends.TryLater},
-		"raises none":     {"AttributeError", backends.TryLater},
-		"unspeakable":     {"Unspeakable", backends.TryLater},
-		"no recipient":    {"there is no recipient 2", backends.TryLater},
-		"bad field":       {"is no header field", backends.TryLater},
-		"both":            {"cannot both be edited", backends.TryLater},
-		"bad address":     {"not of the form local@domain", backends.TryLater},
-		"a bug":           {"AttributeError", backends.TryLater},
+		"refuses":          {"no such user", backends.NoSuchUser},
+		"raises":           {"no such user", backends.NoSuchUser},
+		"fails":            {"OSError: disk on fire at /secret", backends.TryLater},
+		"exits":            {"SystemExit: a bug", backends.TryLater},
+		"nonsense":         {"TypeError: deliver returned 250", backends.TryLater},
+		"no code":          {"is no answer", backends.TryLater},
+		"raises nonsense":  {"is no answer", backends.TryLater},
+		"raises none":      {"AttributeError", backends.TryLater},
+		"unspeakable":      {"Unspeakable", backends.TryLater},
+		"no recipient":     {"there is no recipient 2", backends.TryLater},
+		"bad field":        {"is no header field", backends.TryLater},
+		"both":             {"cannot both be edited", backends.TryLater},
+		"bad address":      {"not of the form local@domain", backends.TryLater},
+		"param of message": {"is of the message", backends.TryLater},
+		"letters":          {"TypeError: params: want a list of strings, found 'RET=HDRS'", backends.TryLater},
+		"letters added":    {"TypeError: params: want a list of strings, found 'NOTIFY=NEVER'", backends.TryLater},
+		"a bug":            {"AttributeError", backends.TryLater},
 	} {
 		o := deliver(t.Context(), h, message("hello", does, "two"))
 		if o.err == nil || !strings.Contains(o.err.Error(), want.text) || backends.StatusOf(o.err) != want.status {
@@ -117,7 +120,7 @@ func TestErrorOfPythonBackend(t *testing.T) {
 		}
 		o.wantUndecided(t, 0, 1)
 	}
-	records := log.wait(t, 11, "log", "deliver")
+	records := log.wait(t, 13, "log", "deliver")
 	if !slices.ContainsFunc(records, func(r map[string]any) bool {
 		return r["level"] == "ERROR" && r["tx"] == "T1" && strings.Contains(fmt.Sprint(r["stack"]), "in fails\n")
 	}) {
@@ -141,13 +144,17 @@ func TestEditsOfPython(t *testing.T) {
 			{Op: backends.ReplaceField, At: 2, Field: "Subject: gr\xfc\xdfe,\r\n folded"},
 			{Op: backends.RemoveField, At: 3},
 		},
-		Sender:     &sender,
+		Sender: &sender, SenderParams: backends.Params{"RET=HDRS", "ENVID=new"},
 		Redirects:  map[int][]string{1: {"a@example.org", "b@example.org"}},
 		Added:      []backends.Recipient{{Address: "archive@example.org", Params: backends.Params{"NOTIFY=NEVER"}}},
 		Diversions: map[int]string{0: "quarantine"},
 	}
 	if got := tx.Edits(); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	tx = message("hello", "no params")
+	if o := deliver(t.Context(), h, tx); o.err != nil || !reflect.DeepEqual(tx.Edits(), backends.Edits{SenderParams: backends.Params{}}) {
+		t.Errorf("no params: got %+v and the error %v", tx.Edits(), o.err)
 	}
 	for does, want := range map[string]string{"empties": "", "replaces": "new " + long, "breaks off": "second"} {
 		tx := message(long, does)

@@ -79,6 +79,7 @@ func TestGoodBackendsPass(t *testing.T) {
 				tx.SetSMTPResponse(backends.Delivered)
 				return errors.Join(
 					tx.SetSender(""),
+					tx.SetSenderParams(append(tx.Envelope.Params, "RET=HDRS")),
 					tx.Redirect(0, "other@example.org", `"a b"@[192.0.2.1]`, "postmaster"),
 					tx.AddRecipient(backends.Recipient{Address: "archive@example.org"}),
 					tx.Divert(0, "quarantine"),
@@ -284,6 +285,10 @@ func TestBrokenPromisesAreFound(t *testing.T) {
 			func(ctx context.Context, tx *backends.DataContext) error { return tx.RemoveField(3) }},
 		{"makes a bad sender", `one recipient: edit: sender: "a@b..example": empty label`, Options{},
 			func(ctx context.Context, tx *backends.DataContext) error { return tx.SetSender("a@b..example") }},
+		{"makes bad parameters of the sender", "one recipient: edit: parameters of the sender: RET is FULL or HDRS", Options{},
+			func(ctx context.Context, tx *backends.DataContext) error {
+				return tx.SetSenderParams(backends.Params{"RET=ALL"})
+			}},
 		{"redirects to a bad address", `one recipient: edit: redirect of recipient 0: "a@-b": hyphen`, Options{},
 			func(ctx context.Context, tx *backends.DataContext) error { return tx.Redirect(0, "a@-b") }},
 		{"redirects ASCII to UTF-8", "one recipient: edit: redirect of recipient 0: \"\u00fc@example.org\": not US-ASCII", Options{},

@@ -33,6 +33,9 @@ func (c *call) checkEdits(e backends.Edits) {
 	if e.Sender != nil && *e.Sender != "" {
 		c.checkAddress("sender", *e.Sender)
 	}
+	if err := smtp.CheckParamsOf("MAIL", e.SenderParams, c.utf8()); err != nil {
+		c.faultf("edit: parameters of the sender: %v", err)
+	}
 	for i, addresses := range e.Redirects {
 		for _, a := range addresses {
 			c.checkRecipient(fmt.Sprintf("redirect of recipient %d", i), a)
@@ -40,11 +43,7 @@ func (c *call) checkEdits(e backends.Edits) {
 	}
 	for _, r := range e.Added {
 		c.checkRecipient("added recipient", r.Address)
-		err := smtp.CheckParams(r.Params)
-		if err == nil && !c.utf8() && !smtp.IsASCII(strings.Join(r.Params, "")) {
-			err = smtp.ErrNeedsUTF8
-		}
-		if err != nil {
+		if err := smtp.CheckParamsOf("RCPT", r.Params, c.utf8()); err != nil {
 			c.faultf("edit: parameters of added recipient %q: %v", r.Address, err)
 		}
 	}

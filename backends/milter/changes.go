@@ -27,8 +27,9 @@ type changes struct {
 	route string // of what is quarantined
 
 	header      header
-	body        *body   // nil: it stays
-	sender      *string // nil: it stays
+	body        *body           // nil: it stays
+	sender      *string         // nil: it stays
+	params      backends.Params // of the sender; nil: they stay
 	added       []backends.Recipient
 	deleted     map[int]bool
 	quarantined bool
@@ -75,12 +76,15 @@ func (c *changes) note(a answer) error {
 	case answerAddRcpt:
 		c.add(backends.Recipient{Address: bare(a.texts[0])})
 	case answerAddRcptPar:
-		c.add(backends.Recipient{Address: bare(a.texts[0]), Params: strings.Fields(strings.Join(a.texts[1:], ""))})
+		c.add(backends.Recipient{Address: bare(a.texts[0]), Params: a.params()})
 	case answerDeleteRcpt:
 		c.remove(bare(a.texts[0]))
 	case answerSender:
 		sender := bare(a.texts[0])
 		c.sender = &sender
+		if len(a.texts) > 1 {
+			c.params = a.params()
+		}
 	case answerQuarantine:
 		if c.route == "" {
 			return errors.New("quarantine was not offered")
@@ -144,6 +148,14 @@ func (c *changes) carryOut(ctx context.Context) error {
 	}
 	if c.sender != nil {
 		if err := c.tx.SetSender(*c.sender); err != nil {
+			return err
+		}
+	}
+	if c.params != nil {
+		if of := c.params.OfMessage(); len(of) > 0 {
+			slog.WarnContext(ctx, "parameters of a new sender are ignored", "parameters", of)
+		}
+		if err := c.tx.SetSenderParams(c.params.OfSender()); err != nil {
 			return err
 		}
 	}

@@ -126,7 +126,10 @@ func TestEnvelopeIsChanged(t *testing.T) {
 		want    backends.Edits
 	}{
 		{[]string{"e<new@example.net>|"}, backends.Edits{Sender: sender("new@example.net")}},
-		{[]string{"e<new@example.net>|SIZE=1|"}, backends.Edits{Sender: sender("new@example.net")}},
+		{[]string{"e<new@example.net>|RET=HDRS  ENVID=x|"}, backends.Edits{Sender: sender("new@example.net"), SenderParams: backends.Params{"RET=HDRS", "ENVID=x"}}},
+		{[]string{"e<new@example.net>|SIZE=1 RET=HDRS REQUIRETLS|"}, backends.Edits{Sender: sender("new@example.net"), SenderParams: backends.Params{"RET=HDRS"}}},
+		{[]string{"e<new@example.net>||"}, backends.Edits{Sender: sender("new@example.net"), SenderParams: backends.Params{}}},
+		{[]string{"e<a@example.net>|RET=HDRS|", "e<b@example.net>|"}, backends.Edits{Sender: sender("b@example.net"), SenderParams: backends.Params{"RET=HDRS"}}},
 		{[]string{"e<>|"}, backends.Edits{Sender: sender("")}},
 		{[]string{`e<"a<b>\"c"@example.net>|`}, backends.Edits{Sender: sender(`"a<b>\"c"@example.net`)}},
 		{[]string{`e"a>b"@example.net|`}, backends.Edits{Sender: sender(`"a>b"@example.net`)}},
@@ -166,6 +169,7 @@ func TestChangesThatCannotBeMade(t *testing.T) {
 		{"+<two words@example.org>|", "-<ann@example.org>|", "c"},
 		{"+|", "c"},
 		{"e<no domain>|", "c"},
+		{"e<new@example.net>|RET=|", "c"},
 	}
 	for _, answers := range tests {
 		got, err := run(t.Context(), newBackend(t, play(t, script{"E": answers}), nil), transaction(message))

@@ -24,6 +24,10 @@
 // and milters never see, as they are in Postfix: 0 and 1 are the top of the
 // message as it came. A field that is not there to be changed is added.
 //
+// ESMTP parameters that come with a new sender take the place of all those of the
+// old one, as they do in Sendmail; without any these stay. SIZE, BODY, SMTPUTF8 and
+// REQUIRETLS tell of the message, and are ignored.
+//
 // Everything else is a failure, for which on_failure of the backend is: a milter
 // that cannot be asked, answers nonsense or takes longer than the timeout of the
 // backend, whatever progress it reports, and a change that the gateway refuses,
@@ -32,7 +36,7 @@
 // It begins when the whole message is here, so that it does not tell milters of
 // unknown commands or of recipients that were refused before. It does not tell of
 // white space before the colon of a field either, so that no signature over that
-// is good. ESMTP parameters of a new sender are ignored.
+// is good.
 //
 // The client side of github.com/emersion/go-milter v0.5.0 is not used. It has no
 // DATA, drops the macros that a milter asks for, fails on answers that it does not

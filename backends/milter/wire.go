@@ -173,6 +173,11 @@ type answer struct {
 	body   []byte          // a piece of a new body
 }
 
+// params returns the ESMTP parameters of an address.
+func (a answer) params() backends.Params {
+	return strings.Fields(strings.Join(a.texts[1:], ""))
+}
+
 // shapes say of which data answers are.
 var shapes = map[byte]struct {
 	indexed  bool

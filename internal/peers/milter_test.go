@@ -66,6 +66,7 @@ quarantine = ["quarantine"]
 xforward = ["unix"]
 [listener.routes]
 "*" = ["milter", "inbox"]
+"twice@peers.example" = ["milter", "again", "inbox"]
 `, gatewaytest.Inbox, `
 return_path = true
 delivered_to = true
@@ -73,6 +74,9 @@ delivered_to = true
 plugin = "maildir"
 [backend.quarantine.settings]
 path = "mail/quarantine"
+[backend.again]
+plugin = "milter"
+settings = { address = "unix:`+socket+`", quarantine = "quarantine" }
 [backend.milter]
 plugin = "milter"
 [backend.milter.settings]
@@ -155,6 +159,29 @@ macros = { j = "mx.peers.example", daemon_name = "peer" }
 			}
 			for _, path := range g.MailFiles(user) {
 				os.Remove(path)
+			}
+		}
+	}
+	testMilterParameters(t, g)
+}
+
+// testMilterParameters has a milter change ESMTP parameters. It tells of those that
+// it sees the second time.
+func testMilterParameters(t *testing.T, g *gatewaytest.Gateway) {
+	t.Helper()
+	const do = `[["chgfrom", "<new@example.net>", "RET=HDRS ENVID=new"], ["addrcpt", "<bob@peers.example>", "NOTIFY=NEVER"], ["told"]]`
+	if got := answersThrough(t, g, []byte("X-Do: "+do+"\r\n\r\n"), "twice@peers.example"); !slices.Equal(got, []string{""}) {
+		t.Errorf("got %q", got)
+	}
+	for _, user := range []string{"twice", "bob"} {
+		mail := strings.Join(g.Mail(user), "")
+		for _, want := range []string{
+			" MAIL <sender@example.net> ()\r\n RCPT <twice@peers.example> () twice@peers.example\r\n DATA\r\n",
+			" MAIL <new@example.net> ('RET=HDRS', 'ENVID=new')\r\n RCPT <twice@peers.example> () twice@peers.example\r\n" +
+				" RCPT <bob@peers.example> ('NOTIFY=NEVER',) bob@peers.example\r\n DATA\r\n",
+		} {
+			if !strings.Contains(mail, want) {
+				t.Errorf("%s has\n%q, want %q", user, mail, want)
 			}
 		}
 	}

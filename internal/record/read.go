@@ -330,6 +330,10 @@ func (r *reader) edit(line string) error {
 		sender, err := inBrackets(words[0])
 		e.Sender = &sender
 		return err
+	case "params":
+		words, err := cutWords(rest)
+		e.SenderParams = append(backends.Params{}, words...)
+		return err
 	case "recipient":
 		address, params, err := readPath("TO:", rest)
 		e.Added = append(e.Added, backends.Recipient{Address: address, Params: params})

@@ -183,6 +183,9 @@ func redactEdits(e backends.Edits) (r backends.Edits) {
 		}
 		r.Sender = &sender
 	}
+	if e.SenderParams != nil {
+		r.SenderParams = append(backends.Params{}, redactParams(e.SenderParams)...)
+	}
 	for i, addresses := range e.Redirects {
 		if r.Redirects == nil {
 			r.Redirects = map[int][]string{}

@@ -79,6 +79,7 @@ func TestRedact(t *testing.T) {
 		"\nANSWER 0 550 5.1.1 redacted\n",
 		"\nANSWER 2 failure redacted\n",
 		"\nEDIT add 0 X-Redacted: redacted\n",
+		"\nEDIT params RET=HDRS ENVID=redacted\n",
 		"\nEDIT redirect 1 <redacted@redacted.example> <redacted@redacted.example>\n",
 		"\nEDIT divert 3 quarantine\n",
 		"\nPEER ADDR=192.0.2.1:52525\n",

@@ -124,6 +124,13 @@ func editLines(e *backends.Edits) (lines []string) {
 	if e.Sender != nil {
 		lines = append(lines, "EDIT sender "+word("<"+*e.Sender+">"))
 	}
+	if e.SenderParams != nil {
+		line := "EDIT params"
+		for _, p := range e.SenderParams {
+			line += " " + word(p)
+		}
+		lines = append(lines, line)
+	}
 	for _, i := range slices.Sorted(maps.Keys(e.Redirects)) {
 		line := fmt.Sprintf("EDIT redirect %d", i)
 		for _, address := range e.Redirects[i] {

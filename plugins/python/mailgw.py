@@ -109,7 +109,7 @@ class Edits(enum.Flag):
 
     HEADER = 1  # add_field, replace_field, remove_field
     MESSAGE = 2  # replace_message
-    ENVELOPE = 4  # set_sender, redirect, add_recipient, divert
+    ENVELOPE = 4  # set_sender, set_sender_params, redirect, add_recipient, divert
 
 
 @dataclass(frozen=True)
@@ -430,6 +430,16 @@ class DataContext:
             self._check_editable()
             self._edits.sender = _octets(address)
 
+    def set_sender_params(self, params: Iterable[str]) -> None:
+        """Changes the parameters of MAIL: RET, ENVID and the like are just those that are given.
+        Those that tell of the message (SIZE, BODY, SMTPUTF8, REQUIRETLS, PRDR) stay, whether they
+        are given or not; one that did not come so is an error.
+        """
+        replaced = pb.SenderParams(params=map(_octets, _strings("params", params)))
+        with self._lock:
+            self._check_editable()
+            self._edits.sender_params.CopyFrom(replaced)
+
     def redirect(self, i: int, *addresses: str) -> None:
         """Sends recipient i on to other addresses. It gets the worst of their answers."""
         self._check(i)
@@ -443,7 +453,7 @@ class DataContext:
         """
         with self._lock:
             self._check_editable()
-            self._edits.added.add(address=_octets(address), params=map(_octets, params))
+            self._edits.added.add(address=_octets(address), params=map(_octets, _strings("params", params)))
 
     def divert(self, i: int, route: str) -> None:
         """Sends recipient i by a route of [named_routes], a quarantine for example."""
@@ -957,6 +967,14 @@ def _text(octets: bytes) -> str:
 
 def _octets(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
+
+
+def _strings(what: str, values: Iterable[str]) -> list[str]:
+    """Makes a list of strings. A string alone, which is one of its letters in Python, is a mistake."""
+    strings = None if isinstance(values, str) else list(values)
+    if strings is None or not all(isinstance(s, str) for s in strings):
+        raise TypeError(f"{what}: want a list of strings, found {values!r:.100}")
+    return strings
 
 
 def _clean(text: str) -> str:

@@ -150,6 +150,8 @@ class Contract:
         tx.replace_field(2, "Subject: gr\udcfc\udcdfe,\r\n folded")
         tx.remove_field(3)
         tx.set_sender("new@example.org")
+        tx.set_sender_params(["RET=FULL", "XVERP"])
+        tx.set_sender_params(iter(["RET=HDRS", "ENVID=new"]))
         tx.redirect(1, "a@example.org", "b@example.org")
         tx.add_recipient("archive@example.org", ["NOTIFY=NEVER"])
         tx.divert(0, "quarantine")
@@ -163,6 +165,18 @@ class Contract:
 
     def bad_address(self, tx: mailgw.DataContext) -> None:
         tx.set_sender("no address")
+
+    def no_params(self, tx: mailgw.DataContext) -> None:
+        tx.set_sender_params([])
+
+    def param_of_message(self, tx: mailgw.DataContext) -> None:
+        tx.set_sender_params(["REQUIRETLS"])
+
+    def letters(self, tx: mailgw.DataContext) -> None:
+        tx.set_sender_params("RET=HDRS")
+
+    def letters_added(self, tx: mailgw.DataContext) -> None:
+        tx.add_recipient("a@example.org", "NOTIFY=NEVER")
 
     def empties(self, tx: mailgw.DataContext) -> None:
         tx.replace_message(b"")

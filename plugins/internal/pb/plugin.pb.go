@@ -116,7 +116,7 @@ func (x FieldEdit_Op) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FieldEdit_Op.Descriptor instead.
 func (FieldEdit_Op) EnumDescriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{21, 0}
+	return file_plugin_proto_rawDescGZIP(), []int{22, 0}
 }
 
 type Question_Topic int32
@@ -183,7 +183,7 @@ func (x Question_Topic) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Question_Topic.Descriptor instead.
 func (Question_Topic) EnumDescriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{24, 0}
+	return file_plugin_proto_rawDescGZIP(), []int{25, 0}
 }
 
 type ConfigureRequest struct {
@@ -369,7 +369,7 @@ type MayEdit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        bool                   `protobuf:"varint,1,opt,name=header,proto3" json:"header,omitempty"`
 	Message       bool                   `protobuf:"varint,2,opt,name=message,proto3" json:"message,omitempty"`
-	Envelope      bool                   `protobuf:"varint,3,opt,name=envelope,proto3" json:"envelope,omitempty"` // sender, redirects, added, diversions
+	Envelope      bool                   `protobuf:"varint,3,opt,name=envelope,proto3" json:"envelope,omitempty"` // sender, sender_params, redirects, added, diversions
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1738,6 +1738,7 @@ type Edits struct {
 	Redirects     []*Redirect            `protobuf:"bytes,4,rep,name=redirects,proto3" json:"redirects,omitempty"`
 	Added         []*Recipient           `protobuf:"bytes,5,rep,name=added,proto3" json:"added,omitempty"` // new ones, who take the rest of the route; there has to be one
 	Diversions    []*Diversion           `protobuf:"bytes,6,rep,name=diversions,proto3" json:"diversions,omitempty"`
+	SenderParams  *SenderParams          `protobuf:"bytes,7,opt,name=sender_params,json=senderParams,proto3" json:"sender_params,omitempty"` // absent: those of MAIL stay
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1814,6 +1815,60 @@ func (x *Edits) GetDiversions() []*Diversion {
 	return nil
 }
 
+func (x *Edits) GetSenderParams() *SenderParams {
+	if x != nil {
+		return x.SenderParams
+	}
+	return nil
+}
+
+// SenderParams replace the parameters of MAIL, but for SIZE, BODY, SMTPUTF8,
+// REQUIRETLS and PRDR, which tell of the message. These stay, here or not, and
+// one that did not come so ends the call.
+type SenderParams struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Params        [][]byte               `protobuf:"bytes,1,rep,name=params,proto3" json:"params,omitempty"` // RET=HDRS
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SenderParams) Reset() {
+	*x = SenderParams{}
+	mi := &file_plugin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SenderParams) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SenderParams) ProtoMessage() {}
+
+func (x *SenderParams) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SenderParams.ProtoReflect.Descriptor instead.
+func (*SenderParams) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *SenderParams) GetParams() [][]byte {
+	if x != nil {
+		return x.Params
+	}
+	return nil
+}
+
 type FieldEdit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Op            FieldEdit_Op           `protobuf:"varint,1,opt,name=op,proto3,enum=mailgw.plugin.v1.FieldEdit_Op" json:"op,omitempty"`
@@ -1825,7 +1880,7 @@ type FieldEdit struct {
 
 func (x *FieldEdit) Reset() {
 	*x = FieldEdit{}
-	mi := &file_plugin_proto_msgTypes[21]
+	mi := &file_plugin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +1892,7 @@ func (x *FieldEdit) String() string {
 func (*FieldEdit) ProtoMessage() {}
 
 func (x *FieldEdit) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[21]
+	mi := &file_plugin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +1905,7 @@ func (x *FieldEdit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldEdit.ProtoReflect.Descriptor instead.
 func (*FieldEdit) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{21}
+	return file_plugin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *FieldEdit) GetOp() FieldEdit_Op {
@@ -1884,7 +1939,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_plugin_proto_msgTypes[22]
+	mi := &file_plugin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1896,7 +1951,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[22]
+	mi := &file_plugin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1909,7 +1964,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{22}
+	return file_plugin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Redirect) GetRecipient() uint32 {
@@ -1937,7 +1992,7 @@ type Diversion struct {
 
 func (x *Diversion) Reset() {
 	*x = Diversion{}
-	mi := &file_plugin_proto_msgTypes[23]
+	mi := &file_plugin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1949,7 +2004,7 @@ func (x *Diversion) String() string {
 func (*Diversion) ProtoMessage() {}
 
 func (x *Diversion) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[23]
+	mi := &file_plugin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,7 +2017,7 @@ func (x *Diversion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Diversion.ProtoReflect.Descriptor instead.
 func (*Diversion) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{23}
+	return file_plugin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Diversion) GetRecipient() uint32 {
@@ -1993,7 +2048,7 @@ type Question struct {
 
 func (x *Question) Reset() {
 	*x = Question{}
-	mi := &file_plugin_proto_msgTypes[24]
+	mi := &file_plugin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2005,7 +2060,7 @@ func (x *Question) String() string {
 func (*Question) ProtoMessage() {}
 
 func (x *Question) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[24]
+	mi := &file_plugin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2018,7 +2073,7 @@ func (x *Question) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Question.ProtoReflect.Descriptor instead.
 func (*Question) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{24}
+	return file_plugin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Question) GetTopic() Question_Topic {
@@ -2075,7 +2130,7 @@ type Envelope struct {
 
 func (x *Envelope) Reset() {
 	*x = Envelope{}
-	mi := &file_plugin_proto_msgTypes[25]
+	mi := &file_plugin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2087,7 +2142,7 @@ func (x *Envelope) String() string {
 func (*Envelope) ProtoMessage() {}
 
 func (x *Envelope) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[25]
+	mi := &file_plugin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2100,7 +2155,7 @@ func (x *Envelope) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Envelope.ProtoReflect.Descriptor instead.
 func (*Envelope) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{25}
+	return file_plugin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Envelope) GetSender() []byte {
@@ -2129,7 +2184,7 @@ type Credentials struct {
 
 func (x *Credentials) Reset() {
 	*x = Credentials{}
-	mi := &file_plugin_proto_msgTypes[26]
+	mi := &file_plugin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2196,7 @@ func (x *Credentials) String() string {
 func (*Credentials) ProtoMessage() {}
 
 func (x *Credentials) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[26]
+	mi := &file_plugin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2209,7 @@ func (x *Credentials) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credentials.ProtoReflect.Descriptor instead.
 func (*Credentials) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{26}
+	return file_plugin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Credentials) GetMechanism() string {
@@ -2203,7 +2258,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_plugin_proto_msgTypes[27]
+	mi := &file_plugin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2215,7 +2270,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[27]
+	mi := &file_plugin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2228,7 +2283,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{27}
+	return file_plugin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Answer) GetResult() isAnswer_Result {
@@ -2350,7 +2405,7 @@ type Opinion struct {
 
 func (x *Opinion) Reset() {
 	*x = Opinion{}
-	mi := &file_plugin_proto_msgTypes[28]
+	mi := &file_plugin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2362,7 +2417,7 @@ func (x *Opinion) String() string {
 func (*Opinion) ProtoMessage() {}
 
 func (x *Opinion) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[28]
+	mi := &file_plugin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2375,7 +2430,7 @@ func (x *Opinion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Opinion.ProtoReflect.Descriptor instead.
 func (*Opinion) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{28}
+	return file_plugin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Opinion) GetStatus() *Status {
@@ -2415,7 +2470,7 @@ type SCRAMVerifier struct {
 
 func (x *SCRAMVerifier) Reset() {
 	*x = SCRAMVerifier{}
-	mi := &file_plugin_proto_msgTypes[29]
+	mi := &file_plugin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2427,7 +2482,7 @@ func (x *SCRAMVerifier) String() string {
 func (*SCRAMVerifier) ProtoMessage() {}
 
 func (x *SCRAMVerifier) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[29]
+	mi := &file_plugin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2440,7 +2495,7 @@ func (x *SCRAMVerifier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SCRAMVerifier.ProtoReflect.Descriptor instead.
 func (*SCRAMVerifier) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{29}
+	return file_plugin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SCRAMVerifier) GetSalt() []byte {
@@ -2487,7 +2542,7 @@ type Members struct {
 
 func (x *Members) Reset() {
 	*x = Members{}
-	mi := &file_plugin_proto_msgTypes[30]
+	mi := &file_plugin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2499,7 +2554,7 @@ func (x *Members) String() string {
 func (*Members) ProtoMessage() {}
 
 func (x *Members) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[30]
+	mi := &file_plugin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2512,7 +2567,7 @@ func (x *Members) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Members.ProtoReflect.Descriptor instead.
 func (*Members) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{30}
+	return file_plugin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Members) GetMembers() [][]byte {
@@ -2651,7 +2706,7 @@ const file_plugin_proto_rawDesc = "" +
 	"\afailure\x18\x01 \x01(\tH\x00R\afailure\x122\n" +
 	"\x06status\x18\x02 \x01(\v2\x18.mailgw.plugin.v1.StatusH\x00R\x06status\x12/\n" +
 	"\x05edits\x18\x03 \x01(\v2\x17.mailgw.plugin.v1.EditsH\x00R\x05editsB\b\n" +
-	"\x06result\"\xa8\x02\n" +
+	"\x06result\"\xed\x02\n" +
 	"\x05Edits\x123\n" +
 	"\x06fields\x18\x01 \x03(\v2\x1b.mailgw.plugin.v1.FieldEditR\x06fields\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\bR\amessage\x12\x1b\n" +
@@ -2660,8 +2715,11 @@ const file_plugin_proto_rawDesc = "" +
 	"\x05added\x18\x05 \x03(\v2\x1b.mailgw.plugin.v1.RecipientR\x05added\x12;\n" +
 	"\n" +
 	"diversions\x18\x06 \x03(\v2\x1b.mailgw.plugin.v1.DiversionR\n" +
-	"diversionsB\t\n" +
-	"\a_sender\"\x89\x01\n" +
+	"diversions\x12C\n" +
+	"\rsender_params\x18\a \x01(\v2\x1e.mailgw.plugin.v1.SenderParamsR\fsenderParamsB\t\n" +
+	"\a_sender\"&\n" +
+	"\fSenderParams\x12\x16\n" +
+	"\x06params\x18\x01 \x03(\fR\x06params\"\x89\x01\n" +
 	"\tFieldEdit\x12.\n" +
 	"\x02op\x18\x01 \x01(\x0e2\x1e.mailgw.plugin.v1.FieldEdit.OpR\x02op\x12\x0e\n" +
 	"\x02at\x18\x02 \x01(\rR\x02at\x12\x14\n" +
@@ -2747,7 +2805,7 @@ func file_plugin_proto_rawDescGZIP() []byte {
 }
 
 var file_plugin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_plugin_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_plugin_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_plugin_proto_goTypes = []any{
 	(FieldEdit_Op)(0),         // 0: mailgw.plugin.v1.FieldEdit.Op
 	(Question_Topic)(0),       // 1: mailgw.plugin.v1.Question.Topic
@@ -2772,16 +2830,17 @@ var file_plugin_proto_goTypes = []any{
 	(*RecipientStatus)(nil),   // 20: mailgw.plugin.v1.RecipientStatus
 	(*Returned)(nil),          // 21: mailgw.plugin.v1.Returned
 	(*Edits)(nil),             // 22: mailgw.plugin.v1.Edits
-	(*FieldEdit)(nil),         // 23: mailgw.plugin.v1.FieldEdit
-	(*Redirect)(nil),          // 24: mailgw.plugin.v1.Redirect
-	(*Diversion)(nil),         // 25: mailgw.plugin.v1.Diversion
-	(*Question)(nil),          // 26: mailgw.plugin.v1.Question
-	(*Envelope)(nil),          // 27: mailgw.plugin.v1.Envelope
-	(*Credentials)(nil),       // 28: mailgw.plugin.v1.Credentials
-	(*Answer)(nil),            // 29: mailgw.plugin.v1.Answer
-	(*Opinion)(nil),           // 30: mailgw.plugin.v1.Opinion
-	(*SCRAMVerifier)(nil),     // 31: mailgw.plugin.v1.SCRAMVerifier
-	(*Members)(nil),           // 32: mailgw.plugin.v1.Members
+	(*SenderParams)(nil),      // 23: mailgw.plugin.v1.SenderParams
+	(*FieldEdit)(nil),         // 24: mailgw.plugin.v1.FieldEdit
+	(*Redirect)(nil),          // 25: mailgw.plugin.v1.Redirect
+	(*Diversion)(nil),         // 26: mailgw.plugin.v1.Diversion
+	(*Question)(nil),          // 27: mailgw.plugin.v1.Question
+	(*Envelope)(nil),          // 28: mailgw.plugin.v1.Envelope
+	(*Credentials)(nil),       // 29: mailgw.plugin.v1.Credentials
+	(*Answer)(nil),            // 30: mailgw.plugin.v1.Answer
+	(*Opinion)(nil),           // 31: mailgw.plugin.v1.Opinion
+	(*SCRAMVerifier)(nil),     // 32: mailgw.plugin.v1.SCRAMVerifier
+	(*Members)(nil),           // 33: mailgw.plugin.v1.Members
 }
 var file_plugin_proto_depIdxs = []int32{
 	6,  // 0: mailgw.plugin.v1.ConfigureResponse.faults:type_name -> mailgw.plugin.v1.Fault
@@ -2803,34 +2862,35 @@ var file_plugin_proto_depIdxs = []int32{
 	19, // 16: mailgw.plugin.v1.RecipientStatus.status:type_name -> mailgw.plugin.v1.Status
 	19, // 17: mailgw.plugin.v1.Returned.status:type_name -> mailgw.plugin.v1.Status
 	22, // 18: mailgw.plugin.v1.Returned.edits:type_name -> mailgw.plugin.v1.Edits
-	23, // 19: mailgw.plugin.v1.Edits.fields:type_name -> mailgw.plugin.v1.FieldEdit
-	24, // 20: mailgw.plugin.v1.Edits.redirects:type_name -> mailgw.plugin.v1.Redirect
+	24, // 19: mailgw.plugin.v1.Edits.fields:type_name -> mailgw.plugin.v1.FieldEdit
+	25, // 20: mailgw.plugin.v1.Edits.redirects:type_name -> mailgw.plugin.v1.Redirect
 	10, // 21: mailgw.plugin.v1.Edits.added:type_name -> mailgw.plugin.v1.Recipient
-	25, // 22: mailgw.plugin.v1.Edits.diversions:type_name -> mailgw.plugin.v1.Diversion
-	0,  // 23: mailgw.plugin.v1.FieldEdit.op:type_name -> mailgw.plugin.v1.FieldEdit.Op
-	1,  // 24: mailgw.plugin.v1.Question.topic:type_name -> mailgw.plugin.v1.Question.Topic
-	11, // 25: mailgw.plugin.v1.Question.session:type_name -> mailgw.plugin.v1.Session
-	27, // 26: mailgw.plugin.v1.Question.envelope:type_name -> mailgw.plugin.v1.Envelope
-	10, // 27: mailgw.plugin.v1.Question.recipient:type_name -> mailgw.plugin.v1.Recipient
-	28, // 28: mailgw.plugin.v1.Question.credentials:type_name -> mailgw.plugin.v1.Credentials
-	19, // 29: mailgw.plugin.v1.Answer.status:type_name -> mailgw.plugin.v1.Status
-	30, // 30: mailgw.plugin.v1.Answer.opinion:type_name -> mailgw.plugin.v1.Opinion
-	31, // 31: mailgw.plugin.v1.Answer.scram:type_name -> mailgw.plugin.v1.SCRAMVerifier
-	32, // 32: mailgw.plugin.v1.Answer.members:type_name -> mailgw.plugin.v1.Members
-	19, // 33: mailgw.plugin.v1.Opinion.status:type_name -> mailgw.plugin.v1.Status
-	2,  // 34: mailgw.plugin.v1.Plugin.Configure:input_type -> mailgw.plugin.v1.ConfigureRequest
-	5,  // 35: mailgw.plugin.v1.Plugin.Watch:input_type -> mailgw.plugin.v1.WatchRequest
-	8,  // 36: mailgw.plugin.v1.Plugin.Deliver:input_type -> mailgw.plugin.v1.ToPlugin
-	26, // 37: mailgw.plugin.v1.Plugin.Ask:input_type -> mailgw.plugin.v1.Question
-	3,  // 38: mailgw.plugin.v1.Plugin.Configure:output_type -> mailgw.plugin.v1.ConfigureResponse
-	7,  // 39: mailgw.plugin.v1.Plugin.Watch:output_type -> mailgw.plugin.v1.Capabilities
-	17, // 40: mailgw.plugin.v1.Plugin.Deliver:output_type -> mailgw.plugin.v1.ToGateway
-	29, // 41: mailgw.plugin.v1.Plugin.Ask:output_type -> mailgw.plugin.v1.Answer
-	38, // [38:42] is the sub-list for method output_type
-	34, // [34:38] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	26, // 22: mailgw.plugin.v1.Edits.diversions:type_name -> mailgw.plugin.v1.Diversion
+	23, // 23: mailgw.plugin.v1.Edits.sender_params:type_name -> mailgw.plugin.v1.SenderParams
+	0,  // 24: mailgw.plugin.v1.FieldEdit.op:type_name -> mailgw.plugin.v1.FieldEdit.Op
+	1,  // 25: mailgw.plugin.v1.Question.topic:type_name -> mailgw.plugin.v1.Question.Topic
+	11, // 26: mailgw.plugin.v1.Question.session:type_name -> mailgw.plugin.v1.Session
+	28, // 27: mailgw.plugin.v1.Question.envelope:type_name -> mailgw.plugin.v1.Envelope
+	10, // 28: mailgw.plugin.v1.Question.recipient:type_name -> mailgw.plugin.v1.Recipient
+	29, // 29: mailgw.plugin.v1.Question.credentials:type_name -> mailgw.plugin.v1.Credentials
+	19, // 30: mailgw.plugin.v1.Answer.status:type_name -> mailgw.plugin.v1.Status
+	31, // 31: mailgw.plugin.v1.Answer.opinion:type_name -> mailgw.plugin.v1.Opinion
+	32, // 32: mailgw.plugin.v1.Answer.scram:type_name -> mailgw.plugin.v1.SCRAMVerifier
+	33, // 33: mailgw.plugin.v1.Answer.members:type_name -> mailgw.plugin.v1.Members
+	19, // 34: mailgw.plugin.v1.Opinion.status:type_name -> mailgw.plugin.v1.Status
+	2,  // 35: mailgw.plugin.v1.Plugin.Configure:input_type -> mailgw.plugin.v1.ConfigureRequest
+	5,  // 36: mailgw.plugin.v1.Plugin.Watch:input_type -> mailgw.plugin.v1.WatchRequest
+	8,  // 37: mailgw.plugin.v1.Plugin.Deliver:input_type -> mailgw.plugin.v1.ToPlugin
+	27, // 38: mailgw.plugin.v1.Plugin.Ask:input_type -> mailgw.plugin.v1.Question
+	3,  // 39: mailgw.plugin.v1.Plugin.Configure:output_type -> mailgw.plugin.v1.ConfigureResponse
+	7,  // 40: mailgw.plugin.v1.Plugin.Watch:output_type -> mailgw.plugin.v1.Capabilities
+	17, // 41: mailgw.plugin.v1.Plugin.Deliver:output_type -> mailgw.plugin.v1.ToGateway
+	30, // 42: mailgw.plugin.v1.Plugin.Ask:output_type -> mailgw.plugin.v1.Answer
+	39, // [39:43] is the sub-list for method output_type
+	35, // [35:39] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_plugin_proto_init() }
@@ -2844,7 +2904,7 @@ func file_plugin_proto_init() {
 		(*Returned_Edits)(nil),
 	}
 	file_plugin_proto_msgTypes[20].OneofWrappers = []any{}
-	file_plugin_proto_msgTypes[27].OneofWrappers = []any{
+	file_plugin_proto_msgTypes[28].OneofWrappers = []any{
 		(*Answer_Failure)(nil),
 		(*Answer_Status)(nil),
 		(*Answer_Opinion)(nil),
@@ -2858,7 +2918,7 @@ func file_plugin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plugin_proto_rawDesc), len(file_plugin_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
