@@ -40,6 +40,7 @@ var imports = map[string][]string{
 	"internal/dnstest":        {"golang.org/x/net/dns/dnsmessage"},
 	"internal/peers":          {},
 	"internal/bench":          {"internal/peers"},
+	"internal/bench/plugin":   {"backends", "plugins"},
 	"examples/roster":         {"backends", "plugins"},
 	"examples/gatekeeper":     {"backends", "plugins"},
 	"examples/attachments":    {"backends", "backends/entity", "plugins", "github.com/emersion/go-message"},

@@ -1,269 +1,127 @@
-// Bench measures what the gateway costs: messages a second and CPU time per
-// message, over LMTP on a unix socket and through one plugin (discard),
-// beside Postfix's smtp-sink, which throws messages away at once. Both serve
-// the same client, Postfix's smtp-source, in turns, so that a machine whose
-// speed drifts favours neither.
+// Bench measures what mailgw costs beside its peers: messages a second, CPU
+// time of each message, latency and memory.
 //
-// It wants the path of a mailgw binary and Postfix's smtp-source and smtp-sink.
+// All servers get the same load of the same client, which shares the cores with
+// them, in turns, so that a machine whose speed drifts favours none. A reply that
+// is not the expected one ends it.
 package main
 
 import (
-	"bytes"
-	"context"
 	"flag"
 	"fmt"
-	"net"
+	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
-
-	"github.com/mailgw/mailgw/internal/peers"
 )
 
-// A load is what the client sends in one round.
-type load struct {
-	name     string
-	size     int // octets of a message
-	messages int
-}
-
-var loads = []load{
-	{"4 KiB", 4 << 10, 20_000},
-	{"1 MiB", 1 << 20, 400},
-}
-
-const sessions = 20
-
 func main() {
-	mailgw := flag.String("mailgw", "bin/mailgw", "the `program` to measure")
-	rounds := flag.Int("rounds", 5, "how often each load is sent to each server")
+	b := &bench{out: os.Stdout, results: results{}, absent: map[string]error{}}
+	var only string
+	flag.StringVar(&b.root, "root", ".", "the `directory` of mailgw's sources")
+	flag.StringVar(&b.mailgw, "mailgw", "", "the mailgw to measure, a `path`; by default it is built from the sources")
+	flag.StringVar(&only, "goals", "", "the `numbers` of the goals to measure, 1,2 say; by default all")
+	flag.Func("servers", "the `names` of the servers to measure, with commas between them; by default all", func(s string) error {
+		b.servers = strings.Split(s, ",")
+		return nil
+	})
+	flag.IntVar(&b.rounds, "rounds", 5, "how `often` each server is measured in each scenario")
+	flag.DurationVar(&b.duration, "duration", time.Second, "how `long` that takes")
 	flag.Parse()
-	if err := run(*mailgw, *rounds); err != nil {
+	numbers, err := parseGoals(only)
+	if err == nil {
+		err = b.run(numbers)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(mailgw string, rounds int) error {
-	postfix, err := peers.FindPostfix(".")
-	if err != nil {
-		return err
+func parseGoals(list string) (numbers []int, err error) {
+	for number := range strings.FieldsFuncSeq(list, func(r rune) bool { return r == ',' || r == ' ' }) {
+		n, err := strconv.Atoi(number)
+		if err != nil || n < 1 || n > len(goals) {
+			return nil, fmt.Errorf("no goal %q: want 1 to %d", number, len(goals))
+		}
+		numbers = append(numbers, n)
 	}
-	dir, err := os.MkdirTemp("", "mailgw-bench-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	gateway, err := startGateway(dir, mailgw)
-	if err != nil {
-		return err
-	}
-	defer gateway.stop()
-	sink, err := startSink(dir, postfix)
-	if err != nil {
-		return err
-	}
-	defer sink.stop()
+	return numbers, nil
+}
 
-	fmt.Printf("LMTP on a unix socket, %d sessions, connections kept; median of %d rounds (least to most)\n\n", sessions, rounds)
-	fmt.Printf("%-8s %-10s %-28s %-28s\n", "message", "server", "messages/s", "CPU us/message")
-	for _, l := range loads {
-		if err := compare(postfix, l, rounds, gateway, sink); err != nil {
+// A bench measures.
+type bench struct {
+	root, mailgw string
+	servers      []string // all if there are none
+	rounds       int
+	duration     time.Duration
+	out          io.Writer
+
+	dir      string
+	programs programs
+	results  results
+	absent   map[string]error // servers that could not be started
+}
+
+// run measures for the goals with these numbers, or all.
+func (b *bench) run(numbers []int) (err error) {
+	if b.dir, err = os.MkdirTemp("/var/tmp", "mailgw-bench-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(b.dir)
+	// Dovecot and Postfix become other users.
+	if err := os.Chmod(b.dir, 0o755); err != nil {
+		return err
+	}
+	if b.programs, err = findPrograms(b.root, b.dir); err != nil {
+		return err
+	}
+	if b.mailgw != "" {
+		if b.programs.mailgw, err = filepath.Abs(b.mailgw); err != nil {
 			return err
 		}
+	}
+	if err := openMany(); err != nil {
+		return err
+	}
+	b.introduce()
+	for i, g := range goals {
+		if len(numbers) > 0 && !slices.Contains(numbers, i+1) {
+			continue
+		}
+		for _, s := range g.scenarios {
+			if b.results[s] != nil {
+				continue // of an earlier goal
+			}
+			if err := b.scenario(s); err != nil {
+				return fmt.Errorf("%s: %w", s.title, err)
+			}
+		}
+		fmt.Fprintln(b.out)
+		g.print(b.out, i+1, b.results)
 	}
 	return nil
 }
 
-// compare sends l to both servers in turns, once without counting, and
-// prints a row for each and their ratio.
-func compare(postfix peers.Postfix, l load, rounds int, gateway, sink *server) error {
-	var rates, cpus [2][]float64
-	for round := range rounds + 1 {
-		for i, s := range []*server{gateway, sink} {
-			rate, cpu, err := s.measure(postfix, l)
-			if err != nil {
-				return fmt.Errorf("%s: %s: %w", s.name, l.name, err)
-			}
-			if round > 0 {
-				rates[i] = append(rates[i], rate)
-				cpus[i] = append(cpus[i], cpu)
-			}
-		}
+// openMany lets this process and those that it starts have as many files and
+// sockets as the system allows. Go does the former, but not the latter.
+func openMany() error {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return err
 	}
-	row := func(name string, rates []float64, format string, cpus []float64, cpuFormat string) {
-		fmt.Printf("%-8s %-10s %-28s %-28s\n", l.name, name, spread(format, rates), spread(cpuFormat, cpus))
-	}
-	row(gateway.name, rates[0], "%.0f", cpus[0], "%.1f")
-	row(sink.name, rates[1], "%.0f", cpus[1], "%.1f")
-	row("ratio", ratios(rates), "%.2f", ratios(cpus), "%.2f")
-	fmt.Println()
-	return nil
+	limit.Cur = limit.Max
+	return syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit)
 }
 
-// ratios returns the ratio of the first server to the second, round by round.
-func ratios(values [2][]float64) []float64 {
-	r := make([]float64, len(values[0]))
-	for i := range r {
-		r[i] = values[0][i] / values[1][i]
-	}
-	return r
-}
-
-func spread(format string, values []float64) string {
-	values = slices.Sorted(slices.Values(values))
-	f := func(v float64) string { return fmt.Sprintf(format, v) }
-	return fmt.Sprintf("%s (%s to %s)", f(values[len(values)/2]), f(values[0]), f(values[len(values)-1]))
-}
-
-// A server is a process that takes mail.
-type server struct {
-	name   string
-	socket string
-	cmd    *exec.Cmd
-	log    *os.File
-}
-
-func startGateway(dir, mailgw string) (*server, error) {
-	config := filepath.Join(dir, "gateway.toml")
-	text := `hostname = "localhost"
-spool.directory = "` + dir + `"
-[[listener]]
-name = "lmtp"
-address = "unix:gateway.sock"
-protocol = "lmtp"
-[listener.routes]
-"*" = ["discard"]
-[backend.discard]
-plugin = "discard"
-`
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		return nil, err
-	}
-	path, err := filepath.Abs(mailgw)
-	if err != nil {
-		return nil, err
-	}
-	return start(dir, "mailgw", "gateway.sock", exec.Command(path, "serve", "--config", config))
-}
-
-func startSink(dir string, postfix peers.Postfix) (*server, error) {
-	args := []string{"-L", "unix:sink.sock", "1000"}
-	if os.Getuid() == 0 {
-		args = append([]string{"-u", "nobody"}, args...) // it insists
-	}
-	return start(dir, "smtp-sink", "sink.sock", postfix.Command(context.Background(), "smtp-sink", args...))
-}
-
-func start(dir, name, socket string, cmd *exec.Cmd) (*server, error) {
-	log, err := os.Create(filepath.Join(dir, name+".log"))
-	if err != nil {
-		return nil, err
-	}
-	s := &server{name: name, socket: filepath.Join(dir, socket), cmd: cmd, log: log}
-	s.cmd.Dir = dir
-	s.cmd.Stdout, s.cmd.Stderr = log, log
-	if err := s.cmd.Start(); err != nil {
-		return nil, err
-	}
-	if err := s.wait(); err != nil {
-		s.stop()
-		text, _ := os.ReadFile(log.Name())
-		return nil, fmt.Errorf("%s: %w\n%s", name, err, text)
-	}
-	return s, nil
-}
-
-// wait returns once the server answers.
-func (s *server) wait() error {
-	deadline := time.Now().Add(20 * time.Second)
-	for {
-		c, err := net.Dial("unix", s.socket)
-		if err == nil {
-			return c.Close()
-		}
-		if time.Now().After(deadline) {
-			return err
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-}
-
-func (s *server) stop() {
-	s.cmd.Process.Signal(os.Interrupt)
-	kill := time.AfterFunc(20*time.Second, func() { s.cmd.Process.Kill() })
-	defer kill.Stop()
-	s.cmd.Wait()
-	s.log.Close()
-}
-
-// measure sends l once. cpu is what the server and its plugins spent, in
-// microseconds for each message.
-func (s *server) measure(postfix peers.Postfix, l load) (rate, cpu float64, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-	defer cancel()
-	before, err := cpuTime(s.cmd.Process.Pid)
-	if err != nil {
-		return 0, 0, err
-	}
-	client := postfix.Command(ctx, "smtp-source", "-L", "-d",
-		"-s", strconv.Itoa(sessions), "-m", strconv.Itoa(l.messages), "-l", strconv.Itoa(l.size), "unix:"+s.socket)
-	began := time.Now()
-	out, err := client.CombinedOutput()
-	took := time.Since(began)
-	if err != nil || len(bytes.TrimSpace(out)) > 0 {
-		return 0, 0, fmt.Errorf("smtp-source: %v: %s", err, out)
-	}
-	after, err := cpuTime(s.cmd.Process.Pid)
-	if err != nil {
-		return 0, 0, err
-	}
-	n := float64(l.messages)
-	return n / took.Seconds(), float64((after - before).Microseconds()) / n, nil
-}
-
-// cpuTime returns the CPU time of a process and its children so far.
-func cpuTime(pid int) (time.Duration, error) {
-	const tick = time.Second / 100 // USER_HZ
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
-	}
-	_, rest, _ := strings.Cut(string(stat), ") ")
-	fields := strings.Fields(rest) // from field 3 on, see proc(5)
-	var total time.Duration
-	for _, i := range []int{14, 15} { // utime, stime
-		ticks, err := strconv.ParseInt(fields[i-3], 10, 64)
-		if err != nil {
-			return 0, err
-		}
-		total += time.Duration(ticks) * tick
-	}
-	// Each thread lists the children that it started.
-	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	if err != nil {
-		return 0, err
-	}
-	for _, list := range lists {
-		children, err := os.ReadFile(list)
-		if err != nil {
-			continue // the thread has ended
-		}
-		for child := range strings.FieldsSeq(string(children)) {
-			id, err := strconv.Atoi(child)
-			if err != nil {
-				return 0, err
-			}
-			t, err := cpuTime(id)
-			if err != nil {
-				return 0, err
-			}
-			total += t
-		}
-	}
-	return total, nil
+// introduce says on what machine, and how, is measured.
+func (b *bench) introduce() {
+	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease")
+	fmt.Fprintf(b.out, "%d cores, Linux %s, %s; %d rounds of %v each\n",
+		runtime.NumCPU(), strings.TrimSpace(string(kernel)), runtime.Version(), b.rounds, b.duration)
 }

@@ -1,0 +1,55 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+)
+
+const mailgwConfig = `hostname = "gateway.example"
+plugin_directory = "."
+spool.directory = "."
+[[listener]]
+name = "lmtp"
+address = "unix:lmtp.sock"
+protocol = "lmtp"
+limits.connections = 0
+routes = { "*" = [%[1]s] }
+[[listener]]
+name = "smtp"
+address = "tcp:%[2]s"
+protocol = "smtp"
+limits.connections = 0
+routes = { "*" = [%[1]s] }
+[backend.discard]
+plugin = %[3]q
+[backend.filter]
+plugin = %[3]q
+settings.pass = true
+`
+
+func startMailgw(all programs, dir string) (*server, error) {
+	return startMailgwBy(all, dir, `"discard"`)
+}
+
+func startMailgwWithTwo(all programs, dir string) (*server, error) {
+	return startMailgwBy(all, dir, `"filter", "discard"`)
+}
+
+func startMailgwBy(all programs, dir, route string) (*server, error) {
+	smtp, err := freePort("smtp")
+	if err != nil {
+		return nil, err
+	}
+	config := filepath.Join(dir, "gateway.toml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, mailgwConfig, route, smtp.address, all.plugin), 0o600); err != nil {
+		return nil, err
+	}
+	s, err := newServer(all, dir)
+	if err != nil {
+		return nil, err
+	}
+	s.plugins = true
+	return s, s.launch(dir, exec.Command(all.mailgw, "serve", "--config", config), lmtpAt(dir, "lmtp.sock"), smtp)
+}
