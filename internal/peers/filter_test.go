@@ -47,6 +47,14 @@ const (
 // startLoop starts both.
 func startLoop(t *testing.T, w way, main string) loop {
 	t.Helper()
+	l := newLoop(t, w)
+	l.startAsPrinted(w, main)
+	return l
+}
+
+// newLoop starts the gateway, and not yet Postfix.
+func newLoop(t *testing.T, w way) loop {
+	t.Helper()
 	l := loop{postfix: newPostfix(t), back: freeAddress(t)}
 	if err := os.Mkdir(filepath.Join(l.dir, "queue/mailgw"), 0o755); err != nil {
 		t.Fatal(err)
@@ -70,8 +78,6 @@ hello = "gw.peers.example"
 %s`, w.address, w.listener, trusted, w.target, w.relay)
 	filter = strings.NewReplacer("QUEUE", filepath.Join(l.dir, "queue"), "BACK", l.back).Replace(filter)
 	l.g = gatewaytest.Start(t, gatewaytest.AsTested, gatewaytest.LMTP, l.trusted(), toPeers, filter, rules, gatewaytest.Inbox)
-
-	l.startAsPrinted(w, main)
 	return l
 }
 
