@@ -24,8 +24,9 @@ type knowledge struct {
 	changed chan struct{}
 }
 
-// Capabilities returns what all targets can do, by what they announced last. As
-// long as one of them has not answered since the start, that is nothing.
+// Capabilities returns what all targets can do, by what they announced last, but
+// those that could not be reached since the start. It is nothing as long as none was
+// reached, or one may still answer when it is asked first.
 func (b *backend) Capabilities() backends.Capabilities {
 	b.known.mu.Lock()
 	defer b.known.mu.Unlock()
@@ -40,19 +41,36 @@ func (b *backend) Changed() <-chan struct{} {
 	return b.known.changed
 }
 
-// learned takes note that a target has told what it can do.
+// learned takes note that a target has told what it can do, or that it cannot be
+// asked.
 func (b *backend) learned() {
 	b.known.mu.Lock()
 	defer b.known.mu.Unlock()
-	all := b.targets[0].capabilities()
-	for _, t := range b.targets[1:] {
-		all = both(all, t.capabilities())
-	}
+	all := b.together()
 	if all != b.known.now {
 		b.known.now = all
 		close(b.known.changed)
 		b.known.changed = make(chan struct{})
 	}
+}
+
+// together returns what all targets can do that have told.
+func (b *backend) together() backends.Capabilities {
+	unknown := offer{}.capabilities()
+	unknown.Unknown = true
+	all := unknown
+	for _, t := range b.targets {
+		switch can, asked := t.capabilities(); {
+		case !asked:
+			return unknown
+		case can.Unknown: // it is away, and may be for ever
+		case all.Unknown:
+			all = can
+		default:
+			all = both(all, can)
+		}
+	}
+	return all
 }
 
 // both returns what x and y can do.
@@ -63,7 +81,6 @@ func both(x, y backends.Capabilities) backends.Capabilities {
 	x.BinaryMIME = x.BinaryMIME && y.BinaryMIME
 	x.DSN = x.DSN && y.DSN
 	x.RequireTLS = x.RequireTLS && y.RequireTLS
-	x.Unknown = x.Unknown || y.Unknown
 	return x
 }
 
@@ -75,19 +92,28 @@ func smaller(x, y int64) int64 {
 	return x
 }
 
-// capabilities returns what the target can do by what it announced last.
-func (t *target) capabilities() backends.Capabilities {
+// capabilities returns what the target can do by what it announced last, and whether
+// it was asked.
+func (t *target) capabilities() (can backends.Capabilities, asked bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	can := t.known.capabilities()
+	can = t.known.capabilities()
 	can.Unknown = t.heard.IsZero()
-	return can
+	return can, t.asked
 }
 
 // learn takes note of what the target has announced.
 func (t *target) learn(o offer) {
 	t.mu.Lock()
-	t.known, t.heard = o, time.Now()
+	t.known, t.heard, t.asked = o, time.Now(), true
+	t.mu.Unlock()
+	t.learned()
+}
+
+// askedInVain takes note that the target could not be asked.
+func (t *target) askedInVain() {
+	t.mu.Lock()
+	t.asked = true
 	t.mu.Unlock()
 	t.learned()
 }
@@ -139,5 +165,6 @@ func (t *target) ask(ctx context.Context) {
 		if pause, wasWell := t.rest.failed(began, time.Now()); wasWell {
 			slog.WarnContext(ctx, "a target is rested", "target", t.url, "error", err, "pause", pause)
 		}
+		t.askedInVain()
 	}
 }

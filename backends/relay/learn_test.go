@@ -2,6 +2,7 @@ package relay
 
 import (
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -111,6 +112,39 @@ func TestCapabilities(t *testing.T) {
 
 	b.Close()
 	gatewaytest.Eventually(t, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= before })
+}
+
+// A target that was never reached does not count, as soon as it is known to be away.
+func TestCapabilitiesWithoutATarget(t *testing.T) {
+	logTo(t, &witness{})
+	there := fake(t, answers(map[string]string{"EHLO": "250-mx.example.org\r\n250-8BITMIME\r\n250 DSN"}))
+	silent := fake(t, answers(map[string]string{"connect": ""}))
+	for _, test := range []struct {
+		targets []string
+		want    string
+	}{
+		{[]string{nobody(t), there}, "8BITMIME DSN"},
+		{[]string{there, nobody(t), nobody(t)}, "8BITMIME DSN"},
+		{[]string{nobody(t)}, "unknown"},
+		{[]string{there, silent}, "unknown"},
+	} {
+		made, err := New(to(test.targets...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := made.(*backend)
+		gatewaytest.Eventually(t, "all were asked that answer", func() bool {
+			return !slices.ContainsFunc(b.targets, func(target *target) bool {
+				_, asked := target.capabilities()
+				return !asked && target.url != silent
+			})
+		})
+		if got := known(b.together()); got != test.want {
+			t.Errorf("%q: got %q, want %q", test.targets, got, test.want)
+		}
+		gatewaytest.Eventually(t, "it tells", func() bool { return b.Capabilities() == b.together() })
+		b.Close()
+	}
 }
 
 // The relay can be closed while it waits for a target, and leaves nothing behind.

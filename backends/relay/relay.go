@@ -51,8 +51,9 @@
 // With XCLIENT, if that is wanted, the client is put in our place, and the
 // connection is not used for another one.
 //
-// The relay can do what all its targets can. They are asked when it starts, and
-// again when none of their sessions has told for five minutes.
+// The relay can do what all its targets can, but those that were never reached: a
+// message that one of these cannot take when it comes is refused. They are asked when
+// the relay starts, and again when none of their sessions has told for five minutes.
 package relay
 
 import (

@@ -27,6 +27,7 @@ type target struct {
 	closed  bool
 	known   offer     // of the last EHLO
 	heard   time.Time // when that was
+	asked   bool      // whether it answered or not
 }
 
 // Options are the same for all targets.
@@ -36,7 +37,7 @@ type options struct {
 	tls         *tls.Config
 	idleTime    time.Duration
 	maxAge      time.Duration
-	learned     func() // is called when a target has told what it can do
+	learned     func() // is called when a target has told what it can do, or could not be asked
 }
 
 // A conn is a connection of a target.
