@@ -72,14 +72,18 @@ type delivery struct {
 	*target
 	tx *backends.DataContext
 
-	c       *conn
-	to      []int     // the recipients that the target hears of
-	cannot  []refusal // those that it cannot take the message for
-	passage *passage
-	told    bool  // what was written, and the answer of an SMTP client
-	logged  error // the last one
-	failure error // of the message, which is ours
-	ended   error // of the session, before the target has answered for a recipient
+	c        *conn
+	to       []int     // the recipients that the target hears of
+	cannot   []refusal // those that it cannot take the message for
+	tooMany  []refusal // those for another transaction
+	refused  int       // at RCPT, in this transaction
+	message  *source
+	passage  *passage
+	answered bool  // a transaction is over
+	told     bool  // what was written, and the answer of an SMTP client
+	logged   error // the last one
+	failure  error // of the message, which is ours
+	ended    error // of the session, before the target has answered for a recipient
 }
 
 // try makes the attempt. A connection that was used before may have come to its
@@ -177,12 +181,9 @@ func (d *delivery) sift() error {
 		return untouched{status: s}
 	}
 	d.to, d.cannot = nil, nil
-	most := d.c.limit("RCPTMAX")
 	for i, r := range d.tx.Envelope.Recipients {
 		if s := d.c.refusesRecipient(r); !s.IsZero() {
 			d.cannot = append(d.cannot, refusal{i, s})
-		} else if most > 0 && len(d.to) == most {
-			d.cannot = append(d.cannot, refusal{i, tooMany})
 		} else {
 			d.to = append(d.to, i)
 		}
@@ -233,9 +234,28 @@ func (d *delivery) forward(ctx context.Context) error {
 	return nil
 }
 
-// send hands over the message.
+// send hands over the message, in one transaction or several.
 func (d *delivery) send(ctx context.Context) {
-	d.passage = newPassage(d.tx, d.c.offer)
+	d.message = &source{message: d.tx.Body, keep: func() bool { return len(d.tooMany) > 0 }}
+	defer d.message.close()
+	d.transact(ctx)
+	for d.again(ctx) {
+		d.transact(ctx)
+	}
+	d.cannot = append(d.cannot, d.tooMany...)
+}
+
+// transact hands over the message for as many recipients as the target takes in one
+// transaction.
+func (d *delivery) transact(ctx context.Context) {
+	d.refused, d.tooMany = 0, nil
+	if most := d.c.limit("RCPTMAX"); most > 0 && len(d.to) > most {
+		for _, i := range d.to[most:] {
+			d.tooMany = append(d.tooMany, refusal{i, tooMany})
+		}
+		d.to = d.to[:most]
+	}
+	d.passage = newPassage(d.tx, d.message, d.c.offer)
 	message := &smtpclient.Transaction{
 		Sender:   d.tx.Envelope.Sender,
 		Params:   d.c.mailParams(d.tx),
@@ -252,7 +272,7 @@ func (d *delivery) send(ctx context.Context) {
 			d.delivered(d.to[k], reply)
 			return
 		}
-		d.notDelivered(ctx, d.to[k], err)
+		d.notDelivered(ctx, k, err)
 	})
 }
 
@@ -267,10 +287,15 @@ func (d *delivery) delivered(i int, reply smtp.Reply) {
 	d.tx.SetStatus(i, s)
 }
 
-// notDelivered gives a recipient a refusal, or what the trouble means.
-func (d *delivery) notDelivered(ctx context.Context, i int, err error) {
+// notDelivered gives recipient k of the transaction a refusal, or what the trouble
+// means.
+func (d *delivery) notDelivered(ctx context.Context, k int, err error) {
 	var e *smtpclient.Error
 	errors.As(err, &e)
+	i, accepted := d.to[k], k-d.refused
+	if e.Stage == smtpclient.RCPT {
+		d.refused++
+	}
 	ours, isOurs := errors.AsType[smtpclient.MessageError](err)
 	switch {
 	case isOurs && errors.Is(ours, smtp.ErrBareNewline):
@@ -279,8 +304,10 @@ func (d *delivery) notDelivered(ctx context.Context, i int, err error) {
 		d.tx.SetStatus(i, d.passage.refused)
 	case isOurs:
 		d.failure = ours.Err // who has no status yet gets that of the error
-	case e.Stage == smtpclient.MAIL && d.c.Err() != nil:
+	case e.Stage == smtpclient.MAIL && d.c.Err() != nil && !d.answered:
 		d.ended = e
+	case accepted > 0 && isTooMany(e):
+		d.tooMany = append(d.tooMany, refusal{i, replyStatus(e.Reply)})
 	default:
 		d.log(ctx, e)
 		d.tx.SetStatus(i, transactionStatus(ctx, e))

@@ -30,10 +30,10 @@ type passage struct {
 	refused backends.Status // why it has ended
 }
 
-// newPassage returns the passage of a message to a target that makes this
+// newPassage returns the passage of the message of tx to a target that makes this
 // offer.
-func newPassage(tx *backends.DataContext, o offer) *passage {
-	p := &passage{message: tx.Body, left: tx.Size, digest: backends.NewDigester(), last: '\n'}
+func newPassage(tx *backends.DataContext, message io.Reader, o offer) *passage {
+	p := &passage{message: message, left: tx.Size, digest: backends.NewDigester(), last: '\n'}
 	if !o.has("8BITMIME") {
 		p.anywhere = noEightBit
 	}

@@ -40,7 +40,7 @@ func TestPassage(t *testing.T) {
 			tx := newTransaction()
 			tx.Envelope.Params = test.params
 			tx.Body, tx.Size = cut(strings.NewReader(test.message)), int64(len(test.message))
-			p := newPassage(tx, test.offer)
+			p := newPassage(tx, tx.Body, test.offer)
 			got, err := io.ReadAll(p)
 			if !errors.Is(err, test.want) || err == nil && string(got) != test.message {
 				t.Errorf("%s %q: got %q, %v, want %v", name, test.message, got, err, test.want)
@@ -54,7 +54,7 @@ func TestPassageOfAnotherSize(t *testing.T) {
 	for _, size := range []int64{0, 3, 5} {
 		tx := newTransaction()
 		tx.Body, tx.Size = strings.NewReader("1234"), size
-		if _, err := io.ReadAll(newPassage(tx, offer{})); err != errSize {
+		if _, err := io.ReadAll(newPassage(tx, tx.Body, offer{})); err != errSize {
 			t.Errorf("size %d: %v, want %v", size, err, errSize)
 		}
 	}
@@ -72,7 +72,7 @@ func TestPassageTellsWhatWasWritten(t *testing.T) {
 		for data, want := range map[bool]string{true: test.data, false: test.message} {
 			tx := newTransaction()
 			tx.Body, tx.Size = strings.NewReader(test.message), int64(len(test.message))
-			p := newPassage(tx, offer{})
+			p := newPassage(tx, tx.Body, offer{})
 			io.Copy(io.Discard, p)
 			digester := backends.NewDigester()
 			io.WriteString(digester, want)

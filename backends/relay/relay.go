@@ -25,6 +25,10 @@
 // trouble between us and the target is 4yz, with a text that does not name it. The
 // log does, and the stage of the session.
 //
+// A target that does not take all recipients at once, by RCPTMAX (RFC 9422) or 452,
+// gets the message for the others in further transactions. Meanwhile it is in a file
+// without a name, in the directory for temporary files; without that, they get 452.
+//
 // The message leaves octet by octet as it came. With CHUNKING it goes by BDAT;
 // by DATA it gets a CRLF at its end if there is none, and one with a CR or LF that
 // stands alone is refused.

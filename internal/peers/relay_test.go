@@ -1,6 +1,7 @@
 package peers
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -92,6 +93,29 @@ func TestRelayToPostfix(t *testing.T) {
 	}
 	if ours := strings.Join(gatewaytest.Follow(t, g.Log).Lines(), "\n"); strings.Count(ours, "queued as") != 3 || !strings.Contains(ours, `"body":"unchanged","header":"+0-0"`) {
 		t.Errorf("the log has not the words of Postfix for three recipients, and that nothing was edited:\n%s", ours)
+	}
+}
+
+// A Postfix that takes fewer recipients at once than there are gets the message in
+// several transactions, of which the client hears nothing: in SMTP it would have to
+// send it to all again.
+func TestRelayOfMoreRecipientsThanPostfixTakes(t *testing.T) {
+	p := newPostfix(t)
+	g := gatewaytest.Start(t, gatewaytest.AsTested, gatewaytest.LMTP, p.trusted(), gatewaytest.ToInbox, gatewaytest.Inbox,
+		gatewaytest.SMTP, relaysTo("smtp://"+p.address))
+	p.start(deliversTo(g) + "smtpd_recipient_limit = 2\n")
+	users := []string{"ann", "bob", "dan", "eve", "fay"}
+	var to []string
+	for _, user := range users {
+		to = append(to, user+"@peers.example")
+	}
+	message := lines("Subject: for many", "", "..", strings.Repeat("long ", 20_000), "")
+	sendOne(t, "tcp", g.Address("smtp"), message, "sender@peers.example", to...)
+	gatewaytest.Eventually(t, "the mail is delivered", func() bool {
+		return !slices.ContainsFunc(users, func(user string) bool { return len(g.MailFiles(user)) == 0 })
+	})
+	for _, user := range users {
+		checkReceived(t, g, user, message)
 	}
 }
 

@@ -169,12 +169,17 @@ func (d *delivery) recipient(i int, err error) {
 	}
 }
 
-// tooMany takes 552 for 452 where it says that there are too many recipients:
-// RFC 5321, section 4.5.3.1.10. Without an enhanced code, the first recipient
-// can not have been too many.
+// tooMany takes 552 for 452 where it says that there are too many recipients: RFC
+// 5321, section 4.5.3.1.10. Without an enhanced code both say so after one that was
+// accepted, for the first recipient cannot have been too many.
 func (d *delivery) tooMany(e *Error) *Error {
 	r := e.Reply
-	if r.Code != 552 || r.Enhanced != "5.5.3" && (r.Enhanced != "" || len(d.accepted) == 0) {
+	switch {
+	case r.Code != 452 && r.Code != 552:
+		return e
+	case r.Enhanced == "5.5.3" || r.Enhanced == "4.5.3":
+	case r.Enhanced == "" && len(d.accepted) > 0:
+	default:
 		return e
 	}
 	r.Code, r.Enhanced = 452, "4.5.3"
