@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	protobuf "google.golang.org/protobuf/proto"
 
 	"github.com/mailgw/mailgw/backends"
@@ -495,11 +497,10 @@ func TestPythonStartedByHand(t *testing.T) {
 	}
 }
 
-// A debugger can be attached to a plugin in Python, too. Gateways come and go.
-func TestPythonStartedByHandIsAttached(t *testing.T) {
-	socket, closed := socketPath(t), filepath.Join(t.TempDir(), "closed")
-	c := python(t, newGatewayLog())
-	p := &byHand{program(t, c), &signalled{waits: make(chan struct{})}}
+// startPythonByHand starts testdata/contract.py by hand at a socket.
+func startPythonByHand(t *testing.T, socket string) *byHand {
+	t.Helper()
+	p := &byHand{program(t, python(t, newGatewayLog())), &signalled{waits: make(chan struct{})}}
 	p.Env = []string{"MAILGW_ATTACH=" + socket, "PYTHONPATH=python", "PYTHONDONTWRITEBYTECODE=1"}
 	p.Stderr = p.stderr
 	if err := p.Start(); err != nil {
@@ -507,37 +508,119 @@ func TestPythonStartedByHandIsAttached(t *testing.T) {
 	}
 	t.Cleanup(func() { p.end(syscall.SIGKILL) })
 	within(t, "the plugin", func() { <-p.stderr.waits })
+	return p
+}
+
+// attachPython is a gateway that attaches, with a backend that writes to the file
+// closed when it is closed.
+func attachPython(t *testing.T, socket string, count int, closed string) *Host {
+	t.Helper()
+	attach, _ := attachment(socket)
+	attach.Settings = map[string]any{"count": count, "note": closed}
+	h, err := startHost(t, t.Context(), attach, defaultTimes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// wantCount wants the backend with those settings.
+func wantCount(t *testing.T, h *Host, count int) {
+	t.Helper()
+	if got := backends.StatusOf(deliver(t.Context(), h, message("", "settings are")).err).Text; !strings.Contains(got, fmt.Sprintf("count=%d", count)) {
+		t.Errorf("got %s, want count=%d", got, count)
+	}
+}
+
+func isClosed(closed string) func() bool {
+	return func() bool {
+		text, _ := os.ReadFile(closed)
+		return string(text) == "closed"
+	}
+}
+
+// A debugger can be attached to a plugin in Python, too. Each gateway has a backend
+// of its own, as if it had a process of its own.
+func TestPythonStartedByHandIsAttached(t *testing.T) {
+	socket, first, second := socketPath(t), filepath.Join(t.TempDir(), "first"), filepath.Join(t.TempDir(), "second")
+	p := startPythonByHand(t, socket)
 	if info, err := os.Stat(socket); err != nil || info.Mode().Perm()&0o077 != 0 {
 		t.Errorf("got a socket of mode %v, %v", info.Mode(), err)
 	}
-	for count := range 3 {
-		attach, _ := attachment(socket)
-		attach.Settings = map[string]any{"count": count, "note": closed}
-		h, err := startHost(t, t.Context(), attach, defaultTimes)
-		if err != nil {
-			t.Fatal(err)
-		}
-		os.Remove(closed) // of the backend before
-		if got := backends.StatusOf(deliver(t.Context(), h, message("", "settings are")).err).Text; !strings.Contains(got, fmt.Sprintf("count=%d", count)) {
-			t.Errorf("got %s, want count=%d", got, count)
-		}
-		// A gateway that is refused harms nobody.
-		refused, _ := attachment(socket)
-		refused.Settings = map[string]any{"note": "fail"}
-		if _, err := startHost(t, t.Context(), refused, defaultTimes); err == nil {
-			t.Error("a bad configuration was taken")
-		}
-		if _, err := os.Stat(closed); !os.IsNotExist(err) {
-			t.Errorf("the backend that works was closed: %v", err)
-		}
-		if err := closeHost(t, t.Context(), h); err != nil {
-			t.Error(err)
-		}
+	one, two := attachPython(t, socket, 1, first), attachPython(t, socket, 2, second)
+	wantCount(t, one, 1)
+	wantCount(t, two, 2)
+	wantConfigured(t, two)
+
+	// A gateway that is refused harms nobody, nor does one that goes.
+	refused, _ := attachment(socket)
+	refused.Settings = map[string]any{"note": "fail"}
+	if _, err := startHost(t, t.Context(), refused, defaultTimes); err == nil {
+		t.Error("a bad configuration was taken")
 	}
+	if err := closeHost(t, t.Context(), one); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "the first backend is closed", isClosed(first))
+	wantCount(t, two, 2)
+	if isClosed(second)() {
+		t.Error("the backend that works was closed")
+	}
+
+	third := filepath.Join(t.TempDir(), "third")
+	wantCount(t, attachPython(t, socket, 3, third), 3)
 	if err := p.end(syscall.SIGINT); err != nil {
-		t.Errorf("the plugin ended with %v", err)
+		t.Errorf("the plugin ended with %v: %s", err, p.stderr.text.String())
 	}
-	if text, _ := os.ReadFile(closed); string(text) != "closed" {
-		t.Error("the backend was not closed")
+	if !isClosed(second)() || !isClosed(third)() {
+		t.Error("not all backends were closed")
+	}
+	if _, err := os.Stat(socket); !os.IsNotExist(err) {
+		t.Errorf("the socket is left: %v", err)
+	}
+}
+
+func TestPythonIsConfiguredOnce(t *testing.T) {
+	h, _ := runPython(t)
+	wantConfigured(t, h)
+}
+
+// wantConfigured wants a second Configure refused.
+func wantConfigured(t *testing.T, h *Host) {
+	t.Helper()
+	if _, err := h.running[0].plugin.Configure(t.Context(), h.request); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("a second Configure: %v", err)
+	}
+}
+
+func TestPythonStartedByHandTakesNobodysSocket(t *testing.T) {
+	socket := socketPath(t)
+	startByHand(t, "answers", socket)
+	second := program(t, python(t, newGatewayLog()))
+	second.Env = []string{"MAILGW_ATTACH=" + socket, "PYTHONPATH=python", "PYTHONDONTWRITEBYTECODE=1"}
+	output, _ := second.CombinedOutput()
+	if code := second.ProcessState.ExitCode(); code != 71 || !strings.Contains(string(output), "Address already in use") {
+		t.Errorf("exit code %d: %s", code, output)
+	}
+}
+
+// Its terminal shows the attributes, too.
+func TestLogOfPythonStartedByHand(t *testing.T) {
+	socket := socketPath(t)
+	p := startPythonByHand(t, socket)
+	c, _ := attachment(socket)
+	tx := message("hello", "logs")
+	tx.Session = backends.Session{ID: "S1"}
+	deliver(t.Context(), runCommand(t, c, defaultTimes), tx)
+	if err := p.end(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	for _, want := range []string{
+		" INFO stored session=S1 tx=T1 path=/var/mail event=forged\n",
+		" CRITICAL on fire session=S1 tx=T1\n",
+	} {
+		if got := p.stderr.text.String(); !strings.Contains(got, want) {
+			t.Errorf("no %q in\n%s", want, got)
+		}
 	}
 }

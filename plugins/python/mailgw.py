@@ -24,10 +24,12 @@ python3-protobuf. Copy both, or name their directory in PYTHONPATH.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import dataclasses
 import difflib
 import enum
+import errno
 import functools
 import hashlib
 import io
@@ -37,7 +39,9 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
+import tempfile
 import threading
 import types
 import typing
@@ -543,6 +547,11 @@ class _Outbox:
             self._closed = True
             self._changed.notify_all()
 
+    def wait(self) -> None:
+        """Waits until nothing more is sent."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed)
+
     def __iter__(self) -> Iterator[pb.ToGateway]:
         while True:
             with self._changed:
@@ -732,34 +741,37 @@ def serve(settings: type[S], make: Callable[[S], Backend]) -> NoReturn:
 
     With MAILGW_ATTACH=PATH in its environment a plugin can be started by hand, under a debugger
     for instance. It logs to its terminal then, and SIGINT and SIGTERM end it. Each gateway that
-    attaches configures it anew.
+    attaches has a backend of its own, as in a process of its own.
     """
-    plugin = _Plugin(settings, make)
     if os.environ.get("MAILGW_PLUGIN") == _COOKIE:
-        path = os.path.join(os.environ["PLUGIN_UNIX_SOCKET_DIR"], "plugin")
-        _obey_gateway()
-        greeting, out = f"1|1|unix|{path}|grpc\n", sys.stdout
+        _serve_gateway(_Plugin(settings, make), os.path.join(os.environ["PLUGIN_UNIX_SOCKET_DIR"], "plugin"))
     elif "MAILGW_ATTACH" in os.environ:
-        path = os.path.abspath(os.environ["MAILGW_ATTACH"])
-        _obey_signals(plugin.stopping)
-        greeting, out = _WAITING.format(address=json.dumps("unix:" + path)), sys.stderr
+        _serve_attached(lambda: _Plugin(settings, make), os.path.abspath(os.environ["MAILGW_ATTACH"]))
     else:
         print(_MANUAL.format(program=json.dumps(os.path.abspath(sys.argv[0]))), end="", file=sys.stderr)
         sys.exit(os.EX_USAGE)
+    sys.stdout.flush()
+    os._exit(0)  # a thread of the backend must not keep the process
 
+
+def _serve_gateway(plugin: _Plugin, path: str) -> None:
+    """Serves the gateway that has started the process."""
+    _obey_gateway()
+    server = _start(plugin, path)
+    print(f"1|1|unix|{path}|grpc", flush=True)
+    plugin.stopping.wait()
+    server.stop(grace=1).wait()  # the gateway has drained it
+    plugin.close(patience=1)
+
+
+def _start(plugin: _Plugin, path: str) -> grpc.Server:
     server = grpc.server(ThreadPoolExecutor(_THREADS), handlers=plugin.handlers(), options=_OPTIONS)
     umask = os.umask(0o077)  # nobody else may connect
     if not server.add_insecure_port("unix:" + path):
-        sys.exit(f"cannot listen on {path}")
+        raise OSError(f"cannot listen on {path}")
     os.umask(umask)
     server.start()
-    print(greeting, end="", file=out, flush=True)
-
-    plugin.stopping.wait()
-    server.stop(grace=1).wait()  # the gateway has drained it
-    plugin.close()
-    sys.stdout.flush()
-    os._exit(0)  # a thread of the backend must not keep the process
+    return server
 
 
 def _obey_gateway() -> None:
@@ -776,7 +788,7 @@ def _obey_signals(stopping: threading.Event) -> None:
     """Does what a plugin does that somebody has started by hand."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    _log(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    _log(_TerminalFormatter("%(asctime)s %(levelname)s %(message)s"))
 
 
 _MANUAL = """This is a plugin of mailgw, which starts it. Name it in gateway.toml:
@@ -806,6 +818,104 @@ def _follow_lifeline() -> None:
         os._exit(1)
 
 
+# A plugin that was started by hand. To the gateway a connection is what a process is otherwise:
+# it has one Configure and a backend of its own. grpcio does not tell connections apart, so each
+# of them gets a server of its own, behind a socket that nobody else can reach.
+
+
+def _serve_attached(make: Callable[[], _Plugin], path: str) -> None:
+    """Serves the gateways that attach, until SIGINT or SIGTERM."""
+    stopping = threading.Event()
+    _obey_signals(stopping)
+    listener = _listen_attached(path)
+    print(_WAITING.format(address=json.dumps("unix:" + path)), end="", file=sys.stderr, flush=True)
+    serving: dict[socket.socket, threading.Thread] = {}
+
+    def serve_connection(connection: socket.socket) -> None:
+        try:
+            _serve_connection(make(), connection)
+        finally:
+            del serving[connection]
+
+    def accept() -> None:
+        while not stopping.is_set():
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            serving[connection] = threading.Thread(target=serve_connection, args=(connection,), daemon=True)
+            serving[connection].start()
+
+    accepting = threading.Thread(target=accept, daemon=True)
+    accepting.start()
+    stopping.wait()
+    os.unlink(path)
+    _shut(listener)
+    accepting.join()
+    for connection, thread in list(serving.items()):
+        _shut(connection)
+        thread.join()
+
+
+def _listen_attached(path: str) -> socket.socket:
+    """Makes the socket in the place of one where nobody listens any more."""
+    listener = socket.socket(socket.AF_UNIX)
+    umask = os.umask(0o077)  # nobody else may connect
+    try:
+        try:
+            listener.bind(path)
+        except OSError as e:
+            if e.errno != errno.EADDRINUSE or not _is_left(path):
+                raise
+            os.unlink(path)
+            listener.bind(path)
+        listener.listen()
+    except OSError as e:
+        print(f"listen on {path}: {e.strerror}", file=sys.stderr)
+        sys.exit(os.EX_OSERR)
+    finally:
+        os.umask(umask)
+    return listener
+
+
+def _is_left(path: str) -> bool:
+    """Tells whether nobody listens at a socket."""
+    with socket.socket(socket.AF_UNIX) as s:
+        return s.connect_ex(path) == errno.ECONNREFUSED
+
+
+def _serve_connection(plugin: _Plugin, connection: socket.socket) -> None:
+    """Serves one connection to its end."""
+    with connection, socket.socket(socket.AF_UNIX) as inner:
+        with tempfile.TemporaryDirectory(prefix="mailgw-") as directory:
+            server = _start(plugin, directory + "/plugin")
+            inner.connect(directory + "/plugin")
+        answers = threading.Thread(target=_pipe, args=(inner, connection), daemon=True)
+        answers.start()
+        _pipe(connection, inner)
+        answers.join()
+    server.stop(grace=None).wait()
+    plugin.close()
+
+
+def _pipe(source: socket.socket, to: socket.socket) -> None:
+    """Copies until one side ends, and ends the other one then."""
+    try:
+        while octets := source.recv(64 << 10):
+            to.sendall(octets)
+    except OSError:
+        pass
+    _shut(source)
+    _shut(to)
+
+
+def _shut(s: socket.socket) -> None:
+    try:
+        s.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # it has ended
+
+
 # The methods that questions are put to, and their arguments after the session.
 _QUESTIONS: dict[int, tuple[str, Callable[[pb.Question], list[Any]]]] = {
     pb.Question.CONNECTION: ("check_connection", lambda q: []),
@@ -828,6 +938,9 @@ class _Plugin:
     def __init__(self, settings: type[Any], make: Callable[[Any], Backend]) -> None:
         self._settings, self._make = settings, make
         self._backend: Any = None
+        self._configured = threading.Lock()  # for ever, once Configure has come
+        self._idle = threading.Condition()
+        self._calls = 0  # transactions and questions under way
         self.stopping = threading.Event()
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
@@ -847,7 +960,9 @@ class _Plugin:
         }
         return [grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items()]
 
-    def configure(self, request: pb.ConfigureRequest, _: grpc.ServicerContext) -> pb.ConfigureResponse:
+    def configure(self, request: pb.ConfigureRequest, call: grpc.ServicerContext) -> pb.ConfigureResponse:
+        if not self._configured.acquire(blocking=False):
+            call.abort(grpc.StatusCode.FAILED_PRECONDITION, "the plugin is configured already")
         logging.getLogger().setLevel(_LEVELS.get(request.log_level, logging.INFO))
         decoder = _Decoder()
         try:
@@ -856,7 +971,6 @@ class _Plugin:
                 backend = self._make(settings)
                 if not hasattr(backend, "deliver"):
                     raise TypeError(f"{backend!r:.100} is no backend: it has no method deliver")
-                self.close()  # that of the gateway before, if the plugin was started by hand
                 self._backend = backend
         except BaseException as e:  # sys.exit would end this thread alone
             decoder.faults += _setting_errors(e)
@@ -898,6 +1012,10 @@ class _Plugin:
         yield from tx._outbox
 
     def _run(self, tx: DataContext, call: grpc.ServicerContext) -> None:
+        with self._under_way():
+            self._run_to_end(tx, call)
+
+    def _run_to_end(self, tx: DataContext, call: grpc.ServicerContext) -> None:
         _ids.set(_ids_of(tx.session, tx.id))
         _call.set(call)
         try:
@@ -907,6 +1025,7 @@ class _Plugin:
                 logging.exception("deliver")
             result = pb.Returned(failure=_describe(e))
         tx._return(result)
+        tx._outbox.wait()  # for what was started
 
     def _deliver(self, tx: DataContext) -> pb.Returned:
         try:
@@ -929,7 +1048,8 @@ class _Plugin:
         _ids.set(_ids_of(session, ""))
         _call.set(call)
         try:
-            return _answer(question.topic, ask(session, *arguments(question)))
+            with self._under_way():
+                return _answer(question.topic, ask(session, *arguments(question)))
         except StatusError as e:
             return pb.Answer(status=_status(e.status))
         except BaseException as e:
@@ -946,7 +1066,21 @@ class _Plugin:
         self.stopping.set()
         return b""
 
-    def close(self) -> None:
+    @contextlib.contextmanager
+    def _under_way(self) -> Iterator[None]:
+        with self._idle:
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._calls -= 1
+                self._idle.notify_all()
+
+    def close(self, patience: float | None = None) -> None:
+        """Closes the backend once nothing is under way, or patience is at its end."""
+        with self._idle:
+            self._idle.wait_for(lambda: not self._calls, patience)
         if hasattr(self._backend, "close"):
             try:
                 self._backend.close()
@@ -1060,13 +1194,27 @@ def _ids_of(session: Session, tx: str) -> dict[str, str]:
     return {key: value for key, value in ids.items() if value}
 
 
+def _attributes(record: logging.LogRecord) -> dict[str, Any]:
+    return _ids.get() | {key: value for key, value in vars(record).items() if key not in _STANDARD}
+
+
+class _TerminalFormatter(logging.Formatter):
+    """Writes records as people read them, with key=value for each attribute."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        words = [super().formatMessage(record)]
+        for key, value in _attributes(record).items():
+            plain = re.fullmatch(r"[!#-<>-~]+", str(value))
+            words.append(f"{key}={value if plain else json.dumps(str(value))}")
+        return " ".join(words)
+
+
 class _Formatter(logging.Formatter):
     """Writes records as the gateway reads them: one line of JSON each."""
 
     def format(self, record: logging.LogRecord) -> str:
         level = max((n, name) for name, n in _LEVELS.items() if n <= max(record.levelno, logging.DEBUG))[1]
-        line = {"level": level, "msg": record.getMessage(), **_ids.get()}
-        line |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        line = {"level": level, "msg": record.getMessage(), **_attributes(record)}
         if record.exc_info:
             line["stack"] = self.formatException(record.exc_info)[-_LONGEST_STACK:]
         return json.dumps(line, default=str)
