@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -92,6 +93,23 @@ func TestAttachedPluginThatIsStartedAgain(t *testing.T) {
 	}
 	if got := log.wait(t, 1, "started", "")[0]["attached"]; got != socket {
 		t.Errorf("attached to %v, want %s", got, socket)
+	}
+}
+
+// While it is away, each attempt is one line of the log.
+func TestAttachedPluginThatIsAway(t *testing.T) {
+	p, _, log := runAttached(t, "answers", defaultTimes)
+	p.end(syscall.SIGKILL)
+	log.wait(t, 4, "exited", "") // its end, and three attempts
+	var got []any
+	log.mu.Lock()
+	defer log.mu.Unlock()
+	for _, r := range log.records {
+		got = append(got, r["event"])
+	}
+	want := []any{"starting", "started", "exited", "restarting", "starting", "exited", "exited", "exited"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got the events %v, want %v", got, want)
 	}
 }
 

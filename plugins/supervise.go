@@ -84,6 +84,7 @@ type supervisor struct {
 	instance int
 	again    *backoff
 	began    chan error // gets the error of the first start, nil if there was none
+	away     bool       // was started by hand, and is not there: each attempt is one record
 }
 
 // run starts the instance and keeps it alive until h.cancel is called. If it does
@@ -110,6 +111,9 @@ func (s *supervisor) enter(to state, attrs ...any) {
 	s.h.mu.Lock()
 	s.h.states[s.instance] = to
 	s.h.mu.Unlock()
+	if s.away && to != exited && to != started {
+		return
+	}
 	attrs = append([]any{"event", string(to), "instance", s.instance + 1}, attrs...)
 	s.h.command.Log.Log(context.Background(), levels[to], "backend", attrs...)
 }
@@ -126,6 +130,7 @@ func (s *supervisor) launch(ctx context.Context) (*running, error) {
 		s.h.capabilities.learn(r.capabilities)
 	})
 	r.began = time.Now()
+	s.away = false
 	s.enter(started, r.id(), "delay", time.Since(r.launched).Round(time.Microsecond))
 	s.h.set(s.instance, r)
 	return r, nil
@@ -216,6 +221,7 @@ func (s *supervisor) restart(lived time.Duration) *running {
 		}
 		if s.h.ctx.Err() == nil {
 			s.enter(exited, "error", err)
+			s.away = s.h.command.Attach != ""
 		}
 	}
 }
