@@ -372,6 +372,24 @@ func (r replacement) Close() error {
 // other routes.
 func (d *delivery) next(backend *namedBackend, b *branch, tx *backends.DataContext, undecided []int) ([]*branch, error) {
 	edits := tx.Edits()
+	branches, err := d.plan(backend, b, edits, undecided)
+	if err != nil {
+		return nil, err
+	}
+	for _, to := range edits.Added {
+		added, err := d.add(to)
+		if err != nil {
+			return nil, err
+		}
+		branches[0].to = append(branches[0].to, added)
+	}
+	return slices.DeleteFunc(branches, func(b *branch) bool { return len(b.to) == 0 }), nil
+}
+
+// plan checks the edits of a backend and returns the branches of next, if anybody
+// goes on, but for those that are added: they belong to the first one. It
+// changes nothing.
+func (d *delivery) plan(backend *namedBackend, b *branch, edits backends.Edits, undecided []int) ([]*branch, error) {
 	if len(undecided) == 0 && edits.Added == nil {
 		return nil, nil
 	}
@@ -399,9 +417,7 @@ func (d *delivery) next(backend *namedBackend, b *branch, tx *backends.DataConte
 		}
 		goes.to = append(goes.to, to...)
 	}
-	added, err := d.addAll(b, edits.Added)
-	on.to = append(on.to, added...)
-	return slices.DeleteFunc(branches, func(b *branch) bool { return len(b.to) == 0 }), err
+	return branches, d.checkAdded(b, edits.Added)
 }
 
 // edit makes the edits of the message, the sender and its parameters.
@@ -449,28 +465,20 @@ func (d *delivery) divert(by *namedBackend, branches *[]*branch, to destination,
 	return (*branches)[at], nil
 }
 
-// addAll makes destinations of the recipients that a backend of b adds, or of
-// none.
-func (d *delivery) addAll(b *branch, recipients []backends.Recipient) (added []destination, err error) {
-	for _, to := range recipients {
+// checkAdded checks the recipients that a backend of b adds.
+func (d *delivery) checkAdded(b *branch, added []backends.Recipient) error {
+	for _, to := range added {
 		if err := checkRecipient(to.Address, d.utf8); err != nil {
-			return nil, fmt.Errorf("edit: add recipient %.400q: %w", to.Address, err)
+			return fmt.Errorf("edit: add recipient %.400q: %w", to.Address, err)
 		}
 		if err := smtp.CheckParamsOf("RCPT", to.Params, d.utf8); err != nil {
-			return nil, fmt.Errorf("edit: add recipient %q: parameters: %w", to.Address, err)
+			return fmt.Errorf("edit: add recipient %q: parameters: %w", to.Address, err)
 		}
 		if b.last() {
-			return nil, fmt.Errorf("edit: add recipient %q: no backend follows in the route", to.Address)
+			return fmt.Errorf("edit: add recipient %q: no backend follows in the route", to.Address)
 		}
 	}
-	for _, to := range recipients {
-		destination, err := d.add(to)
-		if err != nil {
-			return nil, err
-		}
-		added = append(added, destination)
-	}
-	return added, nil
+	return nil
 }
 
 // redirect puts destinations in the place of one. It gets the worst of their

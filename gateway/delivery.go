@@ -53,6 +53,7 @@ type recipient struct {
 type namedBackend struct {
 	backends.Backend
 	name string
+	log  *slog.Logger // of what is about no transaction
 	BackendConfig
 	opinions opinions
 	suspects *suspects

@@ -44,7 +44,7 @@ func newGeneration(c *Config, all map[string]backends.Backend, log *slog.Logger,
 		shadows: map[string]*namedBackend{}, shadowing: &shadowing{}, recordings: &recordings{},
 	}
 	for name, b := range all {
-		g.backends[name] = &namedBackend{Backend: b, name: name, BackendConfig: c.Backends[name], suspects: newSuspects()}
+		g.backends[name] = &namedBackend{Backend: b, name: name, log: log, BackendConfig: c.Backends[name], suspects: newSuspects()}
 		g.digests = g.digests || backends.CapabilitiesOf(b).Digest
 		if of := c.Backends[name].ShadowOf; of != "" {
 			g.shadows[of] = g.backends[name]
@@ -185,6 +185,7 @@ func (s *Server) Reload(c *Config, all map[string]backends.Backend, log *slog.Lo
 		}
 	}
 	before.retire()
+	s.shadowing.tell()
 	return before.left, nil
 }
 

@@ -289,6 +289,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	for _, c := range conns {
 		c.close(false)
 	}
+	defer s.shadowing.tell()
 	defer s.shadowing.running.Wait()
 	defer s.cancel()
 	select {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -26,7 +27,7 @@ func shadowServer(t *testing.T, filter, shadow backends.Func) (*Server, *lockedB
 		tx.SetAll(backends.Delivered)
 		return nil
 	})}
-	c := testConfig(t, all, "protocol = 'lmtp'\nunknown_parameters = 'keep'\n[listener.routes]\n'*' = ['filter', 'store']\n")
+	c := testConfig(t, all, "protocol = 'lmtp'\nunknown_parameters = 'keep'\n[listener.routes]\n'*' = ['filter', 'store']\n[named_routes]\njail = ['store']\n")
 	shade := c.Backends["shade"]
 	shade.ShadowOf = "filter"
 	c.Backends["shade"] = shade
@@ -59,9 +60,9 @@ func TestShadow(t *testing.T) {
 			"550 5.1.1 <a@x.example> no such user (ID)", "250 2.0.0 <b@x.example> delivered (ID)", "250 2.0.0 <c@x.example> delivered (ID)")
 		synctest.Wait()
 		for _, want := range []string{
-			`to=a@x.example shadow_of=filter same=false says="next backend" original="550 5.1.1 no such user"`,
-			`to=b@x.example shadow_of=filter same=false says="550 5.1.1 no such user" original="next backend"`,
-			`to=c@x.example shadow_of=filter same=true says="next backend" original="next backend"`,
+			`shadow_of=filter to=a@x.example same=false says="next backend" original="550 5.1.1 no such user"`,
+			`shadow_of=filter to=b@x.example same=false says="550 5.1.1 no such user" original="next backend"`,
+			`shadow_of=filter to=c@x.example same=true says="next backend" original="next backend"`,
 		} {
 			if !strings.Contains(log.String(), want) {
 				t.Errorf("%s is not in\n%s", want, log.String())
@@ -92,13 +93,130 @@ func TestShadowThatHangs(t *testing.T) {
 		}
 		wantReplies(t, deliver(t, s, "to:panic@x.example"), "250 2.0.0 <panic@x.example> delivered (ID)")
 		synctest.Wait()
-		if text := log.String(); !strings.Contains(text, "event=shadow dropped=5") || !strings.Contains(text, "failure: panic: a bug") {
+		time.Sleep(tellDropped) // nobody has a copy meanwhile
+		synctest.Wait()
+		if text := log.String(); !strings.Contains(text, "backend=shade event=shadow shadow_of=filter dropped=5") || !strings.Contains(text, "failure: panic: a bug") {
 			t.Errorf("the log has not what was dropped, or failed:\n%s", text)
 		}
 		if s.shadowing.copies.number != 0 || s.shadowing.copies.octets != 0 {
 			t.Errorf("%d copies of %d octets are left", s.shadowing.copies.number, s.shadowing.copies.octets)
 		}
 	})
+}
+
+// Edits are compared by what comes of them: for each recipient where it goes, for
+// all together the envelope and the message. What cannot be done is a failure.
+func TestShadowComparesEdits(t *testing.T) {
+	edit := func(edits ...func(tx *backends.DataContext) error) backends.Func {
+		return func(_ context.Context, tx *backends.DataContext) error {
+			for _, edit := range edits {
+				if err := edit(tx); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	add := func(field string) func(*backends.DataContext) error {
+		return func(tx *backends.DataContext) error { return tx.AddField(0, field) }
+	}
+	replace := func(text string) func(*backends.DataContext) error {
+		return func(tx *backends.DataContext) error { return tx.ReplaceMessage(strings.NewReader(text)) }
+	}
+	divert := func(route string) func(*backends.DataContext) error {
+		return func(tx *backends.DataContext) error { return tx.Divert(0, route) }
+	}
+	redirect := func(to ...string) func(*backends.DataContext) error {
+		return func(tx *backends.DataContext) error { return tx.Redirect(0, to...) }
+	}
+	archive := func(tx *backends.DataContext) error {
+		return tx.AddRecipient(backends.Recipient{Address: "archive@x.example", Params: backends.Params{"NOTIFY=NEVER"}})
+	}
+	sender := func(address string) func(*backends.DataContext) error {
+		return func(tx *backends.DataContext) error { return tx.SetSender(address) }
+	}
+	params := func(params ...string) func(*backends.DataContext) error {
+		return func(tx *backends.DataContext) error { return tx.SetSenderParams(params) }
+	}
+	refuse := func(tx *backends.DataContext) error { tx.SetAll(backends.NoSuchUser); return nil }
+	const to = "to=a@x.example same="
+	for _, test := range []struct {
+		filter, shadow backends.Func
+		want           []string
+	}{
+		{edit(), edit(), []string{to + `true says="next backend" original="next backend"`}},
+		{edit(add("X: 1")), edit(add("X: 1")), []string{
+			to + `true says="next backend" original="next backend"`,
+			`same=true says="header +1-0" original="header +1-0"`,
+		}},
+		{edit(add("X: 1")), edit(add("X: 2")), []string{
+			to + `true says="next backend" original="next backend"`,
+			`same=false says="header +1-0" original="header +1-0" differs=header`,
+		}},
+		{edit(add("X: 1")), edit(), []string{
+			to + `true says="next backend" original="next backend"`,
+			`same=false says="no edits" original="header +1-0" differs=header`,
+		}},
+		{edit(), edit(replace("Subject: x\r\n\r\nanother\r\n")), []string{
+			to + `true says="next backend" original="next backend"`,
+			`same=false says="header +1-1, body changed" original="no edits" differs="header, body"`,
+		}},
+		// The one in another way than the other.
+		{edit(add("X: 1")), edit(replace("X: 1\r\nA: 1\r\n\r\nbody\r\n")), []string{
+			to + `true says="next backend" original="next backend"`,
+			`same=true says="header +1-0" original="header +1-0"`,
+		}},
+		{edit(divert("jail")), edit(), []string{to + `false says="next backend" original="named route jail"`}},
+		{edit(divert("jail")), edit(divert("jail")), []string{to + `true says="named route jail" original="named route jail"`}},
+		{edit(divert("jail")), edit(divert("nowhere")), []string{
+			to + `false says="failure: edit: divert \"a@x.example\": there is no \"nowhere\" in [named_routes]" original="named route jail"`,
+		}},
+		{edit(redirect("b@x.example", "c@x.example")), edit(redirect("b@x.example")), []string{
+			to + `false says="next backend, redirected to b@x.example" original="next backend, redirected to b@x.example c@x.example"`,
+		}},
+		{edit(sender(""), archive), edit(sender("x@x.example")), []string{
+			to + `true says="next backend" original="next backend"`,
+			`same=false says="sender <x@x.example>" original="sender <>, recipient <archive@x.example> NOTIFY=NEVER"`,
+		}},
+		{edit(params("RET=HDRS")), edit(params("RET=FULL")), []string{
+			to + `true says="next backend" original="next backend"`,
+			`same=false says="sender <sender@example.net> RET=FULL" original="sender <sender@example.net> RET=HDRS"`,
+		}},
+		{edit(), edit(replace("bare\nLF\r\n")), []string{
+			to + `false says="failure: edit: replace message: bare CR or LF in the message" original="next backend"`,
+		}},
+		// Edits for nobody.
+		{edit(refuse), edit(refuse, add("X: 1")), []string{to + `true says="550 5.1.1 no such user" original="550 5.1.1 no such user"`}},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s, log := shadowServer(t, test.filter, test.shadow)
+			deliver(t, s, "to:a@x.example")
+			synctest.Wait()
+			var got []string
+			for line := range strings.Lines(log.String()) {
+				if _, comparison, ok := strings.Cut(line, "event=shadow shadow_of=filter "); ok {
+					got = append(got, strings.TrimSuffix(comparison, "\n"))
+				}
+			}
+			if !slices.Equal(got, test.want) {
+				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(test.want, "\n"))
+			}
+		})
+	}
+}
+
+// Copies that were not made are in the log when the server has ended.
+func TestShadowToldAtTheEnd(t *testing.T) {
+	s, log := shadowServer(t, byName("a"), byName("a"))
+	for s.shadowing.copies.take(1) { // until there is no room
+	}
+	deliver(t, s, "to:b@x.example")
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(log.String(), "dropped=1") {
+		t.Errorf("the log has not what was dropped:\n%s", log.String())
+	}
 }
 
 // What a shadow puts in the place of its copy costs no memory.
