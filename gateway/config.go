@@ -179,7 +179,9 @@ type BackendConfig struct {
 	ShadowOf                 string            `toml:"shadow_of"`      // a backend
 	ShadowShare              float64           `toml:"shadow_share"`   // percent
 	RecipientsPerTransaction int               `toml:"recipients_per_transaction"`
-	Transactions             int               `toml:"transactions"` // under way
+	Transactions             int               `toml:"transactions"`       // under way
+	ReplaceMemory            settings.Size     `toml:"replace_memory"`     // 0: never mind
+	ReplaceOpenFiles         int               `toml:"replace_open_files"` // 0: never mind
 	Sandbox                  SandboxConfig     `toml:"sandbox"`
 	Settings                 map[string]any    `toml:"settings"`
 }

@@ -133,7 +133,7 @@ func (v *validation) sandbox(key string, s *SandboxConfig) {
 func (v *validation) program(key string, b *BackendConfig) {
 	if b.Attached() != "" {
 		for name := range v.lines {
-			if strings.HasPrefix(name, key+".sandbox.") || name == key+".checksum" {
+			if strings.HasPrefix(name, key+".sandbox.") || strings.HasPrefix(name, key+".replace_") || name == key+".checksum" {
 				v.fault(name, "is for programs that mailgw starts")
 			}
 		}
@@ -145,6 +145,12 @@ func (v *validation) program(key string, b *BackendConfig) {
 		v.fault(key+".checksum", "%v", err)
 	}
 	v.sandbox(key+".sandbox", &b.Sandbox)
+	if most := b.Sandbox.Memory; most > 0 && b.ReplaceMemory >= most {
+		v.fault(key+".replace_memory", "%v is never reached: sandbox.memory is %v", b.ReplaceMemory, most)
+	}
+	if most := b.Sandbox.OpenFiles; most > 0 && b.ReplaceOpenFiles >= most {
+		v.fault(key+".replace_open_files", "%d is never reached: sandbox.open_files is %d", b.ReplaceOpenFiles, most)
+	}
 }
 
 // SHA256 returns the checksum of the program. It is nil if any program will do.

@@ -189,7 +189,7 @@ func (v *validation) backend(key, name string, b BackendConfig) BackendConfig {
 		v.fault(key+".instances", "is for programs that the gateway starts")
 	}
 	v.oneOf(key+".on_failure", b.OnFailure, "tempfail", "pass", "reject")
-	v.notNegative(key, map[string]int{"recipients_per_transaction": b.RecipientsPerTransaction, "transactions": b.Transactions, "poison_crashes": b.PoisonCrashes})
+	v.notNegative(key, map[string]int{"recipients_per_transaction": b.RecipientsPerTransaction, "transactions": b.Transactions, "poison_crashes": b.PoisonCrashes, "replace_open_files": b.ReplaceOpenFiles})
 	if b.ShadowOf != "" {
 		v.known(key+".shadow_of", b.ShadowOf, nil)
 		if slices.Contains(v.inRoutes(), name) {

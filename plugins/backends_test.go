@@ -229,6 +229,7 @@ var testBackends = map[string]backends.Func{
 	},
 
 	"inside": act,
+	"leaks":  leak,
 
 	"environment": func(_ context.Context, tx *backends.DataContext) error {
 		tx.SetStatus(0, backends.NewStatus(250, "2.0.0", strings.Join(os.Environ(), "\n")))

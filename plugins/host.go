@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mailgw/mailgw/backends"
@@ -49,6 +50,11 @@ type Command struct {
 	// them. Zero is no limit.
 	Transactions int
 
+	// ReplaceMemory, in octets that are resident, and ReplaceOpenFiles are how
+	// much a process may have before another one takes its place. Zero is no
+	// limit.
+	ReplaceMemory, ReplaceOpenFiles uint64
+
 	// Directory is where the directory of its sockets is made. "" is
 	// os.TempDir().
 	Directory string
@@ -74,6 +80,15 @@ func (e SettingsError) Error() string {
 	return "settings: " + strings.Join(all, "; ")
 }
 
+// A KeyError is an error of a Command.
+type KeyError struct {
+	Key string // of the backend, in gateway.toml
+	Err error
+}
+
+func (e KeyError) Error() string { return e.Key + ": " + e.Err.Error() }
+func (e KeyError) Unwrap() error { return e.Err }
+
 // A Host is a backend in another process, which it keeps alive.
 type Host struct {
 	command      Command
@@ -90,6 +105,7 @@ type Host struct {
 	cancel      context.CancelFunc
 	supervisors sync.WaitGroup
 	ended       chan struct{} // closed when the supervisors have ended
+	replacing   atomic.Bool   // a process is being started in the place of one that leaks
 	announced   sync.Once     // answers, mayEdit, effectFree and needs are known
 
 	mu      sync.Mutex
@@ -120,7 +136,8 @@ var defaultTimes = times{
 }
 
 // Start starts a plugin and configures it. Its error is or wraps a
-// SettingsError if the plugin has found fault with c.Settings. Once it has
+// SettingsError if the plugin has found fault with c.Settings, and a KeyError if
+// something else of c is at fault. Once it has
 // started, the plugin is kept alive until Close.
 func Start(ctx context.Context, c Command) (*Host, error) {
 	return start(ctx, c, defaultTimes)
@@ -247,7 +264,8 @@ func (h *Host) Isolated(ctx context.Context) (b backends.Backend, end func(), er
 		return nil, nil, err
 	}
 	one := h.command
-	one.Instances = 1
+	one.Instances, one.ReplaceMemory, one.ReplaceOpenFiles = 1, 0, 0
+	one.Log = one.Log.With("isolated", true)
 	alone, err := startLogged(ctx, one, h.times)
 	if err != nil {
 		h.calls.Done()

@@ -46,6 +46,8 @@ type running struct {
 
 	busy            atomic.Int32    // transactions and questions that it has
 	launched, began time.Time       // when its process started, and when it was ready
+	draining        atomic.Bool     // it gets no more of them
+	idle            chan struct{}   // gets something when it has none and draining
 	suspect         chan struct{}   // gets something when it is to be checked at once
 	ended           <-chan struct{} // closed when it has ended
 	stopped         chan struct{}   // closed when nothing of it is left
@@ -67,7 +69,7 @@ type running struct {
 // called on a thread that lives as long as the plugin shall. sockets is the
 // directory for its socket.
 func launch(ctx context.Context, c Command, t times, sockets string, request *pb.ConfigureRequest) (*running, error) {
-	r := &running{log: c.Log, launched: time.Now(), suspect: make(chan struct{}, 1), stopped: make(chan struct{}), words: &words{}, rate: &rate{}}
+	r := &running{log: c.Log, launched: time.Now(), idle: make(chan struct{}, 1), suspect: make(chan struct{}, 1), stopped: make(chan struct{}), words: &words{}, rate: &rate{}}
 	var err error
 	patience := configureTimeout
 	if c.Attach != "" {
@@ -322,4 +324,18 @@ func (r *running) explain(err error) error {
 }
 
 // done notes that a transaction or question has ended.
-func (r *running) done() { r.busy.Add(-1) }
+func (r *running) done() {
+	r.busy.Add(-1)
+	r.wakeIfIdle()
+}
+
+// wakeIfIdle wakes the supervisor if there is nothing left to wait for.
+func (r *running) wakeIfIdle() {
+	if !r.draining.Load() || r.busy.Load() > 0 {
+		return
+	}
+	select {
+	case r.idle <- struct{}{}:
+	default:
+	}
+}

@@ -16,6 +16,8 @@ const (
 	started    state = "started"    // it gets transactions and questions
 	unhealthy  state = "unhealthy"  // it is killed, but for one that was started by hand
 	healthy    state = "healthy"    // as started, after unhealthy
+	leaking    state = "leaking"    // as started, while another process starts in its place
+	draining   state = "draining"   // that one has taken its place, and it ends what it has
 	exited     state = "exited"     // it has ended by itself, or has not started
 	restarting state = "restarting" // there is a delay before the next start
 	resting    state = "resting"    // the same, as long as can be: it has ended too often
@@ -24,7 +26,7 @@ const (
 
 // levels are those of the records of states, but for slog.LevelInfo.
 var levels = map[state]slog.Level{
-	unhealthy: slog.LevelError, exited: slog.LevelError, resting: slog.LevelWarn,
+	unhealthy: slog.LevelError, exited: slog.LevelError, resting: slog.LevelWarn, leaking: slog.LevelWarn,
 }
 
 const (
@@ -85,32 +87,44 @@ type supervisor struct {
 	again    *backoff
 	began    chan error // gets the error of the first start, nil if there was none
 	away     bool       // was started by hand, and is not there: each attempt is one record
+
+	next     <-chan error // began of the supervisor that is to take over, while that starts
+	replaced bool         // that has taken over
 }
 
-// run starts the instance and keeps it alive until h.cancel is called. If it does
-// not start at first, run returns. It has a thread of its own: the kernel kills
-// the plugin when the thread ends that has started it, and what keeps the plugin
-// from privileges is done to that thread.
+// run starts the instance and keeps it alive until h.cancel is called, or another
+// supervisor has taken over. If it does not start at first, run returns. It has a
+// thread of its own: the kernel kills the plugin when the thread ends that has
+// started it, and what keeps the plugin from privileges is done to that thread.
 func (s *supervisor) run(ctx context.Context) {
 	r, err := s.launch(ctx)
 	s.began <- err
 	for r != nil {
 		followed := s.h.follow(r)
-		s.watch(r)
+		wanted := s.watch(r)
 		lived := time.Since(r.began)
 		s.h.unset(s.instance, r)
 		r.stop()
 		<-followed
-		s.report(r, lived)
+		s.report(r, wanted, lived)
+		if s.next != nil {
+			s.settle(r, <-s.next)
+		}
+		if s.replaced {
+			return
+		}
 		r = s.restart(lived)
 	}
 }
 
-// enter is where the state of an instance changes, and nowhere else.
+// enter is where the state of an instance changes, and nowhere else. The state of
+// one that was replaced is told only.
 func (s *supervisor) enter(to state, attrs ...any) {
-	s.h.mu.Lock()
-	s.h.states[s.instance] = to
-	s.h.mu.Unlock()
+	if !s.replaced {
+		s.h.mu.Lock()
+		s.h.states[s.instance] = to
+		s.h.mu.Unlock()
+	}
 	if s.away && to != exited && to != started {
 		return
 	}
@@ -128,7 +142,12 @@ func (s *supervisor) launch(ctx context.Context) (*running, error) {
 	s.h.announced.Do(func() {
 		s.h.answers, s.h.mayEdit, s.h.effectFree, s.h.needs = r.answers, r.mayEdit, r.effectFree, r.needs
 		s.h.capabilities.learn(r.capabilities)
+		err = s.h.command.fits(r)
 	})
+	if err != nil {
+		r.stop()
+		return nil, err
+	}
 	r.began = time.Now()
 	s.away = false
 	s.enter(started, r.id(), "delay", time.Since(r.launched).Round(time.Microsecond))
@@ -136,18 +155,27 @@ func (s *supervisor) launch(ctx context.Context) (*running, error) {
 	return r, nil
 }
 
-// watch returns when the plugin has ended, is to end, or was found sick and
-// killed. One that was started by hand may be sick: perhaps somebody looks at it.
-func (s *supervisor) watch(r *running) {
+// watch returns when the plugin has ended or was found sick and killed, or when,
+// as is wanted, it is to end: with the others, or since it has nothing to do any
+// more and another one is in its place. One that was started by hand may be sick:
+// perhaps somebody looks at it.
+func (s *supervisor) watch(r *running) (wanted bool) {
 	ticker := time.NewTicker(s.h.times.checkEvery)
 	defer ticker.Stop()
 	for sick := false; ; {
 		select {
 		case <-r.ended:
 			r.drain()
-			return
+			return false
 		case <-s.h.ctx.Done():
-			return
+			return true
+		case err := <-s.next:
+			if s.settle(r, err); s.replaced {
+				s.enter(draining, r.id(), "transactions", r.busy.Load())
+			}
+			continue
+		case <-r.idle:
+			return true
 		case <-ticker.C:
 		case <-r.suspect:
 		}
@@ -158,12 +186,14 @@ func (s *supervisor) watch(r *running) {
 			s.enter(unhealthy, r.id(), "error", err)
 			if r.process != nil {
 				r.process.kill()
-				return
+				return false
 			}
 			sick = true
 		case err == nil && sick:
 			s.enter(healthy, r.id())
 			sick = false
+		default:
+			s.replaceLeaking(r)
 		}
 	}
 }
@@ -197,8 +227,8 @@ func hasEnded(r *running) bool {
 }
 
 // report tells how the plugin has ended.
-func (s *supervisor) report(r *running, lived time.Duration) {
-	if s.h.ctx.Err() != nil {
+func (s *supervisor) report(r *running, wanted bool, lived time.Duration) {
+	if wanted || s.h.ctx.Err() != nil {
 		s.enter(stopped, r.id(), "how", r.how())
 		return
 	}
@@ -212,7 +242,15 @@ func (s *supervisor) restart(lived time.Duration) *running {
 		s.h.mu.Lock()
 		closing := s.h.closing
 		s.h.mu.Unlock()
-		if closing || !s.pause(lived) {
+		if closing {
+			return nil
+		}
+		delay, to := s.again.next(lived, time.Now()), restarting
+		if s.again.spent() {
+			to = resting
+		}
+		s.enter(to, "delay", delay)
+		if !s.h.sleep(delay) {
 			return nil
 		}
 		r, err := s.launch(s.h.ctx)
@@ -226,18 +264,12 @@ func (s *supervisor) restart(lived time.Duration) *running {
 	}
 }
 
-// pause waits as long as the back-off wants, and reports whether the instance is
-// to run on.
-func (s *supervisor) pause(lived time.Duration) bool {
-	delay, to := s.again.next(lived, time.Now()), restarting
-	if s.again.spent() {
-		to = resting
-	}
-	s.enter(to, "delay", delay)
+// sleep reports whether the plugin is to run on then.
+func (h *Host) sleep(d time.Duration) bool {
 	select {
-	case <-time.After(delay):
+	case <-time.After(d):
 		return true
-	case <-s.h.ctx.Done():
+	case <-h.ctx.Done():
 		return false
 	}
 }

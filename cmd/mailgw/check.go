@@ -201,6 +201,8 @@ func printSandbox(w io.Writer, b gateway.BackendConfig) {
 	s := b.Sandbox
 	add(b.Checksum != "", "program %s", b.Checksum)
 	add(b.Transactions > 0, "transactions %d", b.Transactions)
+	add(b.ReplaceMemory > 0, "replaced above %v of memory", b.ReplaceMemory)
+	add(b.ReplaceOpenFiles > 0, "replaced above %d open files", b.ReplaceOpenFiles)
 	if user := s.Credential; user != nil {
 		add(true, "uid %d, gid %d", user.Uid, user.Gid)
 	}

@@ -185,6 +185,7 @@ func pluginOf(c *gateway.Config, name string, log *slog.Logger) plugins.Command 
 	return plugins.Command{
 		Name: name, Path: path, Args: args, Env: env, Attach: b.Attached(), Checksum: checksum, Instances: b.Instances,
 		Directory: c.PluginDirectory, Settings: b.Settings, Transactions: b.Transactions, Log: log, Sandbox: sandboxOf(b.Sandbox),
+		ReplaceMemory: uint64(b.ReplaceMemory), ReplaceOpenFiles: uint64(b.ReplaceOpenFiles),
 	}
 }
 
@@ -209,6 +210,9 @@ func startProblems(c *gateway.Config, name string, err error) (problems gateway.
 			problems = append(problems, c.Problem(key+".settings."+f.Key, f.Text))
 		}
 		return problems
+	}
+	if of, ok := errors.AsType[plugins.KeyError](err); ok {
+		return gateway.Problems{c.Problem(settings.Join(key, of.Key), of.Err.Error())}
 	}
 	return gateway.Problems{c.Problem(key, strings.TrimPrefix(err.Error(), "backend "+name+": "))}
 }
