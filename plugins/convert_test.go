@@ -1,10 +1,14 @@
 package plugins
 
 import (
+	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
+
+	protobuf "google.golang.org/protobuf/proto"
 
 	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/plugins/internal/pb"
@@ -125,5 +129,60 @@ func TestAbsurdEditsAreRefused(t *testing.T) {
 func TestEveryEditIsKnown(t *testing.T) {
 	if n := reflect.TypeFor[backends.Edits]().NumField(); n != 7 {
 		t.Errorf("there are %d kinds of edits, want 7, which cross the border", n)
+	}
+}
+
+// What does it cost to carry an envelope across, with all that is known of the
+// client?
+func BenchmarkEnvelope(b *testing.B) {
+	for _, n := range []int{1, 50} {
+		tx := wholeTransaction()
+		tx.Envelope.Recipients = slices.Repeat([]backends.Recipient{{Address: "recipient@example.org"}}, n)
+		wire, err := protobuf.Marshal(transactionToWire(tx))
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Run(fmt.Sprintf("encode/%d", n), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := protobuf.Marshal(transactionToWire(tx)); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+		b.Run(fmt.Sprintf("decode/%d", n), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				var message pb.Transaction
+				if err := protobuf.Unmarshal(wire, &message); err != nil {
+					b.Fatal(err)
+				}
+				transactionFromWire(&message)
+			}
+		})
+	}
+}
+
+// And to carry its answers back?
+func BenchmarkStatuses(b *testing.B) {
+	var statuses pb.ToGateway
+	for i := range 50 {
+		statuses.Statuses = append(statuses.Statuses, &pb.RecipientStatus{Recipient: uint32(i), Status: statusToWire(backends.Delivered)})
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		wire, err := protobuf.Marshal(&statuses)
+		if err != nil {
+			b.Fatal(err)
+		}
+		var message pb.ToGateway
+		if err := protobuf.Unmarshal(wire, &message); err != nil {
+			b.Fatal(err)
+		}
+		for _, s := range message.Statuses {
+			if _, err := statusFromWire(s.Status); err != nil {
+				b.Fatal(err)
+			}
+		}
 	}
 }
