@@ -33,7 +33,9 @@ check:
 	@unformatted=$$($$($(GO) env GOROOT)/bin/gofmt -l .) || exit 1; \
 	if [ -n "$$unformatted" ]; then echo "not in gofmt's form:"; echo "$$unformatted"; exit 1; fi
 	$(GO) mod tidy -diff
+	$(GO) mod tidy -C internal/bench/peers -diff
 	$(GO) vet ./...
+	$(GO) vet -C internal/bench/peers ./...
 	$(GO) tool staticcheck ./...
 
 # Make the generated code anew. It needs protoc 3.21.12 (Debian: protobuf-compiler).

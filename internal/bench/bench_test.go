@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"net"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -37,6 +38,20 @@ func TestScenarios(t *testing.T) {
 	}
 }
 
+func TestProfiles(t *testing.T) {
+	dir := t.TempDir()
+	b := &bench{root: "../..", only: []string{mailgw}, rounds: 1, profiles: dir, out: t.Output(), results: results{}, absent: map[string]error{}}
+	if err := b.run([]int{3}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"gateway", "discard"} {
+		found, err := filepath.Glob(filepath.Join(dir, "*_mailgw_"+name+".pprof"))
+		if err != nil || len(found) != 1 {
+			t.Errorf("profiles of %s: %q, %v, want one", name, found, err)
+		}
+	}
+}
+
 // What a server answers is looked at, to the last reply.
 func TestWrongRepliesAreErrors(t *testing.T) {
 	tx := newTransaction("lmtp", 2, 1000)
@@ -51,7 +66,7 @@ func TestWrongRepliesAreErrors(t *testing.T) {
 		"silence for a recipient":    {begun, "250 a\r\n", "EOF"},
 		"a reply that is none":       {begun, "250 a\r\n250\r\n", `got "250", want 250`},
 		"a reply too much":           {begun + "250 d\r\n", ended, `a reply too much: "250 d\r\n"`},
-		"a line that does not end":   {begun, strings.Repeat("250 a", 1000), errLongLine.Error()},
+		"a line that does not end":   {begun, strings.Repeat("250 a", 4000), errLongLine.Error()},
 		"a reply that is multi-line": {begun, "250-a\r\n250-a\r\n250 a\r\n250 b\r\n", ""},
 	} {
 		conn, server := net.Pipe()

@@ -3,7 +3,7 @@ package main
 // The servers by name.
 const (
 	mailgw        = "mailgw"
-	mailgwWithTwo = "mailgw, 2 plugins"
+	mailgwWithTwo = "mailgw 2 plugins"
 	sink          = "smtp-sink"
 	goSMTP        = "go-smtp"
 	goSMTPGateway = "go-smtp gateway"

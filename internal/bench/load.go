@@ -26,11 +26,11 @@ type result struct {
 }
 
 // run sends messages for as long as it is told, at least one in each session.
-// What is under way then is finished, and counts. ready is called when all
-// sessions stand, before the first message.
+// What is under way then is finished, and counts. note is called before the
+// first message, when all sessions stand, and after the last answer.
 //
-// An answer that is not the wanted one is an error.
-func (l load) run(to target, during time.Duration, ready func() error) (result, error) {
+// An answer that is not the wanted one is an error, and so is one too many.
+func (l load) run(to target, during time.Duration, note func() error) (result, error) {
 	clients := make([]client, l.sessions)
 	defer func() {
 		for i := range clients {
@@ -49,7 +49,7 @@ func (l load) run(to target, during time.Duration, ready func() error) (result, 
 			return result{}, err
 		}
 	}
-	if err := ready(); err != nil {
+	if err := note(); err != nil {
 		return result{}, err
 	}
 	var all sync.WaitGroup
@@ -58,7 +58,14 @@ func (l load) run(to target, during time.Duration, ready func() error) (result, 
 		all.Go(func() { clients[i].sendUntil(began.Add(during)) })
 	}
 	all.Wait()
-	return summarize(clients, time.Since(began))
+	took := time.Since(began)
+	if err := note(); err != nil {
+		return result{}, err
+	}
+	for i := range clients {
+		clients[i].quit()
+	}
+	return summarize(clients, took)
 }
 
 func summarize(clients []client, took time.Duration) (result, error) {
@@ -93,6 +100,13 @@ type client struct {
 func (c *client) connect() (err error) {
 	c.session, err = c.open()
 	return err
+}
+
+// quit ends a session that is still there.
+func (c *client) quit() {
+	if c.err == nil && !c.reconnect {
+		c.err = c.session.quit()
+	}
 }
 
 func (c *client) close() {

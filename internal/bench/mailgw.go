@@ -8,7 +8,6 @@ import (
 )
 
 const mailgwConfig = `hostname = "gateway.example"
-plugin_directory = "."
 spool.directory = "."
 [[listener]]
 name = "lmtp"
@@ -24,9 +23,11 @@ limits.connections = 0
 routes = { "*" = [%[1]s] }
 [backend.discard]
 plugin = %[3]q
+settings.pprof = "discard.pprof"
 [backend.filter]
 plugin = %[3]q
 settings.pass = true
+settings.pprof = "filter.pprof"
 `
 
 func startMailgw(all programs, dir string) (*server, error) {
@@ -51,5 +52,6 @@ func startMailgwBy(all programs, dir, route string) (*server, error) {
 		return nil, err
 	}
 	s.plugins = true
-	return s, s.launch(dir, exec.Command(all.mailgw, "serve", "--config", config), lmtpAt(dir, "lmtp.sock"), smtp)
+	s.profiles = dir
+	return s, s.launch(dir, exec.Command(all.mailgw, "serve", "--config", config, "--pprof", "gateway.pprof"), lmtpAt(dir, "lmtp.sock"), smtp)
 }

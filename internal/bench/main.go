@@ -7,11 +7,12 @@
 package main
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -26,12 +27,18 @@ func main() {
 	flag.StringVar(&b.root, "root", ".", "the `directory` of mailgw's sources")
 	flag.StringVar(&b.mailgw, "mailgw", "", "the mailgw to measure, a `path`; by default it is built from the sources")
 	flag.StringVar(&only, "goals", "", "the `numbers` of the goals to measure, 1,2 say; by default all")
-	flag.Func("servers", "the `names` of the servers to measure, with commas between them; by default all", func(s string) error {
-		b.servers = strings.Split(s, ",")
+	flag.Func("servers", "the `names` of the servers to measure, with commas between them; by default all", func(list string) error {
+		b.only = strings.Split(list, ",")
+		for _, name := range b.only {
+			if kinds[name] == nil {
+				return fmt.Errorf("no server %q: want %q", name, slices.Sorted(maps.Keys(kinds)))
+			}
+		}
 		return nil
 	})
 	flag.IntVar(&b.rounds, "rounds", 5, "how `often` each server is measured in each scenario")
 	flag.DurationVar(&b.duration, "duration", time.Second, "how `long` that takes")
+	flag.StringVar(&b.profiles, "profiles", "", "the `directory` to write CPU profiles of mailgw and its plugins to; taking them costs time, too")
 	flag.Parse()
 	numbers, err := parseGoals(only)
 	if err == nil {
@@ -57,9 +64,10 @@ func parseGoals(list string) (numbers []int, err error) {
 // A bench measures.
 type bench struct {
 	root, mailgw string
-	servers      []string // all if there are none
+	only         []string // servers; all if there are none
 	rounds       int
 	duration     time.Duration
+	profiles     string // directory, if profiles are wanted
 	out          io.Writer
 
 	dir      string
@@ -70,21 +78,13 @@ type bench struct {
 
 // run measures for the goals with these numbers, or all.
 func (b *bench) run(numbers []int) (err error) {
-	if b.dir, err = os.MkdirTemp("/var/tmp", "mailgw-bench-"); err != nil {
+	// On a disk, where /tmp may be in memory.
+	if b.dir, err = newDirectory("/var/tmp", "mailgw-bench-"); err != nil {
 		return err
 	}
 	defer os.RemoveAll(b.dir)
-	// Dovecot and Postfix become other users.
-	if err := os.Chmod(b.dir, 0o755); err != nil {
+	if b.programs, err = findPrograms(b.root, b.dir, b.mailgw); err != nil {
 		return err
-	}
-	if b.programs, err = findPrograms(b.root, b.dir); err != nil {
-		return err
-	}
-	if b.mailgw != "" {
-		if b.programs.mailgw, err = filepath.Abs(b.mailgw); err != nil {
-			return err
-		}
 	}
 	if err := openMany(); err != nil {
 		return err
@@ -122,6 +122,15 @@ func openMany() error {
 // introduce says on what machine, and how, is measured.
 func (b *bench) introduce() {
 	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease")
-	fmt.Fprintf(b.out, "%d cores, Linux %s, %s; %d rounds of %v each\n",
-		runtime.NumCPU(), strings.TrimSpace(string(kernel)), runtime.Version(), b.rounds, b.duration)
+	processor, _ := os.ReadFile("/proc/cpuinfo")
+	_, model, _ := strings.Cut(string(processor), "model name\t: ")
+	model, _, _ = strings.Cut(model, "\n")
+	fmt.Fprintf(b.out, "%d cores of %s, Linux %s, %s; %d rounds of %v.\n%s",
+		runtime.NumCPU(), cmp.Or(model, runtime.GOARCH), strings.TrimSpace(string(kernel)), runtime.Version(), b.rounds, b.duration, legend)
 }
+
+const legend = `Where nothing else is said: LMTP on a unix socket (Postfix: SMTP over TCP), 20 sessions on
+connections that are kept, one recipient. Median (least-most) of the rounds. CPU is that of
+the server and of what is behind it, plugins or an smtp-sink, for each message. A column with
+an x has mailgw's figure divided by that of the row.
+`

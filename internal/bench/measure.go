@@ -20,23 +20,20 @@ type measurement func(s *server, l load, during time.Duration) (sample, error)
 func throughput(s *server, l load, during time.Duration) (sample, error) {
 	to := s.target(l.protocol)
 	l.protocol = to.protocol
-	var before usage
-	r, err := l.run(to, during, func() (err error) {
-		before, err = s.usage()
+	var used []usage
+	r, err := l.run(to, during, func() error {
+		u, err := s.usage()
+		used = append(used, u)
 		return err
 	})
-	if err != nil {
-		return sample{}, err
-	}
-	after, err := s.usage()
 	if err != nil {
 		return sample{}, err
 	}
 	n := float64(r.messages)
 	return sample{
 		rate:   n / r.took.Seconds(),
-		front:  microseconds(after.front-before.front) / n,
-		behind: microseconds(after.behind-before.behind) / n,
+		front:  microseconds(used[1].front-used[0].front) / n,
+		behind: microseconds(used[1].behind-used[0].behind) / n,
 		p50:    microseconds(r.p50),
 		p99:    microseconds(r.p99),
 	}, nil

@@ -21,8 +21,8 @@ type programs struct {
 }
 
 // findPrograms builds from the sources below root, into dir, what comes from
-// there, and finds the others.
-func findPrograms(root, dir string) (all programs, err error) {
+// there, and finds the others. A mailgw that is given is not built.
+func findPrograms(root, dir, mailgw string) (all programs, err error) {
 	build := func(module, name, what string) (string, error) {
 		path := filepath.Join(dir, name)
 		cmd := exec.Command("go", "build", "-buildvcs=false", "-o", path, what)
@@ -32,7 +32,12 @@ func findPrograms(root, dir string) (all programs, err error) {
 		}
 		return path, nil
 	}
-	if all.mailgw, err = build(".", "mailgw", "./cmd/mailgw"); err != nil {
+	if mailgw != "" {
+		all.mailgw, err = filepath.Abs(mailgw)
+	} else {
+		all.mailgw, err = build(".", "mailgw", "./cmd/mailgw")
+	}
+	if err != nil {
 		return all, err
 	}
 	if all.plugin, err = build(".", "plugin", "./internal/bench/plugin"); err != nil {

@@ -18,24 +18,22 @@ type server struct {
 
 	// What the server has started itself is behind it, too: plugins.
 	plugins bool
+
+	// Where sockets are that give profiles, if there are any: NAME.pprof.
+	profiles string
 }
 
-// A kind is a server that can be started in a directory of its own. An error
-// that is errMissing says that its programs are not there.
-type kind struct {
-	name  string
-	start func(programs, string) (*server, error)
-}
-
-// kinds are all servers. Those that pass mail on pass it to an smtp-sink.
-var kinds = []kind{
-	{mailgw, startMailgw},
-	{mailgwWithTwo, startMailgwWithTwo},
-	{sink, startSmtpSink},
-	{goSMTP, startGoSMTP},
-	{goSMTPGateway, startGoSMTPGateway},
-	{postfix, startPostfix},
-	{dovecot, startDovecot},
+// kinds start the servers, each in a directory of its own. An error that is
+// errMissing says that its programs are not there. Those that pass mail on pass it
+// to an smtp-sink.
+var kinds = map[string]func(all programs, dir string) (*server, error){
+	mailgw:        startMailgw,
+	mailgwWithTwo: startMailgwWithTwo,
+	sink:          startSmtpSink,
+	goSMTP:        startGoSMTP,
+	goSMTPGateway: startGoSMTPGateway,
+	postfix:       startPostfix,
+	dovecot:       startDovecot,
 }
 
 var (

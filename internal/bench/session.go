@@ -21,7 +21,7 @@ const patience = 5 * time.Minute
 // looks at each reply.
 type session struct {
 	conn       net.Conn
-	buf        [4096]byte
+	buf        [16 << 10]byte
 	next, last int // what was read and not looked at, in buf
 }
 

@@ -7,16 +7,25 @@ package main
 import (
 	"context"
 	"io"
+	"net"
+	"net/http"
+	_ "net/http/pprof"
 
 	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/plugins"
 )
 
 type settings struct {
-	Pass bool `toml:"pass"`
+	Pass  bool   `toml:"pass"`
+	Pprof string `toml:"pprof"` // the path of a socket for net/http/pprof
 }
 
 func open(s settings) (backends.Backend, error) {
+	l, err := net.Listen("unix", s.Pprof)
+	if err != nil {
+		return nil, err
+	}
+	go http.Serve(l, nil)
 	return backends.Func(func(_ context.Context, tx *backends.DataContext) error {
 		if _, err := io.Copy(io.Discard, tx.Body); err != nil {
 			return err
