@@ -95,11 +95,15 @@ func TestNewPlugin(t *testing.T) {
 				needPython(t)
 			}
 			dir := filepath.Join(t.TempDir(), "my-plugin")
-			if out, err := exec.Command(bin+"/mailgw", "new-plugin", "--lang", language, "--mailgw", sources, dir).CombinedOutput(); err != nil {
+			args := []string{"new-plugin", "--lang", language, dir}
+			if language == "go" {
+				args = append(args, "--mailgw", sources)
+			}
+			if out, err := exec.Command("mailgw", args...).CombinedOutput(); err != nil || strings.Contains(string(out), "PATH") {
 				t.Fatalf("%v\n%s", err, out)
 			}
 			shell{dir}.follow(t, dir+"/README.md", "unix:lmtp.sock", []string{
-				tested, "\nall ", " checks are ok\n", "ann@example.org  250 2.0.0", "bob@example.org  550 5.1.1", ":X-Example: seen",
+				tested, "\nall ", " checks are ok\n", "ann@example.org  250 2.0.0", "bob@example.org  550 5.1.1", ":X-Example: seen", "reloaded",
 			})
 		})
 	}

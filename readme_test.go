@@ -213,12 +213,11 @@ func TestReadmeFirstRun(t *testing.T) {
 	}
 }
 
+// They are typed into one shell.
 func TestReadmeShell(t *testing.T) {
-	sh := shell{checkout(t)}
-	for _, block := range snippets(t, "sh") {
-		if out, err := sh.command("set -e\n" + block).CombinedOutput(); err != nil {
-			t.Errorf("%s\n%v\n%s", block, err, out)
-		}
+	blocks := strings.Join(snippets(t, "sh"), "")
+	if out, err := (shell{checkout(t)}).command("set -ex\n" + blocks).CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -63,7 +64,7 @@ Exit codes:
 			if err := writeProject(dir, files); err != nil {
 				return exitError{exitSystem, err}
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s is written. %s says how to try it.\n", dir, filepath.Join(dir, "README.md"))
+			fmt.Fprintf(cmd.OutOrStdout(), "%s is written. %s says how to try it.\n%s", dir, filepath.Join(dir, "README.md"), pathHint())
 			return nil
 		},
 	}
@@ -72,6 +73,24 @@ Exit codes:
 	cmd.Flags().StringVar(&sources, "mailgw", "", "directory of the sources of mailgw, for a plugin in Go")
 	cmd.MarkFlagDirname("mailgw")
 	return cmd
+}
+
+// pathHint says how to have this program in the PATH, if it is not there.
+func pathHint() string {
+	self, err := os.Executable()
+	if err != nil || filepath.Base(self) != "mailgw" {
+		return ""
+	}
+	this, err := os.Stat(self)
+	if err != nil {
+		return ""
+	}
+	if found, err := exec.LookPath("mailgw"); err == nil {
+		if info, err := os.Stat(found); err == nil && os.SameFile(info, this) {
+			return ""
+		}
+	}
+	return fmt.Sprintf("It wants this mailgw in your PATH:\n\n    export PATH=\"%s:$PATH\"\n", filepath.Dir(self))
 }
 
 // projectFiles are the files of a project, by name.
@@ -85,6 +104,9 @@ func projectFiles(language, name, sources string) (map[string]string, error) {
 		}
 		files["go.mod"] = text
 	case "python":
+		if sources != "" {
+			return nil, errors.New("--mailgw is for Go: a plugin in Python has all of mailgw that it needs")
+		}
 		if err := addFiles(files, python.Files, "."); err != nil {
 			return nil, err
 		}

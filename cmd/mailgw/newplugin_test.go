@@ -10,13 +10,13 @@ import (
 
 // What the README of a project says is run by TestNewPlugin of the root.
 func TestNewPluginWritesItsFiles(t *testing.T) {
-	for language, want := range map[string][]string{
-		"go":     {"README.md", "gateway.toml", "go.mod", "main.go", "main_test.go"},
-		"python": {"README.md", "gateway.toml", "mailgw.py", "plugin.py", "plugin_pb2.py", "test_plugin.py"},
+	for args, want := range map[string][]string{
+		"--mailgw ../..": {"README.md", "gateway.toml", "go.mod", "main.go", "main_test.go"},
+		"--lang python":  {"README.md", "gateway.toml", "mailgw.py", "plugin.py", "plugin_pb2.py", "test_plugin.py"},
 	} {
 		dir := filepath.Join(t.TempDir(), "my-plugin")
-		if stdout, stderr, code := command(t, "", "new-plugin", "--lang", language, "--mailgw", "../..", dir); code != 0 {
-			t.Fatalf("%s: exit code %d\n%s%s", language, code, stdout, stderr)
+		if stdout, stderr, code := command(t, "", append([]string{"new-plugin", dir}, strings.Fields(args)...)...); code != 0 {
+			t.Fatalf("%s: exit code %d\n%s%s", args, code, stdout, stderr)
 		}
 		entries, err := os.ReadDir(dir)
 		if err != nil {
@@ -27,11 +27,11 @@ func TestNewPluginWritesItsFiles(t *testing.T) {
 			got = append(got, entry.Name())
 			text, err := os.ReadFile(filepath.Join(dir, entry.Name()))
 			if err != nil || strings.Contains(strings.ToLower(string(text)), templateName) {
-				t.Errorf("%s: %s is not of this plugin; %v", language, entry.Name(), err)
+				t.Errorf("%s: %s is not of this plugin; %v", args, entry.Name(), err)
 			}
 		}
 		if !slices.Equal(got, want) {
-			t.Errorf("%s: got %q, want %q", language, got, want)
+			t.Errorf("%s: got %q, want %q", args, got, want)
 		}
 	}
 }
@@ -52,6 +52,7 @@ func TestNewPluginThatCannotBe(t *testing.T) {
 		{"--lang rust x", exitUsage, "want go or python"},
 		{"x", exitUsage, "with --mailgw where its sources are"},
 		{"--mailgw . x", exitUsage, "--mailgw .: open "},
+		{"--lang python --mailgw . x", exitUsage, "--mailgw is for Go"},
 		{"--lang python taken", exitSystem, "taken: file exists"},
 		{"--lang python nowhere/x", exitSystem, "no such file or directory"},
 	} {
