@@ -38,7 +38,8 @@ func recordCommand() *cobra.Command {
 		Long: `Record keeps the next transactions of a backend as text files, each named by the
 transaction's ID: the session, the envelope and the message as the backend got
 them, and what it answered for each recipient, with its edits. Replay gives them
-to a plugin again.
+to a plugin again. What a backend was asked before there was a message, at RCPT for
+instance, is not in them: whom it refused then is in no transaction.
 
 It asks the gateway that was started with this configuration file, and has to run
 as the user of the gateway or as root. The gateway does not write the files: they

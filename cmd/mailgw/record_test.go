@@ -121,6 +121,10 @@ func TestRecordAndReplay(t *testing.T) {
 	}
 	os.WriteFile(settings, []byte(`rule = [{to = "*", status = "550 5.7.1 no mail for you, sorry"}]`), 0o600)
 	stdout, _, code = runToEnd(t, "replay", secret, "--plugin", "static", "--settings", settings)
+	if strings.Count(stdout, "same but for the text: was 550 5.7.1 no mail for you, is 550 5.7.1 no mail for you, sorry\n") != 2 || code != 0 {
+		t.Errorf("exit code %d\n%s", code, stdout)
+	}
+	stdout, _, code = runToEnd(t, "replay", "--exact", secret, "--plugin", "static", "--settings", settings)
 	if strings.Count(stdout, "differs: was 550 5.7.1 no mail for you, is 550 5.7.1 no mail for you, sorry\n") != 2 || code != exitDiffers {
 		t.Errorf("exit code %d\n%s", code, stdout)
 	}

@@ -21,6 +21,7 @@ type replayFlags struct {
 	underTest
 	plugin  string
 	timeout time.Duration
+	exact   bool
 	update  bool
 }
 
@@ -37,9 +38,12 @@ The plugin is a program, or one that ships, with the settings of a file; or that
 backend of a configuration, with all that it has there. The transactions are real to
 the plugin: what it does with mail, it does.
 
-What fails is the same whatever it says of it. Of a file that was redacted codes and
-kinds of edits are compared, and no texts, until --update has written new answers.
-A file that was written by hand may leave out what was answered; --update adds it.
+Of an answer the code and the enhanced code decide. What else it says may be another
+queue ID each time: where it differs that is shown, and is the same all the same,
+unless --exact wants the same text. What fails is the same whatever it says of it.
+Edits are compared to the letter. Of a file that was redacted codes and kinds of edits
+are compared, and no texts, until --update has written new answers. A file that was
+written by hand may leave out what was answered; --update adds it.
 
 Exit codes:
   0   all is the same, or --update has written what is not
@@ -60,6 +64,7 @@ Exit codes:
 	flags := cmd.Flags()
 	flags.StringVar(&f.plugin, "plugin", "", "path of a program, or the name of a plugin that ships")
 	flags.DurationVar(&f.timeout, "timeout", time.Minute, "what a transaction may take")
+	flags.BoolVar(&f.exact, "exact", false, "compare the texts of answers, too")
 	flags.BoolVar(&f.update, "update", false, "write what the plugin says now into files that differ")
 	cmd.MarkFlagsOneRequired("plugin", "backend")
 	cmd.MarkFlagsMutuallyExclusive("plugin", "backend")
@@ -143,7 +148,7 @@ func (f *replayFlags) replay(ctx context.Context, plugin *host, file recorded, s
 	defer cancel()
 	said := record.Hear(ctx, plugin, file.Transaction(), record.Store)
 	same = true
-	for _, finding := range file.Compare(said) {
+	for _, finding := range file.Compare(said, f.exact) {
 		fmt.Fprintf(stdout, "%s: %v\n", file.name, finding)
 		same = same && finding.Same
 	}

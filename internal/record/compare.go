@@ -14,36 +14,56 @@ import (
 type Finding struct {
 	About   string // a recipient, "edit" or "response"
 	Was, Is string // "nothing", if it was not said
-	Same    bool
+	Same    bool   // what it says is the same, perhaps in other words
 }
 
 // String returns "bob@example.org  differs: was next backend, is 250 2.0.0 ok".
 func (f Finding) String() string {
-	if f.Same {
-		return fmt.Sprintf("%s  same: %s", f.About, f.Is)
+	switch {
+	case !f.Same:
+		return fmt.Sprintf("%s  differs: was %s, is %s", f.About, f.Was, f.Is)
+	case f.Was != f.Is:
+		return fmt.Sprintf("%s  same but for the text: was %s, is %s", f.About, f.Was, f.Is)
 	}
-	return fmt.Sprintf("%s  differs: was %s, is %s", f.About, f.Was, f.Is)
+	return fmt.Sprintf("%s  same: %s", f.About, f.Is)
 }
 
 // Compare compares what a backend says of r now with what r has: first of the
-// recipients, in order, then the edits and the response, if there are any. What
-// happens to have failed in other words is the same. Of a record that is redacted
-// the texts are not compared.
-func (r *Record) Compare(now Said) []Finding {
+// recipients, in order, then the edits and the response, if there are any.
+//
+// Of an answer the codes decide, because texts have queue IDs and the like; with
+// exact the text does, too, unless it is that of a failure. Edits are compared to
+// the letter. Of a record that is redacted no texts are compared.
+func (r *Record) Compare(now Said, exact bool) []Finding {
 	if r.Redacted {
 		now = now.redacted()
 	}
 	var all []Finding
 	for i, to := range r.Envelope.Recipients {
-		was, is := r.Answers[i], now.Answers[i]
-		same := was == is || was.Failure != "" && is.Failure != ""
-		all = append(all, Finding{printable(to.Address), printable(was.String()), printable(is.String()), same})
+		all = append(all, compareAnswers(printable(to.Address), r.Answers[i], now.Answers[i], exact))
 	}
 	all = append(all, compareEdits(&r.Edits, &now.Edits)...)
 	if was, is := (Answer{Status: r.Response}), (Answer{Status: now.Response}); was != is || was != (Answer{}) {
-		all = append(all, Finding{"response", printable(was.String()), printable(is.String()), was == is})
+		all = append(all, compareAnswers("response", was, is, exact))
 	}
 	return all
+}
+
+func compareAnswers(about string, was, is Answer, exact bool) Finding {
+	f := Finding{about, printable(was.String()), printable(is.String()), was == is}
+	if !exact || was.Failure != "" {
+		f.Same = was.withoutText() == is.withoutText()
+	}
+	return f
+}
+
+// withoutText is what decides, of an answer.
+func (a Answer) withoutText() Answer {
+	a.Status.Text = ""
+	if a.Failure != "" {
+		a.Failure = redactedText
+	}
+	return a
 }
 
 // printable returns s as it is, or quoted if that is not for a terminal.

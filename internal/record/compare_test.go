@@ -21,33 +21,43 @@ func TestCompare(t *testing.T) {
 		return backends.Edits{Message: bytes.NewReader([]byte(text))}
 	}
 	for _, test := range []struct {
-		name     string
-		was, is  Said
-		redacted bool
-		want     string
+		name    string
+		was, is Said
+		how     string // "redacted", "exact"
+		want    string
 	}{
-		{"same", Said{Answers: []Answer{{Next: true}}}, Said{Answers: []Answer{{Next: true}}}, false, "a@b  same: next backend"},
-		{"other text", Said{Answers: []Answer{status(550, "5.1.1", "no")}}, Said{Answers: []Answer{status(550, "5.1.1", "gone")}}, false,
+		{"same", Said{Answers: []Answer{{Next: true}}}, Said{Answers: []Answer{{Next: true}}}, "", "a@b  same: next backend"},
+		{"other text", Said{Answers: []Answer{status(550, "5.1.1", "no")}}, Said{Answers: []Answer{status(550, "5.1.1", "gone")}}, "",
+			"a@b  same but for the text: was 550 5.1.1 no, is 550 5.1.1 gone"},
+		{"other text, exactly", Said{Answers: []Answer{status(550, "5.1.1", "no")}}, Said{Answers: []Answer{status(550, "5.1.1", "gone")}}, "exact",
 			"a@b  differs: was 550 5.1.1 no, is 550 5.1.1 gone"},
-		{"other text than that which was redacted", Said{Answers: []Answer{status(550, "5.1.1", "redacted")}}, Said{Answers: []Answer{status(550, "5.1.1", "gone")}}, true,
+		{"other enhanced code", Said{Answers: []Answer{status(550, "5.1.1", "no")}}, Said{Answers: []Answer{status(550, "5.1.2", "no")}}, "",
+			"a@b  differs: was 550 5.1.1 no, is 550 5.1.2 no"},
+		{"other text than that which was redacted", Said{Answers: []Answer{status(550, "5.1.1", "redacted")}}, Said{Answers: []Answer{status(550, "5.1.1", "gone")}}, "redacted",
 			"a@b  same: 550 5.1.1 redacted"},
-		{"other code than that which was redacted", Said{Answers: []Answer{status(550, "5.1.1", "redacted")}}, Said{Answers: []Answer{status(450, "4.1.1", "gone")}}, true,
+		{"other code than that which was redacted", Said{Answers: []Answer{status(550, "5.1.1", "redacted")}}, Said{Answers: []Answer{status(450, "4.1.1", "gone")}}, "redacted",
 			"a@b  differs: was 550 5.1.1 redacted, is 450 4.1.1 redacted"},
-		{"failures have no wording", Said{Answers: []Answer{{Failure: "pid 1"}}}, Said{Answers: []Answer{{Failure: "pid\n2"}}}, false,
-			`a@b  same: "failure: pid\n2"`},
-		{"no answer in the file", Said{Answers: []Answer{{}}}, Said{Answers: []Answer{{Next: true}}}, false, "a@b  differs: was nothing, is next backend"},
-		{"edits", Said{Answers: []Answer{{Next: true}}, Edits: field(0, "A: b")}, Said{Answers: []Answer{{Next: true}}, Edits: field(1, "A: b")}, false,
+		{"failures have no wording", Said{Answers: []Answer{{Failure: "pid 1"}}}, Said{Answers: []Answer{{Failure: "pid\n2"}}}, "",
+			`a@b  same but for the text: was failure: pid 1, is "failure: pid\n2"`},
+		{"not even exactly", Said{Answers: []Answer{{Failure: "pid 1"}}}, Said{Answers: []Answer{{Failure: "pid 2"}}}, "exact",
+			"a@b  same but for the text: was failure: pid 1, is failure: pid 2"},
+		{"a failure that is none any more", Said{Answers: []Answer{{Failure: "pid 1"}}}, Said{Answers: []Answer{status(451, "4.3.0", "pid 1")}}, "exact",
+			"a@b  differs: was failure: pid 1, is 451 4.3.0 pid 1"},
+		{"no answer in the file", Said{Answers: []Answer{{}}}, Said{Answers: []Answer{{Next: true}}}, "", "a@b  differs: was nothing, is next backend"},
+		{"edits", Said{Answers: []Answer{{Next: true}}, Edits: field(0, "A: b")}, Said{Answers: []Answer{{Next: true}}, Edits: field(1, "A: b")}, "",
 			"a@b  same: next backend\nedit  differs: was add 0 A: b, is add 1 A: b"},
-		{"an edit that is gone", Said{Answers: []Answer{{Next: true}}, Edits: field(0, "A: b")}, Said{Answers: []Answer{{Next: true}}}, false,
+		{"an edit that is gone", Said{Answers: []Answer{{Next: true}}, Edits: field(0, "A: b")}, Said{Answers: []Answer{{Next: true}}}, "",
 			"a@b  same: next backend\nedit  differs: was add 0 A: b, is nothing"},
-		{"messages", Said{Answers: []Answer{{Next: true}}, Edits: message("a\r\nb\r\n")}, Said{Answers: []Answer{{Next: true}}, Edits: message("a\r\nc\r\n")}, false,
+		{"messages", Said{Answers: []Answer{{Next: true}}, Edits: message("a\r\nb\r\n")}, Said{Answers: []Answer{{Next: true}}, Edits: message("a\r\nc\r\n")}, "",
 			"a@b  same: next backend\nedit  differs: was message of 6 octets, is message of 6 octets, another one from line 2 on"},
-		{"response", Said{Answers: []Answer{{Next: true}}, Response: backends.Delivered}, Said{Answers: []Answer{{Next: true}}}, false,
+		{"response in other words", Said{Answers: []Answer{{Next: true}}, Response: backends.Delivered}, Said{Answers: []Answer{{Next: true}}, Response: backends.NewStatus(250, "2.0.0", "ok")}, "",
+			"a@b  same: next backend\nresponse  same but for the text: was 250 2.0.0 delivered, is 250 2.0.0 ok"},
+		{"response", Said{Answers: []Answer{{Next: true}}, Response: backends.Delivered}, Said{Answers: []Answer{{Next: true}}}, "",
 			"a@b  same: next backend\nresponse  differs: was 250 2.0.0 delivered, is nothing"},
 	} {
-		r := &Record{Envelope: backends.Envelope{Recipients: []backends.Recipient{{Address: "a@b"}}}, Said: test.was, Redacted: test.redacted}
+		r := &Record{Envelope: backends.Envelope{Recipients: []backends.Recipient{{Address: "a@b"}}}, Said: test.was, Redacted: test.how == "redacted"}
 		var got []string
-		for _, f := range r.Compare(test.is) {
+		for _, f := range r.Compare(test.is, test.how == "exact") {
 			got = append(got, f.String())
 		}
 		if text := strings.Join(got, "\n"); text != test.want {
