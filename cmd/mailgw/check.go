@@ -8,6 +8,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -23,8 +24,9 @@ func checkCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Check the configuration and print what it amounts to",
 		Long: `Check reads the configuration, starts the plugin of each backend once, and prints
-the listeners, with the limits that hold, their routes, the pattern that decides
-first at the top, and the backends. It opens no listener, and may run beside the
+the listeners, their routes, the pattern that decides first at the top, and the
+backends. Most keys are printed only if their values are not the defaults, which
+gateway.toml has. It opens no listener, and may run beside the
 gateway. What files and sockets the user may use decides too: run it as the user
 that serve is started as. If that is root, it becomes the user of the configuration,
 as serve does.
@@ -99,8 +101,11 @@ func check(ctx context.Context, config, smuggling string, stdout, stderr io.Writ
 	return nil
 }
 
-// printListener prints what holds for a listener, which offers auth at best.
+// printListener prints what holds for a listener, which offers auth at best: who
+// may do what, and what is not as it is by default.
 func printListener(w io.Writer, l *gateway.ListenerConfig, auth []string) {
+	var defaults gateway.ListenerConfig
+	defaults.SetDefaults()
 	fmt.Fprintf(w, "listener %s: %s on %s\n", l.Name, l.Protocol, l.Address)
 	if path, ok := strings.CutPrefix(l.Address, "unix:"); ok && path[0] != '@' {
 		fmt.Fprintf(w, "  mode %04o, owner %s, group %s\n", l.Mode, cmp.Or(l.Owner, "unchanged"), cmp.Or(l.Group, "unchanged"))
@@ -115,18 +120,14 @@ func printListener(w io.Writer, l *gateway.ListenerConfig, auth []string) {
 	fmt.Fprintf(w, "  xforward from %s\n", cmp.Or(strings.Join(l.XForward, ", "), "nobody"))
 	printList(w, "xclient from", l.XClient)
 	printList(w, "proxy from", l.Proxy)
-	fmt.Fprintf(w, "  mirror %t, dsn %t, offer_requiretls %t, chunking %t, one_route %t, strict_envelopes %t, unknown_parameters %s, bare_newlines %s, unauthorized_pipelining %s\n",
-		l.Mirror, l.DSN, l.OfferRequireTLS, l.Chunking, l.OneRoute, l.StrictEnvelopes, l.UnknownParameters, l.BareNewlines, l.UnauthorizedPipelining)
 	printList(w, "ask", l.Ask)
-	fmt.Fprintf(w, "  auth %s, in_clear %t, required %t\n", cmp.Or(strings.Join(auth, " "), "not offered"), l.Auth.InClear, l.Auth.Required)
+	fmt.Fprintln(w, "  auth "+strings.Join(append([]string{cmp.Or(strings.Join(auth, " "), "not offered")}, changed(l.Auth, defaults.Auth)...), ", "))
+	printList(w, "with", changed(*l, defaults, "name", "address", "protocol", "mode", "owner", "group", "require_tls"))
 	printList(w, "tls_senders", l.TLSSenders)
 	printList(w, "auth_senders", l.AuthSenders)
 	printAccess(w, "senders", l.Senders)
 	printAccess(w, "recipients", l.Recipients)
-	fmt.Fprintln(w, "  limits")
-	for field, value := range reflect.ValueOf(l.Limits.InForce()).Fields() {
-		fmt.Fprintf(w, "    %-20s  %s\n", field.Tag.Get("toml"), limit(value.Interface()))
-	}
+	printList(w, "limits", append([]string{"message_size " + limit(l.Limits.MessageSize)}, changed(l.Limits.InForce(), defaults.Limits, "message_size")...))
 	for _, r := range l.Rates {
 		fmt.Fprintf(w, "  rate %v\n", r)
 	}
@@ -144,6 +145,23 @@ func printList(w io.Writer, key string, list []string) {
 	if len(list) > 0 {
 		fmt.Fprintf(w, "  %s %s\n", key, strings.Join(list, ", "))
 	}
+}
+
+// changed returns the keys of a table and their values, as far as they are single
+// values and not those of defaults, but for those that are printed elsewhere.
+func changed(table, defaults any, elsewhere ...string) (words []string) {
+	then := reflect.ValueOf(defaults)
+	for field, value := range reflect.ValueOf(table).Fields() {
+		key := field.Tag.Get("toml")
+		switch value.Kind() {
+		case reflect.Struct, reflect.Slice, reflect.Map, reflect.Pointer:
+			continue
+		}
+		if key != "" && !slices.Contains(elsewhere, key) && !value.Equal(then.FieldByIndex(field.Index)) {
+			words = append(words, key+" "+limit(value.Interface()))
+		}
+	}
+	return words
 }
 
 // printAccess prints who is allowed and who is denied, if that is restricted.
@@ -170,15 +188,23 @@ func printAccess(w io.Writer, who string, a gateway.AccessConfig) {
 
 func printBackend(w io.Writer, name string, b gateway.BackendConfig, h *plugins.Host) {
 	fmt.Fprintf(w, "backend %s: %s\n", name, describe(b))
-	fmt.Fprintf(w, "  starts, settings accepted, timeout %v, on_failure %s, recipients_per_transaction %s\n", b.Timeout, b.OnFailure, limit(b.RecipientsPerTransaction))
+	var defaults gateway.BackendConfig
+	defaults.SetDefaults()
+	printList(w, "starts, settings accepted,", append([]string{"timeout " + b.Timeout.String(), "on_failure " + b.OnFailure},
+		changed(b, defaults, "plugin", "checksum", "timeout", "on_failure", "shadow_of", "shadow_share")...))
 	printSandbox(w, b)
 	fmt.Fprintf(w, "  can do %s; may edit %v\n", capabilities(h.Capabilities()), h.MayEdit())
+	if h.IsEffectFree() {
+		fmt.Fprintln(w, "  free of effects")
+	}
 	if b.ShadowOf != "" {
 		fmt.Fprintf(w, "  shadow of %s, for %g%% of its mail\n", b.ShadowOf, b.ShadowShare)
 	}
-	if needs := h.Needs(); needs != nil {
-		fmt.Fprintf(w, "  needs %q\n", needs) // quoted, since they are a stranger's words
+	var needs []string
+	for _, n := range h.Needs() {
+		needs = append(needs, strconv.Quote(n)) // since they are a stranger's words
 	}
+	printList(w, "needs", needs)
 	var answers []string
 	for _, t := range backends.Topics() {
 		if h.Answers(t) {
@@ -200,9 +226,6 @@ func printSandbox(w io.Writer, b gateway.BackendConfig) {
 	}
 	s := b.Sandbox
 	add(b.Checksum != "", "program %s", b.Checksum)
-	add(b.Transactions > 0, "transactions %d", b.Transactions)
-	add(b.ReplaceMemory > 0, "replaced above %v of memory", b.ReplaceMemory)
-	add(b.ReplaceOpenFiles > 0, "replaced above %d open files", b.ReplaceOpenFiles)
 	if user := s.Credential; user != nil {
 		add(true, "uid %d, gid %d", user.Uid, user.Gid)
 	}
@@ -243,9 +266,9 @@ func capabilities(can backends.Capabilities) string {
 	return cmp.Or(strings.Join(names, ", "), "nothing")
 }
 
-// limit prints a limit. Zero means that there is none.
+// limit prints a value. The zero of a limit means that there is none.
 func limit(v any) string {
-	if reflect.ValueOf(v).IsZero() {
+	if _, is := v.(bool); !is && reflect.ValueOf(v).IsZero() {
 		return "none"
 	}
 	return fmt.Sprint(v)

@@ -93,7 +93,7 @@ func TestPromiseThatNoBackendKeeps(t *testing.T) {
 func TestCheckPrintsWhatHolds(t *testing.T) {
 	t.Parallel() // it waits for processes
 	rate := "[[listener.rate]]\nby = \"client\"\nmessages = 100\nrecipients = 200\nbytes = \"1GiB\"\nat_once = 5\n"
-	dir, file := configure(t, strings.Replace(mainTOML, "[listener.routes]", "limits.mime_parts = 1000\n"+rate+"[listener.routes]", 1))
+	dir, file := configure(t, strings.Replace(mainTOML, "[listener.routes]", "chunking = true\nunknown_parameters = 'keep'\nlimits.mime_parts = 1000\nlimits.connections = 0\nlimits.message_size = '10MiB'\n"+rate+"[listener.routes]", 1))
 	stdout, stderr, code := runToEnd(t, "check", "--config", file)
 	if code != 0 {
 		t.Fatalf("exit code %d, printed\n%s", code, stderr)
@@ -101,11 +101,11 @@ func TestCheckPrintsWhatHolds(t *testing.T) {
 	for _, want := range []string{
 		"\nlistener lmtp: lmtp on unix:" + dir + "/lmtp.sock\n",
 		"\nlistener smtp: smtp on tcp:127.0.0.1:0\n",
-		"\n    message_size          50MiB\n",
-		"\n    mime_depth            100\n    mime_parts            1000\n",
+		"\n  auth not offered\n  with chunking true, unknown_parameters keep\n  limits message_size 10MiB, mime_depth 100, mime_parts 1000, connections none\n",
+		"\n  auth not offered\n  limits message_size 50MiB\n", // of the other listener
 		"\n  rate by client (/32, /64): 100 messages per 1h0m0s, 200 recipients per 1h0m0s, bytes 1GiB per 1h0m0s, 5 transactions at once\n",
 		"\n  routes\n    @discard.example  -> drop\n    *                 -> demo, inbox\n",
-		"\nbackend drop: discard\n",
+		"\nbackend drop: discard\n  starts, settings accepted, timeout 5m0s, on_failure tempfail\n",
 		"\nbackend inbox: maildir, ",
 	} {
 		if !strings.Contains(stdout, want) {
