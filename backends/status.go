@@ -115,12 +115,18 @@ func (s Status) Sanitized() Status {
 // enhancedOfClass reports whether e is an enhanced status code of the given
 // class: RFC 3463, section 2.
 func enhancedOfClass(e string, class int) bool {
-	parts := strings.Split(e, ".")
-	if len(parts) != 3 || parts[0] != fmt.Sprint(class) {
+	first, rest, _ := strings.Cut(e, ".")
+	subject, detail, _ := strings.Cut(rest, ".")
+	return len(first) == 1 && int(first[0]-'0') == class && isUpTo999(subject) && isUpTo999(detail)
+}
+
+// isUpTo999 reports whether s is such a number, without leading zeros.
+func isUpTo999(s string) bool {
+	if s == "" || len(s) > 3 || len(s) > 1 && s[0] == '0' {
 		return false
 	}
-	for _, p := range parts[1:] {
-		if len(p) < 1 || len(p) > 3 || strings.Trim(p, "0123456789") != "" || len(p) > 1 && p[0] == '0' {
+	for i := range len(s) {
+		if s[i] < '0' || s[i] > '9' {
 			return false
 		}
 	}
@@ -128,6 +134,9 @@ func enhancedOfClass(e string, class int) bool {
 }
 
 func sanitizedText(text string) string {
+	if len(text) <= maxStatusText && isPrintable(text) {
+		return text
+	}
 	lines := strings.Split(strings.ReplaceAll(text, "\r\n", "\n"), "\n")
 	lines = lines[:min(len(lines), maxStatusLines)]
 	for i, line := range lines {
@@ -143,4 +152,14 @@ func sanitizedText(text string) string {
 		lines[i] = line[:min(len(line), maxStatusText)]
 	}
 	return strings.TrimRight(strings.Join(lines, "\n"), "\n")
+}
+
+// isPrintable reports whether s is one line of printable US-ASCII.
+func isPrintable(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
 }

@@ -79,23 +79,24 @@ const maxParts = 8
 // at once, and returns without waiting.
 func (d *delivery) run(b *branch) {
 	backend := d.backends[b.route.backends[b.stage]]
-	most := backend.RecipientsPerTransaction
-	if most == 0 {
-		most = len(b.to)
-	}
-	parts := slices.Collect(slices.Chunk(b.to, most))
+	most := cmp.Or(backend.RecipientsPerTransaction, len(b.to))
+	parts := (len(b.to) + most - 1) / most
 	d.hold(backend.name, b)
-	d.busy.Add(int32(len(parts)))
+	d.busy.Add(int32(parts))
 	adds := d.mayAdd(b)
 	if adds {
-		d.adding(len(parts))
+		d.adding(parts)
 	}
-	waiting := make(chan []destination, len(parts))
-	for _, part := range parts {
+	if parts == 1 {
+		go d.call(backend, b, adds)
+		return
+	}
+	waiting := make(chan []destination, parts)
+	for part := range slices.Chunk(b.to, most) {
 		waiting <- part
 	}
 	close(waiting)
-	for range min(len(parts), maxParts) {
+	for range min(parts, maxParts) {
 		go func() {
 			for to := range waiting {
 				part := *b
@@ -288,13 +289,12 @@ func (d *delivery) dataContext(b *branch, body io.Reader) *backends.DataContext 
 	tx := &backends.DataContext{
 		ID:       d.id,
 		Session:  d.session.Clone(), // backends run side by side, and may change what is theirs
-		Envelope: backends.Envelope{Sender: b.sender, Params: slices.Clone(b.params)},
+		Envelope: backends.Envelope{Sender: b.sender, Params: slices.Clone(b.params), Recipients: make([]backends.Recipient, len(b.to))},
 		Size:     b.message.Size(),
 		Body:     body,
 	}
-	for _, to := range b.to {
-		tx.Envelope.Recipients = append(tx.Envelope.Recipients,
-			backends.Recipient{Address: to.Address, Params: slices.Clone(to.Params)})
+	for i, to := range b.to {
+		tx.Envelope.Recipients[i] = backends.Recipient{Address: to.Address, Params: slices.Clone(to.Params)}
 	}
 	return tx
 }

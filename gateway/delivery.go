@@ -78,8 +78,9 @@ type delivery struct {
 	digest   backends.Digest // of the message as it came, if there is a digester
 	received time.Time
 
-	ctx    context.Context
-	cancel context.CancelFunc
+	ctx     context.Context
+	cancel  context.CancelFunc
+	unwatch func() bool // stops waiting for the end of ctx
 
 	original *message               // as it came
 	content  func() ([]byte, error) // its digest, made once
@@ -121,7 +122,7 @@ type edits struct{ body, header string }
 func (d *delivery) begin(ctx context.Context, m *message, budget time.Duration) {
 	d.parent = ctx
 	d.ctx, d.cancel = context.WithTimeout(ctx, budget)
-	context.AfterFunc(d.ctx, func() { d.answerAll(backends.StatusOf(context.Cause(d.ctx))) })
+	d.unwatch = context.AfterFunc(d.ctx, func() { d.answerAll(backends.StatusOf(context.Cause(d.ctx))) })
 	d.original, d.messages = m, []*message{m}
 	d.content = sync.OnceValues(m.sum)
 	d.busy.Store(1)
@@ -137,10 +138,14 @@ func (d *delivery) begin(ctx context.Context, m *message, budget time.Duration) 
 // one the messages are given back; a recipient without an answer would be a
 // bug by then, and gets TryLater.
 func (d *delivery) finish() {
-	if d.busy.Add(-1) == 0 {
-		d.release()
-		d.cancel()
+	if d.busy.Add(-1) > 0 {
+		return
 	}
+	d.release()
+	if d.unwatch() {
+		d.answerAll(backends.TryLater)
+	}
+	d.cancel()
 }
 
 // release gives back what the transaction holds. No backend may read it any
@@ -201,11 +206,13 @@ func (d *delivery) settle(first, end int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	final, failure := d.added()
+	progress := false
 	for i := first; i < end; i++ {
 		f := &d.fates[i]
 		if f.decided.IsZero() || !f.answer.IsZero() || !final && !f.added && f.decided.Positive() {
 			continue
 		}
+		progress = true
 		f.answer = f.decided
 		if !f.added && f.answer.Positive() && !failure.IsZero() {
 			f.answer = failure
@@ -219,9 +226,11 @@ func (d *delivery) settle(first, end int) {
 		// The client goes on, and need not wait until all calls have ended.
 		d.rates.leave(d.transaction)
 	}
-	select {
-	case d.progress <- struct{}{}:
-	default:
+	if progress {
+		select {
+		case d.progress <- struct{}{}:
+		default:
+		}
 	}
 }
 
