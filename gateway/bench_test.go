@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -87,7 +86,7 @@ func (l load) run(b *testing.B) {
 		return err
 	})}
 	c := testConfig(b, all, "protocol = 'lmtp'\naddress = 'unix:"+l.Socket+"'\n[listener.routes]\n'*' = ['discard']\n")
-	s, err := New(c, all, slog.New(slog.NewTextHandler(log, nil)))
+	s, err := New(c, all, NewLogger(c.Log, log))
 	if err != nil {
 		b.Fatal(err)
 	}

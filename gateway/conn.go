@@ -29,6 +29,7 @@ type conn struct {
 	w      *bufio.Writer    // writes through conn.Write
 	log    *slog.Logger     // names the peer and, if it is another one, the client
 	ends   time.Time        // of the session
+	tells  bool             // w has answers, of which the log is to tell first
 	named  *backends.Client // that log names
 
 	mu       sync.Mutex
@@ -266,8 +267,13 @@ func (c *conn) say(r smtp.Reply) {
 
 func (c *conn) flush() error { return c.w.Flush() }
 
-// Write gives a client that does not read CommandTimeout.
+// Write gives a client that does not read CommandTimeout. What became of a
+// message is in the log before the client knows it.
 func (c *conn) Write(p []byte) (int, error) {
+	if c.tells {
+		flushLog(c.log)
+		c.tells = false
+	}
 	c.socket.SetWriteDeadline(time.Now().Add(c.Limits.CommandTimeout))
 	return c.stream.Write(p)
 }
@@ -387,6 +393,7 @@ func (c *conn) sayAnswers(ctx context.Context, d *delivery) (err error) {
 			c.forgive()
 			taken = true
 		}
+		c.tells = true
 		c.say(r)
 	}
 	if err != nil || taken {

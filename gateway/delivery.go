@@ -207,6 +207,7 @@ func (d *delivery) settle(first, end int) {
 	defer d.mu.Unlock()
 	final, failure := d.added()
 	progress := false
+	now := time.Now()
 	for i := first; i < end; i++ {
 		f := &d.fates[i]
 		if f.decided.IsZero() || !f.answer.IsZero() || !final && !f.added && f.decided.Positive() {
@@ -217,7 +218,7 @@ func (d *delivery) settle(first, end int) {
 		if !f.added && f.answer.Positive() && !failure.IsZero() {
 			f.answer = failure
 		}
-		d.logAnswer(f)
+		d.logAnswer(f, now)
 		if !f.added {
 			d.answered++
 		}
@@ -252,29 +253,28 @@ func (d *delivery) added() (final bool, failure backends.Status) {
 }
 
 // logAnswer is the line that tells the whole story of a recipient.
-func (d *delivery) logAnswer(f *fate) {
-	attrs := []any{
-		"to", f.address,
-		"backend", f.holder,
-		"code", f.answer.Code,
-		"enhanced", f.answer.Enhanced,
-		"text", f.answer.Text,
-		"delay", time.Since(d.began).Round(time.Microsecond),
-		"wait", time.Since(d.received).Round(time.Microsecond),
-	}
+func (d *delivery) logAnswer(f *fate, now time.Time) {
+	attrs := append(make([]slog.Attr, 0, 14),
+		slog.String("to", f.address),
+		slog.String("backend", f.holder),
+		slog.Int("code", f.answer.Code),
+		slog.String("enhanced", f.answer.Enhanced),
+		slog.String("text", f.answer.Text),
+		slog.Duration("delay", now.Sub(d.began).Round(time.Microsecond)),
+		slog.Duration("wait", now.Sub(d.received).Round(time.Microsecond)))
 	if f.edited != nil {
-		attrs = append(attrs, "body", f.edited.body, "header", f.edited.header)
+		attrs = append(attrs, slog.String("body", f.edited.body), slog.String("header", f.edited.header))
 	}
 	if f.route != "" {
-		attrs = append(attrs, "route", f.route, "diverted_by", f.divertedBy)
+		attrs = append(attrs, slog.String("route", f.route), slog.String("diverted_by", f.divertedBy))
 	}
 	if f.added {
-		attrs = append(attrs, "added", true)
+		attrs = append(attrs, slog.Bool("added", true))
 	}
 	if f.answer != f.decided {
-		attrs = append(attrs, "decided", f.decided.Error())
+		attrs = append(attrs, slog.String("decided", f.decided.Error()))
 	}
-	d.log.Info("status", attrs...)
+	logTogether(d.log, now, "status", attrs...)
 }
 
 // answerAll answers every recipient that has no answer yet, in the name of

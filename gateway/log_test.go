@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/mailgw/mailgw/backends"
 )
@@ -156,5 +157,85 @@ func TestLogTellsEdits(t *testing.T) {
 				t.Errorf("%s is not in\n%s", want, log.String())
 			}
 		}
+	}
+}
+
+// writes are what a log has written, write by write.
+type writes chan string
+
+func (w writes) Write(p []byte) (int, error) {
+	w <- string(p)
+	return len(p), nil
+}
+
+// What the log tells of a transaction goes out at once, and the client hears of
+// it afterwards.
+func TestLogOfTransactionIsOneWrite(t *testing.T) {
+	for _, format := range []string{"text", "json"} {
+		log := make(writes, 10)
+		s := testServer(t, testBackends, "protocol = 'lmtp'\n")
+		s.log = NewLogger(LogConfig{Level: "info", Format: format}, log)
+		s.log.Handler().(*logHandler).lines.longest = time.Hour
+		c := dialServer(t, s)
+		c.hear(t)
+		c.ask(t, "LHLO x", "MAIL FROM:<>", "RCPT TO:<ok@example.org>", "RCPT TO:<perm@example.org>", "DATA")
+		io.WriteString(c, ".\r\n")
+		c.hear(t)
+		if len(log) == 0 {
+			t.Fatal("the client has its first answer, and the log has nothing")
+		}
+		text := <-log
+		if n := strings.Count(text, "\n"); n != 3 || !strings.Contains(text, "received") || strings.Count(text, "status") != 2 {
+			t.Errorf("%s: %d lines at once, want that received and two of status, in\n%s", format, n, text)
+		}
+		if c.hear(t); len(log) > 0 {
+			t.Errorf("%s: more is written:\n%s", format, <-log)
+		}
+	}
+}
+
+// No line waits for a backend.
+func TestLogOfTransactionDoesNotWait(t *testing.T) {
+	log := make(writes, 10)
+	received := backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		if text := <-log; !strings.Contains(text, "msg=received") {
+			t.Errorf("got %q, want the line received", text)
+		}
+		tx.SetAll(backends.Delivered)
+		return nil
+	})
+	s := testServer(t, map[string]backends.Backend{"received": received}, "protocol = 'lmtp'\n[listener.routes]\n'*' = ['received']\n")
+	s.log = NewLogger(LogConfig{Level: "info"}, log)
+	c := dialServer(t, s)
+	c.hear(t)
+	c.ask(t, "LHLO x", "MAIL FROM:<>", "RCPT TO:<ok@example.org>", "DATA", ".")
+}
+
+// Lines stay in order, and are not held without bound.
+func TestLogLines(t *testing.T) {
+	log := make(writes, 100)
+	logger := NewLogger(LogConfig{Level: "info"}, log).With("listener", "lmtp")
+	logger.Handler().(*logHandler).lines.longest = time.Hour
+	logTogether(logger, time.Now(), "received", slog.String("to", "a"))
+	logger.Debug("nothing")
+	logger.Warn("backend", "to", "b")
+	logTogether(logger, time.Now(), "status", slog.String("to", "c"))
+	flushLog(logger)
+	flushLog(logger)
+	var lines []string
+	for range 2 {
+		for line := range strings.Lines(<-log) {
+			_, line, _ = strings.Cut(line, " ")
+			lines = append(lines, line)
+		}
+	}
+	if got, want := strings.Join(lines, ""), "level=INFO msg=received listener=lmtp to=a\nlevel=WARN msg=backend listener=lmtp to=b\nlevel=INFO msg=status listener=lmtp to=c\n"; got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+	for range mostHeld / 100 {
+		logTogether(logger, time.Now(), "received", slog.String("to", strings.Repeat("x", 100)))
+	}
+	if n := len(<-log); n < mostHeld || n > mostHeld+1000 {
+		t.Errorf("%d octets waited, want about %d", n, mostHeld)
 	}
 }

@@ -173,14 +173,19 @@ func maxReplaced(limit int64) int64 {
 }
 
 func (d *delivery) logReceived(m *message) {
-	attrs := []any{"size", m.size, "recipients", len(d.recipients), "protocol", d.session.Protocol, "helo", d.session.HELO}
+	attrs := append(make([]slog.Attr, 0, 11),
+		slog.Int64("size", m.size),
+		slog.Int("recipients", len(d.recipients)),
+		slog.String("protocol", d.session.Protocol),
+		slog.String("helo", d.session.HELO))
 	if x := d.session.XForward; x != nil && x.Forwarded {
-		attrs = append(attrs, "client_name", x.Name, "client_addr", x.Addr, "client_helo", x.HELO, "client_proto", x.Proto)
+		attrs = append(attrs, slog.String("client_name", x.Name), slog.String("client_addr", x.Addr),
+			slog.String("client_helo", x.HELO), slog.String("client_proto", x.Proto))
 	}
 	if d.session.User != "" {
-		attrs = append(attrs, "user", d.session.User, "mechanism", d.session.Mechanism)
+		attrs = append(attrs, slog.String("user", d.session.User), slog.String("mechanism", d.session.Mechanism))
 	}
-	d.log.Info("received", attrs...)
+	logTogether(d.log, d.received, "received", attrs...)
 }
 
 // refuse answers all recipients without asking a backend.

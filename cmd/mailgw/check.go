@@ -75,7 +75,7 @@ func check(ctx context.Context, config, smuggling string, stdout, stderr io.Writ
 	if err != nil {
 		return err
 	}
-	log := newLogger(gateway.LogConfig{Level: "warn"}, stderr)
+	log := gateway.NewLogger(gateway.LogConfig{Level: "warn"}, stderr)
 	hosts, err := startBackends(ctx, c, slices.Collect(maps.Keys(c.Backends)), problems, log)
 	if err != nil {
 		return exitError{exitConfig, err}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"os"
 	"slices"
 
@@ -58,25 +57,6 @@ func loadConfig(path string, stderr io.Writer) (*gateway.Config, gateway.Problem
 		fmt.Fprintf(stderr, "warning: %s\n", w)
 	}
 	return c, problems, nil
-}
-
-// newLogger returns the log that the configuration asks for.
-func newLogger(c gateway.LogConfig, w io.Writer) *slog.Logger {
-	var options slog.HandlerOptions
-	var level slog.Level
-	level.UnmarshalText([]byte(c.Level)) // Load has checked it
-	options.Level = level
-	if c.Format == "json" {
-		// A number of nanoseconds is nothing for people.
-		options.ReplaceAttr = func(_ []string, a slog.Attr) slog.Attr {
-			if a.Value.Kind() == slog.KindDuration {
-				a.Value = slog.Float64Value(a.Value.Duration().Seconds())
-			}
-			return a
-		}
-		return slog.New(slog.NewJSONHandler(w, &options))
-	}
-	return slog.New(slog.NewTextHandler(w, &options))
 }
 
 // filters are the plugins that ship and decide nobody whom they do not refuse.

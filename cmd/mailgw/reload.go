@@ -114,7 +114,7 @@ func (s *service) replace(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	log := newLogger(c.Log, s.stderr)
+	log := gateway.NewLogger(c.Log, s.stderr)
 	next := hosts{}
 	if c.Log == s.config.Log { // of which plugins are told at their start
 		maps.Copy(next, s.hosts)

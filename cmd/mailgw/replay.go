@@ -87,7 +87,7 @@ func (f *replayFlags) run(ctx context.Context, names []string, stdout, stderr io
 	if err != nil {
 		return err
 	}
-	log := newLogger(gateway.LogConfig{Level: "warn"}, stderr)
+	log := gateway.NewLogger(gateway.LogConfig{Level: "warn"}, stderr)
 	command, err := f.command([]string{f.plugin}, log, stderr)
 	if err != nil {
 		return exitError{exitConfig, err}

@@ -92,7 +92,7 @@ func serve(config, profiles string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	log := newLogger(c.Log, stderr)
+	log := gateway.NewLogger(c.Log, stderr)
 	log.Info("starting", "version", version(), "config", config)
 	if profiles != "" {
 		end, err := profiling(profiles)

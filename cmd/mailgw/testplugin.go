@@ -92,7 +92,7 @@ Exit codes:
 func testPlugin(ctx context.Context, f testPluginFlags, args []string, stdout, stderr io.Writer) error {
 	log := slog.New(slog.DiscardHandler)
 	if f.verbose {
-		log = newLogger(gateway.LogConfig{Level: "info"}, stderr)
+		log = gateway.NewLogger(gateway.LogConfig{Level: "info"}, stderr)
 	}
 	command, err := f.command(args, log, stderr)
 	if err != nil {
