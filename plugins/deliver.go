@@ -52,6 +52,8 @@ func (h *Host) Deliver(ctx context.Context, tx *backends.DataContext) error {
 		h.calls.Go(func() {
 			defer leave()
 			if err := c.receiveLate(); err != nil {
+				err = h.crash(c.plugin, err)
+				c.fail(err)
 				h.command.Log.LogAttrs(ctx, slog.LevelError, "backend", append(idsOf(&tx.Session, tx.ID).attrs(),
 					slog.String("event", "failure"), slog.String("error", err.Error()))...)
 			}
@@ -230,7 +232,6 @@ func (c *call) receiveLate() error {
 			err = errors.New("protocol: more than statuses after returned")
 		}
 		if err != nil {
-			c.fail(err)
 			return err
 		}
 	}
@@ -376,8 +377,12 @@ func (c *call) end() {
 // fail ends the stream and decides the recipients that were started.
 func (c *call) fail(err error) {
 	c.end()
+	crash, crashed := errors.AsType[*backends.CrashError](err)
 	for i := range c.pending {
 		if c.tx.Undecided(i) {
+			if crashed {
+				c.tx.Crashed(i, crash)
+			}
 			c.tx.SetStatus(i, backends.StatusOf(err))
 		}
 	}
