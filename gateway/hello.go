@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"os"
 	"strconv"
 	"strings"
 	"unicode"
@@ -84,12 +85,24 @@ func (d *dialog) keywords() []string {
 		keywords = append(keywords, "AUTH "+strings.Join(mechanisms, " "))
 	}
 	if d.trusted {
-		keywords = append(keywords, xforward.Keyword, "X-MAILGW "+d.gen.name)
+		keywords = append(keywords, xforward.Keyword)
+	}
+	if d.trusted || d.hasOurName() {
+		keywords = append(keywords, "X-MAILGW "+d.gen.name)
 	}
 	if d.mayXClient {
 		keywords = append(keywords, xforward.ClientKeyword)
 	}
 	return keywords
+}
+
+// hasOurName reports whether the client has the name by which a relay of ours calls
+// itself, if its settings say no other one. No Received field counts how often a
+// message goes through a relay, so that it has to notice at once that it talks to
+// ourselves.
+func (d *dialog) hasOurName() bool {
+	machine, _ := os.Hostname()
+	return strings.EqualFold(d.session.HELO, machine) || strings.EqualFold(d.session.HELO, d.hostname)
 }
 
 // greet takes the name of the client, unless a backend refuses it. The reply

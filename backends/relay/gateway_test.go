@@ -84,18 +84,21 @@ func TestContract(t *testing.T) {
 }
 
 // A relay whose target is the gateway that it serves notices it at once, by the
-// name of the gateway's process.
+// name of the gateway's process. That is told to those who are trusted, and to a
+// relay by its name.
 func TestLoop(t *testing.T) {
-	w := &witness{}
-	logTo(t, w)
-	socket := filepath.Join(t.TempDir(), "s")
-	s := to("smtp+unix:" + socket)
-	b := newRelay(t, s)
-	startGateway(t, "protocol = 'smtp'\naddress = 'unix:"+socket+"'\nxforward = ['unix']", b)
-	if got := deliver(t, newRelay(t, s)); !strings.HasPrefix(got, "451 4.4.6 routing loop: the next hop is this gateway") {
-		t.Errorf("got %q", got)
-	}
-	if want := []string{"log the target is this gateway"}; !slices.Equal(w.told, want) {
-		t.Errorf("the log has %q, want %q", w.told, want)
+	for _, listener := range []string{"xforward = ['unix']", ""} {
+		w := &witness{}
+		logTo(t, w)
+		socket := filepath.Join(t.TempDir(), "s")
+		s := to("smtp+unix:" + socket)
+		b := newRelay(t, s)
+		startGateway(t, "protocol = 'smtp'\naddress = 'unix:"+socket+"'\n"+listener, b)
+		if got := deliver(t, newRelay(t, s)); !strings.HasPrefix(got, "451 4.4.6 routing loop: the next hop is this gateway") {
+			t.Errorf("%q: got %q", listener, got)
+		}
+		if want := []string{"log the target is this gateway"}; !slices.Equal(w.told, want) {
+			t.Errorf("%q: the log has %q, want %q", listener, w.told, want)
+		}
 	}
 }
