@@ -38,8 +38,8 @@
 // take is refused, as the RFCs demand:
 //
 //   - a message larger than SIZE says: 552 5.3.4
-//   - an octet beyond US-ASCII without 8BITMIME: 554 5.6.3. SMTPUTF8 without need is
-//     no reason; an address beyond US-ASCII gets 553 5.6.7, a header 554 5.6.9
+//   - an octet beyond US-ASCII without 8BITMIME, as a target without EHLO is: 554
+//     5.6.3, though many others would just send it. SMTPUTF8 without need is no reason; an address beyond US-ASCII gets 553 5.6.7, a header 554 5.6.9
 //   - BODY=BINARYMIME without BINARYMIME and CHUNKING: 554 5.6.3
 //   - REQUIRETLS without it, or without a verified certificate: 550 5.7.30
 //   - NOTIFY=SUCCESS without DSN: 451 4.3.3. RFC 3461, section 5.2.2, has a relay

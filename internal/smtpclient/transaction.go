@@ -23,12 +23,10 @@ type Transaction struct {
 	// to its end, the server does not get a whole message.
 	Message io.Reader
 
-	// Size is that of Message in octets; zero if it is not known.
-	Size int64
-
-	// Chunking uses BDAT (RFC 3030) where the server announces it, if Size is
-	// known.
+	// Chunking uses BDAT (RFC 3030) where the server announces it. Size is that
+	// of Message in octets then.
 	Chunking bool
+	Size     int64
 }
 
 // A Recipient is one of a transaction.
@@ -77,7 +75,7 @@ func arguments(prefix, path string, params []string) string {
 func (c *Conn) Send(ctx context.Context, tx *Transaction, answer func(i int, reply smtp.Reply, err error)) {
 	defer c.during(ctx)()
 	d := delivery{Conn: c, tx: tx, answer: answer}
-	d.chunking = tx.Chunking && tx.Size > 0 && c.announces("CHUNKING")
+	d.chunking = tx.Chunking && c.announces("CHUNKING")
 	if err := d.impossible(); err != nil {
 		for i := range tx.Recipients {
 			answer(i, smtp.Reply{}, err)
