@@ -10,7 +10,7 @@
 //
 //	SENDER           reverse-path, empty for bounces
 //	RECIPIENT        forward-path, empty if there are several
-//	RECIPIENTS       all of them, one on a line
+//	RECIPIENTS       all of them, one on a line; no more than 128 KiB
 //	SIZE             octets of the message, with CRLF
 //	CLIENT_ADDRESS   IP address of the client: by XFORWARD, by a proxy, or the peer's
 //	CLIENT_HOSTNAME  its name, if one that is trusted told it
@@ -43,8 +43,13 @@
 // the header as they are. What it prints to standard error is for the log, the last
 // 4 KiB of it.
 //
+// Linux lets no variable have more than 128 KiB. If the recipients have more, that is a
+// failure each time; recipients_per_transaction = 500 of the backend has them fit.
+//
 // At the end of the transaction's time it is killed, and all processes of its
-// process group are; so are those that it leaves behind when it ends. If the
+// process group are; so are those that it leaves behind when it ends. One that has
+// left the group lives on; if it holds the standard output, header fields may be
+// missing, which is a failure. If the
 // message breaks off it is killed as well, and does not see an end of it. A
 // program that stores the message cannot rely on that if mailgw itself is
 // killed: it should compare what it got with SIZE.
@@ -174,11 +179,16 @@ func (b *backend) Deliver(ctx context.Context, tx *backends.DataContext) error {
 		return fmt.Errorf("%s: %v", b.Command[0], p.state)
 	case b.Final:
 		tx.SetAll(backends.Delivered)
+	case b.Headers && p.held:
+		return errHeld
 	case b.Headers:
 		return addFields(tx, &p.stdout)
 	}
 	return nil
 }
+
+// errHeld says that header fields may be missing.
+var errHeld = errors.New("a process that the program has left behind holds its output")
 
 // addFields puts what a program printed on top of the header.
 func addFields(tx *backends.DataContext, printed *output) error {

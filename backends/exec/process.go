@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -35,6 +34,7 @@ type process struct {
 	lf             bool // lines of the message end in LF
 	stdout, stderr output
 	state          *os.ProcessState // after wait
+	held           bool             // somebody else may have printed more
 }
 
 // start starts the program for a transaction. wait is to be called then.
@@ -93,7 +93,7 @@ func (p *process) wait(ctx context.Context) error {
 	if _, ok := err.(*osexec.ExitError); ok {
 		err = nil // the state tells
 	} else if err == osexec.ErrWaitDelay {
-		err = errors.New("a process that the program has left behind holds its output")
+		p.held, err = true, nil
 	}
 	return cmp.Or(broken, err)
 }
