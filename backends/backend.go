@@ -44,6 +44,10 @@ type Hooks struct {
 	// Status is called once for each recipient that the backend decides.
 	Status func(i int, s Status)
 
+	// StatusAll is called instead of Status for the recipients, in order, that
+	// one call of SetAll decides. Without it, Status is called for each.
+	StatusAll func(recipients []int, s Status)
+
 	// Started is called when recipient i is to be delivered beyond the
 	// return of Deliver. A call of Status for i follows. It must not call
 	// methods of the DataContext.
@@ -54,9 +58,6 @@ type Hooks struct {
 
 	// Wrote is called by DataContext.Wrote.
 	Wrote func(d Digest)
-
-	// Crashed is called by DataContext.Crashed.
-	Crashed func(i int, crash *CrashError)
 
 	// Ignored is called for a status or a started delivery that does not
 	// count, with the reason.
@@ -91,7 +92,7 @@ type PanicError struct {
 func (e *PanicError) Error() string { return fmt.Sprintf("panic: %v\n%s", e.Value, e.Stack) }
 
 // A *CrashError is the error of a backend whose process has ended while it had
-// the transaction, or a delivery of it that was under way after Deliver returned.
+// the transaction.
 type CrashError struct {
 	Err    error
 	Output []string // the last lines that it wrote

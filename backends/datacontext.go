@@ -136,10 +136,7 @@ func (tx *DataContext) decide(i int, s Status) (hooks Hooks, why string) {
 	case f.closed:
 		return tx.hooks, "Deliver had returned"
 	}
-	f.status = s
-	if f.unwatch != nil {
-		f.unwatch()
-	}
+	f.decide(s)
 	tx.calling++
 	return tx.hooks, ""
 }
@@ -154,14 +151,49 @@ func (tx *DataContext) decided() {
 
 // SetAll decides every recipient that has no status yet.
 func (tx *DataContext) SetAll(s Status) {
-	tx.mu.Lock()
-	tx.makeFates()
-	n := len(tx.recipients)
-	tx.mu.Unlock()
-	for i := range n {
-		if tx.Undecided(i) {
-			tx.SetStatus(i, s)
+	if s.IsZero() {
+		tx.SetStatus(0, s) // which tells that it is ignored
+		return
+	}
+	recipients, hooks := tx.decideAll(s)
+	if recipients == nil {
+		return
+	}
+	defer tx.decided()
+	switch {
+	case hooks.StatusAll != nil:
+		hooks.StatusAll(recipients, s)
+	case hooks.Status != nil:
+		for _, i := range recipients {
+			hooks.Status(i, s)
 		}
+	}
+}
+
+// decideAll is decide for all recipients that are undecided, which it returns.
+func (tx *DataContext) decideAll(s Status) (recipients []int, hooks Hooks) {
+	tx.mu.Lock()
+	defer tx.mu.Unlock()
+	tx.makeFates()
+	for i := range tx.recipients {
+		if f := &tx.recipients[i]; f.undecided() {
+			f.decide(s)
+			recipients = append(recipients, i)
+		}
+	}
+	if recipients != nil {
+		tx.calling++
+	}
+	return recipients, tx.hooks
+}
+
+// undecided reports whether a status would count.
+func (f *fate) undecided() bool { return f.status.IsZero() && !f.closed }
+
+func (f *fate) decide(s Status) {
+	f.status = s
+	if f.unwatch != nil {
+		f.unwatch()
 	}
 }
 
@@ -182,7 +214,7 @@ func (tx *DataContext) Undecided(i int) bool {
 	tx.mu.Lock()
 	defer tx.mu.Unlock()
 	f, why := tx.fate(i)
-	return why == "" && f.status.IsZero() && !f.closed
+	return why == "" && f.undecided()
 }
 
 // StartDelivery says that recipient i is being delivered beyond the return
@@ -260,17 +292,6 @@ func (tx *DataContext) Wrote(d Digest) {
 	tx.mu.Unlock()
 	if hooks.Wrote != nil {
 		hooks.Wrote(d)
-	}
-}
-
-// Crashed tells that the process that was to deliver recipient i has ended after
-// Deliver returned. It is to be called before the status that comes of it.
-func (tx *DataContext) Crashed(i int, crash *CrashError) {
-	tx.mu.Lock()
-	hooks := tx.hooks
-	tx.mu.Unlock()
-	if hooks.Crashed != nil {
-		hooks.Crashed(i, crash)
 	}
 }
 
