@@ -206,24 +206,30 @@ const (
 // between 32 KiB and 1 MiB, and clears its buffers.
 var chunks chunkPool
 
-type chunkPool struct{ large sync.Pool }
+type chunkPool struct{ small, large sync.Pool }
+
+// smallBuffer is enough for most messages.
+const smallBuffer = maxChunk / 4
 
 // Get returns a buffer with that length. Its contents are whatever they are.
 func (p *chunkPool) Get(length int) *[]byte {
-	if length > maxChunk/4 {
-		if b, ok := p.large.Get().(*[]byte); ok {
-			*b = (*b)[:length]
-			return b
-		}
-		b := make([]byte, length, maxChunk)
-		return &b
+	pool, size := &p.small, smallBuffer
+	if length > smallBuffer {
+		pool, size = &p.large, maxChunk
 	}
-	b := make([]byte, length)
+	if b, ok := pool.Get().(*[]byte); ok {
+		*b = (*b)[:length]
+		return b
+	}
+	b := make([]byte, length, max(length, size))
 	return &b
 }
 
 func (p *chunkPool) Put(b *[]byte) {
-	if cap(*b) == maxChunk {
+	switch cap(*b) {
+	case smallBuffer:
+		p.small.Put(b)
+	case maxChunk:
 		p.large.Put(b)
 	}
 }

@@ -202,6 +202,9 @@ func returnedFromWire(r *pb.Returned, tx *backends.DataContext) (result, err err
 }
 
 func editsToWire(e backends.Edits) *pb.Returned {
+	if e.IsZero() {
+		return noEdits
+	}
 	edits := &pb.Edits{Message: e.Message != nil}
 	for _, f := range e.Fields {
 		edits.Fields = append(edits.Fields, &pb.FieldEdit{

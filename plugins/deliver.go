@@ -8,10 +8,7 @@ import (
 	"log/slog"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
-	"google.golang.org/grpc/status"
 
 	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/plugins/internal/pb"
@@ -46,14 +43,12 @@ func (h *Host) Deliver(ctx context.Context, tx *backends.DataContext) error {
 		leave()
 		return h.crash(c.plugin, err)
 	case len(c.pending) == 0:
-		c.end()
+		c.stream.end()
 		leave()
 	default:
 		h.calls.Go(func() {
 			defer leave()
 			if err := c.receiveLate(); err != nil {
-				err = h.crash(c.plugin, err)
-				c.fail(err)
 				h.command.Log.LogAttrs(ctx, slog.LevelError, "backend", append(idsOf(&tx.Session, tx.ID).attrs(),
 					slog.String("event", "failure"), slog.String("error", err.Error()))...)
 			}
@@ -62,18 +57,13 @@ func (h *Host) Deliver(ctx context.Context, tx *backends.DataContext) error {
 	return result
 }
 
-// A call is a transaction on its way through the plugin. One goroutine sends
-// the message. Another receives the answers: that of Deliver, and a new one
-// for the deliveries that are under way when Deliver returns.
+// A call is a transaction on its way through the plugin.
 type call struct {
 	tx     *backends.DataContext
 	caller context.Context // of Deliver
 	began  time.Time
-	ctx    context.Context // of the stream
-	cancel context.CancelCauseFunc
 	plugin *running
-	stream grpc.BidiStreamingClient[pb.ToPlugin, pb.ToGateway]
-	sent   chan struct{} // closed when nobody reads tx.Body any more
+	stream stream
 
 	// What the goroutine that receives knows.
 	pending  map[int]bool // recipients that are started and have no status
@@ -82,48 +72,99 @@ type call struct {
 	held     *answer // was received too early
 }
 
+// A stream carries one transaction to the plugin, and the answers back: that of
+// Deliver, and those for the deliveries that are under way when Deliver returns.
+// There are two kinds, which carry the same messages: that of gRPC, which all
+// plugins have, and the lane.
+type stream interface {
+	// receive returns the next answer, which holds until the next call.
+	receive() (*answer, error)
+
+	// end ends the stream, and returns when nobody reads tx.Body any more. It
+	// may be called again.
+	end()
+}
+
 // An answer is a message from the plugin.
 type answer struct {
 	*pb.ToGateway
 	chunk mem.BufferSlice
 }
 
+// A parcel is a transaction with the beginning of its message, before it has
+// left.
+type parcel struct {
+	tx    *backends.DataContext
+	first mem.BufferSlice
+}
+
+// pack reads the beginning of the message.
+func pack(tx *backends.DataContext) (p parcel, err error) {
+	p.tx = tx
+	if tx.Size > 0 {
+		if p.first, err = readChunk(tx.Body, int(min(tx.Size, maxChunk))); err != nil {
+			return p, fmt.Errorf("read the message: %w", err)
+		}
+	}
+	return p, nil
+}
+
+// rest is how much of the message follows the beginning.
+func (p *parcel) rest() int64 { return p.tx.Size - int64(p.first.Len()) }
+
 // open sends the beginning of tx to the plugin that runs, or to the next one
 // if that has not taken any of it.
 func (h *Host) open(ctx context.Context, tx *backends.DataContext) (*call, error) {
-	began := time.Now()
-	waiting, cancel := context.WithTimeoutCause(ctx, h.times.patience, errNotRunning)
-	defer cancel()
-	r, err := h.plugin(waiting, nil)
-	if err != nil {
-		return nil, ended(ctx, began, err)
-	}
-	first := frame{message: &pb.ToPlugin{Transaction: transactionToWire(tx), Last: tx.Size <= int64(r.chunk)}}
-	defer func() { first.chunk.Free() }()
-	if tx.Size > 0 {
-		if first.chunk, err = readChunk(tx.Body, int(min(tx.Size, int64(r.chunk)))); err != nil {
-			r.done()
-			return nil, fmt.Errorf("read the message: %w", err)
+	c := &call{tx: tx, caller: ctx, began: time.Now()}
+	r := h.idlest(nil)
+	if r == nil {
+		var err error
+		if r, err = h.await(c, nil); err != nil {
+			return nil, err
 		}
+	}
+	p, err := pack(tx)
+	defer p.first.Free()
+	if err != nil {
+		r.done()
+		return nil, err
 	}
 	for {
-		c := &call{tx: tx, caller: ctx, began: began, plugin: r, sent: make(chan struct{}), pending: map[int]bool{}}
-		c.ctx, c.cancel = context.WithCancelCause(ctx)
-		if err = c.begin(r, &first); err == nil {
-			go c.send(tx.Size-int64(first.chunk.Len()), r.chunk)
+		c.plugin = r
+		if c.stream, err = r.begin(c, &p); err == nil {
 			return c, nil
 		}
-		explained := c.explain(err)
-		c.cancel(nil)
 		r.done()
-		if !vanished(ctx, err) {
-			return nil, explained
+		if _, gone := errors.AsType[errVanished](err); !gone {
+			return nil, err
 		}
 		r.doubt()
-		if r, err = h.plugin(waiting, r); err != nil {
-			return nil, ended(ctx, began, err)
+		if r, err = h.await(c, r); err != nil {
+			return nil, err
 		}
 	}
+}
+
+// await waits for a plugin that runs, but for the one that has failed c.
+func (h *Host) await(c *call, failed *running) (*running, error) {
+	ctx, cancel := context.WithDeadlineCause(c.caller, c.began.Add(h.times.patience), errNotRunning)
+	defer cancel()
+	r, err := h.plugin(ctx, failed)
+	if err != nil {
+		return nil, ended(c.caller, c.began, err)
+	}
+	return r, nil
+}
+
+// begin sends the beginning of a transaction. If the error is errVanished,
+// nothing of it has left.
+func (r *running) begin(c *call, p *parcel) (stream, error) {
+	if r.lane != nil {
+		if s, err := r.lane.begin(c, p); s != nil || err != nil {
+			return s, err
+		}
+	}
+	return r.beginStream(c, p)
 }
 
 // ended returns the error of ctx if it has ended, else err.
@@ -153,54 +194,6 @@ func (e noAnswer) Error() string {
 }
 
 func (e noAnswer) Unwrap() error { return context.DeadlineExceeded }
-
-// vanished reports whether a call has failed because its plugin is gone. ctx is
-// the caller's.
-func vanished(ctx context.Context, err error) bool {
-	switch status.Code(err) {
-	case codes.Unavailable:
-		return true
-	case codes.Canceled: // the connection was closed, if not by the caller
-		return ctx.Err() == nil
-	}
-	return false
-}
-
-// begin sends the first message. If its error says that the plugin vanished,
-// none of it has left.
-func (c *call) begin(r *running, first *frame) (err error) {
-	if c.stream, err = r.plugin.Deliver(c.ctx); err != nil {
-		return err
-	}
-	if err = c.stream.SendMsg(first); err == io.EOF {
-		// The stream was at its end before. Why, is there to be received.
-		if _, e := c.stream.Recv(); e != nil {
-			err = e
-		}
-	}
-	return err
-}
-
-// send sends the rest of the message.
-func (c *call) send(rest int64, chunk int) {
-	defer close(c.sent)
-	for message := (&pb.ToPlugin{}); rest > 0; {
-		data, err := readChunk(c.tx.Body, int(min(rest, int64(chunk))))
-		rest -= int64(data.Len())
-		if err != nil {
-			data.Free()
-			c.cancel(fmt.Errorf("read the message, %d octets before its end: %w", rest, err))
-			return
-		}
-		message.Last = rest == 0
-		err = c.stream.SendMsg(&frame{message: message, chunk: data})
-		data.Free()
-		if err != nil {
-			return // it is received, too
-		}
-	}
-	c.stream.CloseSend()
-}
 
 // receive handles answers until the backend has returned, and returns what it
 // has returned. The other error is of the plugin or the protocol.
@@ -232,10 +225,11 @@ func (c *call) receiveLate() error {
 			err = errors.New("protocol: more than statuses after returned")
 		}
 		if err != nil {
+			c.fail(err)
 			return err
 		}
 	}
-	c.end()
+	c.stream.end()
 	return nil
 }
 
@@ -247,16 +241,14 @@ func (c *call) next() (*answer, error) {
 		c.held = nil
 		return a, nil
 	}
-	message := &pb.ToGateway{}
-	f := frame{message: message}
-	if err := c.stream.RecvMsg(&f); err != nil {
-		return nil, c.explain(err)
+	a, err := c.stream.receive()
+	if err != nil {
+		return nil, err
 	}
-	a := &answer{message, f.chunk}
 	if a.Returned != nil && a.hasMessage() {
 		return nil, errors.New("protocol: returned together with a chunk")
 	}
-	return a, c.recipients(message)
+	return a, c.recipients(a.ToGateway)
 }
 
 func (c *call) recipients(m *pb.ToGateway) error {
@@ -311,6 +303,9 @@ func (c *call) start(i int) error {
 		return err
 	}
 	if c.tx.Undecided(i) {
+		if c.pending == nil {
+			c.pending = map[int]bool{}
+		}
 		c.pending[i] = true
 	}
 	// fail decides what is pending at the end of the caller's ctx.
@@ -328,7 +323,7 @@ func (c *call) decide(i int, wire *pb.Status) error {
 	}
 	delete(c.pending, i)
 	if c.returned && len(c.pending) == 0 {
-		c.end() // the last status gives tx.Body away
+		c.stream.end() // the last status gives tx.Body away
 	}
 	c.tx.SetStatus(i, s)
 	return nil
@@ -368,38 +363,22 @@ func (c *call) replace(a *answer) error {
 	return err
 }
 
-// end ends the stream, and waits until nobody reads tx.Body.
-func (c *call) end() {
-	c.cancel(nil)
-	<-c.sent
-}
-
 // fail ends the stream and decides the recipients that were started.
 func (c *call) fail(err error) {
-	c.end()
-	crash, crashed := errors.AsType[*backends.CrashError](err)
+	c.stream.end()
 	for i := range c.pending {
 		if c.tx.Undecided(i) {
-			if crashed {
-				c.tx.Crashed(i, crash)
-			}
 			c.tx.SetStatus(i, backends.StatusOf(err))
 		}
 	}
 }
 
-// explain says why the stream has ended.
-func (c *call) explain(err error) error {
-	cause := context.Cause(c.ctx)
-	switch {
-	case c.caller.Err() != nil: // it is the cause then
-	case cause != nil:
-		return cause // of send
-	case err == nil || err == io.EOF:
-		return errors.New("protocol: the call has ended without an answer")
-	}
-	return lost(c.caller, c.began, c.plugin, err)
+// unread is the error of a message that lacks some octets.
+func unread(octets int64, err error) error {
+	return fmt.Errorf("read the message, %d octets before its end: %w", octets, err)
 }
+
+var errNoAnswer = errors.New("protocol: the call has ended without an answer")
 
 // errVanished is the error of a call whose plugin is gone.
 type errVanished struct{ plugin *running }
@@ -430,16 +409,3 @@ func (h *Host) crash(r *running, err error) error {
 
 // crashTime is how long the end of a plugin may take to be noticed.
 const crashTime = time.Second
-
-// lost says why a call of a plugin has no answer. ctx is the caller's.
-func lost(ctx context.Context, began time.Time, r *running, err error) error {
-	switch {
-	case ctx.Err() != nil:
-		return endOf(ctx, began)
-	case status.Code(err) == codes.DeadlineExceeded:
-		return noAnswer(time.Since(began)) // by the plugin's clock
-	case vanished(ctx, err):
-		return errVanished{r}
-	}
-	return fmt.Errorf("%v: %s", r, cut(err.Error()))
-}

@@ -373,18 +373,9 @@ var (
 func (h *Host) plugin(ctx context.Context, failed *running) (*running, error) {
 	for {
 		h.mu.Lock()
-		var idlest *running
-		for _, r := range h.running {
-			if r != nil && r != failed && (idlest == nil || r.busy.Load() < idlest.busy.Load()) {
-				idlest = r
-			}
-		}
 		changed, closing, state := h.changed, h.closing, h.states[0]
-		if idlest != nil {
-			idlest.busy.Add(1)
-		}
 		h.mu.Unlock()
-		if idlest != nil {
+		if idlest := h.idlest(failed); idlest != nil {
 			return idlest, nil
 		}
 		if closing {
@@ -399,4 +390,20 @@ func (h *Host) plugin(ctx context.Context, failed *running) (*running, error) {
 			return nil, fmt.Errorf("%w: it is %s", errNotRunning, state)
 		}
 	}
+}
+
+// idlest returns such an instance, or nil if none runs.
+func (h *Host) idlest(failed *running) *running {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var idlest *running
+	for _, r := range h.running {
+		if r != nil && r != failed && (idlest == nil || r.busy.Load() < idlest.busy.Load()) {
+			idlest = r
+		}
+	}
+	if idlest != nil {
+		idlest.busy.Add(1)
+	}
+	return idlest
 }

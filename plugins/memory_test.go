@@ -56,10 +56,13 @@ func heap() int64 {
 	return int64(m.HeapInuse)
 }
 
-// A message that has left is not kept to be sent again.
+// A message that has left is not kept to be sent again. Over the lane it does not
+// leave before somebody reads it.
 func TestSentMessageIsNotKept(t *testing.T) {
 	const n, size = 50, 190 << 10
-	h, _ := run(t, "silent")
+	c := command(t, "silent", newGatewayLog())
+	overGRPC(&c)
+	h := runCommand(t, c, defaultTimes)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	defer within(t, "Deliver", wg.Wait)
@@ -78,10 +81,6 @@ func TestSentMessageIsNotKept(t *testing.T) {
 	eventually(t, "all messages were read", func() bool { return left.Load() == n })
 	eventually(t, "the messages were sent", func() bool { return (heap()-before)/n < size/2 })
 }
-
-type readerFunc func([]byte) (int, error)
-
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // poured is how much of the endless message a plugin that pours has sent.
 var poured atomic.Int64

@@ -30,6 +30,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "launch:", Launch(os.Args[2:]))
 		os.Exit(71)
 	}
+	laneless = os.Getenv(lanelessEnv) != ""
 	if len(os.Args) > 2 && os.Args[1] == "plugin" {
 		if b, ok := testBackends[os.Args[2]]; ok {
 			Serve(struct{}{}, func(struct{}) (backends.Backend, error) { return b, nil })
@@ -40,6 +41,12 @@ func TestMain(m *testing.M) {
 	children.adopt.Do(adoptStrays) // its goroutine is no leak of a test
 	os.Exit(m.Run())
 }
+
+// lanelessEnv has a plugin of the tests announce no lane.
+const lanelessEnv = "LANELESS"
+
+// overGRPC has transactions go over gRPC although there is the lane.
+func overGRPC(c *Command) { c.Env[lanelessEnv] = "1" }
 
 // A gatewayLog is the log of the gateway, for tests to wait for records.
 type gatewayLog struct {
@@ -117,7 +124,7 @@ func command(t testing.TB, name string, log *gatewayLog) Command {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Command{
+	c := Command{
 		Name:      name,
 		Path:      path,
 		Args:      []string{"plugin", name},
@@ -125,7 +132,14 @@ func command(t testing.TB, name string, log *gatewayLog) Command {
 		Directory: socketParent(t),
 		Log:       log.logger(),
 	}
+	if allOverGRPC {
+		overGRPC(&c)
+	}
+	return c
 }
+
+// allOverGRPC is set while the tests of the lane are made without it.
+var allOverGRPC bool
 
 // socketParent is a directory with a short path. Nothing may be left in it.
 func socketParent(t testing.TB) string {
@@ -261,7 +275,6 @@ type outcome struct {
 	order    []int
 	started  []int
 	ignored  []string
-	crashes  map[int]*backends.CrashError
 	response backends.Status
 	digest   backends.Digest
 	changed  chan struct{}
@@ -284,7 +297,7 @@ func deliver(ctx context.Context, b backends.Backend, tx *backends.DataContext) 
 }
 
 func deliverAtLeisure(ctx context.Context, b backends.Backend, tx *backends.DataContext) *outcome {
-	o := &outcome{statuses: map[int]backends.Status{}, crashes: map[int]*backends.CrashError{}, changed: make(chan struct{}, 100)}
+	o := &outcome{statuses: map[int]backends.Status{}, changed: make(chan struct{}, 100)}
 	o.undecided, o.err = backends.Run(ctx, b, tx, backends.Hooks{
 		Status: func(i int, s backends.Status) {
 			o.mu.Lock()
@@ -302,11 +315,6 @@ func deliverAtLeisure(ctx context.Context, b backends.Backend, tx *backends.Data
 			o.mu.Lock()
 			defer o.mu.Unlock()
 			o.ignored = append(o.ignored, why)
-		},
-		Crashed: func(i int, crash *backends.CrashError) {
-			o.mu.Lock()
-			defer o.mu.Unlock()
-			o.crashes[i] = crash
 		},
 		SMTPResponse: func(s backends.Status) {
 			o.mu.Lock()

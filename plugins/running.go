@@ -43,6 +43,7 @@ type running struct {
 	socket  net.Conn
 	conn    *grpc.ClientConn
 	plugin  pb.PluginClient
+	lane    *lane // nil if it has none
 
 	busy            atomic.Int32    // transactions and questions that it has
 	launched, began time.Time       // when its process started, and when it was ready
@@ -97,6 +98,7 @@ func launch(ctx context.Context, c Command, t times, sockets string, request *pb
 	r.answers = announcementFromWire(answer.GetAnswers())
 	r.mayEdit, r.changing = mayEditFromWire(answer.GetMayEdit()), answer.GetWatch()
 	r.effectFree, r.needs = answer.GetEffectFree(), needsFromWire(answer.GetNeeds())
+	r.openLane(ctx, c.Log, answer.GetFeatures())
 	r.chunk = smallChunk
 	if announced := answer.GetMaxChunk(); announced > 0 {
 		r.chunk = int(min(announced, maxChunk))
@@ -253,12 +255,18 @@ func (r *running) drain() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	r.conn.WaitForStateChange(ctx, connectivity.Ready)
+	if r.lane != nil {
+		r.lane.drain(ctx)
+	}
 }
 
 // stop ends the plugin, unless it has ended, and waits until nothing of it is
 // left. It aborts the transactions that are with it.
 func (r *running) stop() {
 	defer close(r.stopped)
+	if r.lane != nil {
+		r.lane.close()
+	}
 	if r.client == nil {
 		r.detach()
 		return

@@ -141,6 +141,13 @@ func serve(open opener) {
 	slog.SetLogLoggerLevel(slog.LevelWarn)
 	handler := slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: s.level, ReplaceAttr: readable})
 	slog.SetDefault(slog.New(idHandler{root: handler}))
+	if !laneless {
+		if err := listenLane(s); err != nil {
+			slog.Warn("lane", "error", err)
+		} else {
+			s.features = []string{laneFeature + laneName}
+		}
+	}
 	trouble := &strings.Builder{}
 	plugin.Serve(&plugin.ServeConfig{
 		HandshakeConfig: handshake,
@@ -222,6 +229,7 @@ type server struct {
 	pb.UnimplementedPluginServer
 	open           opener
 	level          *slog.LevelVar
+	features       []string
 	stdout, stderr *os.File // as they were before go-plugin; nil if it has left them alone
 
 	mu         sync.Mutex
@@ -262,7 +270,7 @@ func (s *server) configure(text string) *pb.ConfigureResponse {
 		return &pb.ConfigureResponse{Error: "settings: " + toUTF8(err.Error())}
 	}
 	backend, faults, err := s.open(values)
-	answer := &pb.ConfigureResponse{MaxChunk: maxChunk}
+	answer := &pb.ConfigureResponse{MaxChunk: maxChunk, Features: s.features}
 	for _, f := range faults {
 		answer.Faults = append(answer.Faults, &pb.Fault{Key: toUTF8(f.Key), Text: toUTF8(f.Text)})
 	}

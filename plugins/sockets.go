@@ -167,20 +167,7 @@ func (c *frameConn) Write(p []byte) (int, error) {
 func (c onlyUser) Clone() credentials.TransportCredentials { return c }
 
 func checkUser(conn net.Conn, uid uint32) error {
-	socket, ok := conn.(*net.UnixConn)
-	if !ok {
-		return fmt.Errorf("peer %s is not on a unix socket", conn.RemoteAddr())
-	}
-	raw, err := socket.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var peer *unix.Ucred
-	if e := raw.Control(func(fd uintptr) {
-		peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); e != nil {
-		return e
-	}
+	peer, err := peerOf(conn)
 	if err != nil {
 		return err
 	}
@@ -188,4 +175,22 @@ func checkUser(conn net.Conn, uid uint32) error {
 		return fmt.Errorf("peer on the plugin's socket has the uid %d", peer.Uid)
 	}
 	return nil
+}
+
+// peerOf tells the process at the other end of a unix socket.
+func peerOf(conn net.Conn) (peer *unix.Ucred, err error) {
+	socket, ok := conn.(*net.UnixConn)
+	if !ok {
+		return nil, fmt.Errorf("peer %s is not on a unix socket", conn.RemoteAddr())
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	if e := raw.Control(func(fd uintptr) {
+		peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); e != nil {
+		return nil, e
+	}
+	return peer, err
 }

@@ -177,6 +177,9 @@ func (s *supervisor) watch(r *running) (wanted bool) {
 		case <-r.idle:
 			return true
 		case <-ticker.C:
+			if r.lane != nil {
+				r.lane.closeIdle(time.Now().Add(-laneIdle))
+			}
 		case <-r.suspect:
 		}
 		err := s.examine(r)

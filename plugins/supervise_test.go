@@ -160,7 +160,7 @@ func (endedStream) Recv() (*pb.ToGateway, error) {
 
 // Why a stream has ended decides whether the next plugin may get the message.
 func TestBeginTellsWhyTheStreamHasEnded(t *testing.T) {
-	err := (&call{ctx: t.Context()}).begin(&running{plugin: endedStream{}}, &frame{})
+	err := (&grpcStream{ctx: t.Context()}).begin(&running{plugin: endedStream{}}, &frame{})
 	if status.Code(err) != codes.Unavailable {
 		t.Errorf("got the error %v", err)
 	}
@@ -304,29 +304,6 @@ func TestCrashIsTold(t *testing.T) {
 	var crash *backends.CrashError
 	if o := deliver(t.Context(), h, message("", "panic")); !errors.As(o.err, &crash) || len(crash.Output) == 0 || !strings.HasPrefix(crash.Output[0], "panic: a bug") {
 		t.Errorf("got %v, %+v, want the panic", o.err, crash)
-	}
-}
-
-// That of one whose Deliver has returned is told for those whose deliveries were
-// under way.
-func TestLateCrashIsTold(t *testing.T) {
-	h, log := run(t, "late")
-	body, end := io.Pipe()
-	tx := message("", "crash", "never")
-	tx.Size, tx.Body = maxChunk+3, io.MultiReader(strings.NewReader(long[:maxChunk]), body)
-	o := deliver(t.Context(), h, tx)
-	if o.err != nil {
-		t.Fatal(o.err)
-	}
-	end.Write([]byte("end"))
-	for i := range 2 {
-		s := o.status(t, i)
-		o.mu.Lock()
-		crash := o.crashes[i]
-		o.mu.Unlock()
-		if s != backends.TryLater || crash == nil || crash.Error() != fmt.Sprintf("plugin with pid %d has ended: exit status 3", log.pid(t, 1)) {
-			t.Errorf("recipient %d: got %v and the crash %v", i, s, crash)
-		}
 	}
 }
 

@@ -6,41 +6,24 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
-	"google.golang.org/grpc/status"
 
 	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/plugins/internal/pb"
 )
 
-// Deliver handles one transaction in the plugin.
-func (s *server) Deliver(stream grpc.BidiStreamingServer[pb.ToPlugin, pb.ToGateway]) error {
-	backend, err := s.enter()
-	if err != nil {
-		return err
-	}
-	defer s.calls.Done()
-	message := &pb.ToPlugin{}
-	first := frame{message: message}
-	if err := stream.RecvMsg(&first); err != nil {
-		return err
-	}
-	if message.Transaction == nil {
-		return status.Error(codes.InvalidArgument, "the first message has no transaction")
-	}
-	tx := transactionFromWire(message.Transaction)
-	tx.Body = newBody(stream, first.chunk, message.Last)
-	ctx := context.WithValue(stream.Context(), idsKey{}, idsOf(&tx.Session, tx.ID))
-
+// handle handles one transaction in the plugin. Its answers go out by o, and it
+// returns when none will follow.
+func handle(ctx context.Context, backend backends.Backend, tx *backends.DataContext, o outlet) {
 	n := len(tx.Envelope.Recipients)
-	a := &answers{stream: stream, answered: make([]bool, n)}
+	a := &answers{outlet: o, ctx: ctx, undecided: n, unsent: n}
 	a.changed.L = &a.mu
 	undecided, err := backends.Run(ctx, backend, tx, backends.Hooks{
 		Status:       a.status,
+		StatusAll:    a.statusAll,
 		Started:      a.start,
 		SMTPResponse: a.respond,
 		Wrote:        a.wrote,
@@ -50,12 +33,21 @@ func (s *server) Deliver(stream grpc.BidiStreamingServer[pb.ToPlugin, pb.ToGatew
 		},
 	})
 	if err != nil {
-		a.returned(undecided, errorToWire(withoutStack(ctx, err)))
+		a.returned(len(undecided), errorToWire(withoutStack(ctx, err)))
 	} else {
-		a.returned(undecided, editsToWire(tx.Edits()))
+		a.returned(len(undecided), editsToWire(tx.Edits()))
 	}
-	a.finish(ctx)
-	return ctx.Err()
+	a.finish()
+}
+
+// An outlet carries the answers to one transaction to the gateway. There are two
+// kinds of them, as there are of streams.
+type outlet interface {
+	// send sends an answer, which may be the last one. The channel is closed
+	// when it is in the socket; nil says that it is there. After an error the
+	// gateway is gone or does not want to know, and the ctx of the transaction
+	// ends.
+	send(m *pb.ToGateway, chunk mem.BufferSlice, last bool) (written <-chan struct{}, err error)
 }
 
 // withoutStack logs the stack of a panic, which is of no use to the gateway.
@@ -68,73 +60,66 @@ func withoutStack(ctx context.Context, err error) error {
 	return fmt.Errorf("panic: %v", p.Value)
 }
 
-// newBody reads the message from the stream. Of what nobody reads, no more
-// comes than fits into gRPC's window.
-func newBody(stream grpc.ServerStream, chunk mem.BufferSlice, last bool) io.Reader {
-	first := true
-	return &chunkReader{next: func() (mem.BufferSlice, error) {
-		if first {
-			first = false
-			return chunk, nil
-		}
-		if last {
-			return nil, io.EOF
-		}
-		message := &pb.ToPlugin{}
-		f := frame{message: message}
-		err := stream.RecvMsg(&f)
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
-		last = message.Last
-		return f.chunk, err
-	}}
-}
-
 // answers are what goes back to the gateway for one transaction.
 type answers struct {
-	stream    grpc.ServerStream
+	outlet    outlet
+	ctx       context.Context // of the transaction
 	replacing sync.Mutex
 
-	mu       sync.Mutex
-	changed  sync.Cond // answered has changed
-	answered []bool    // the status was sent, or there is none to send
-	closed   bool
+	mu          sync.Mutex
+	undecided   int       // recipients of whom an answer may tell something yet
+	unsent      int       // recipients whose status is not in the socket yet
+	changed     sync.Cond // unsent has changed
+	hasReturned bool
+	closed      bool
 }
 
-// send sends a message. If it cannot, the gateway is gone or does not want to
-// know, and the ctx of the transaction ends. The caller holds a.mu.
-func (a *answers) send(f *frame) error {
+// send sends an answer. The caller holds a.mu.
+func (a *answers) send(m *pb.ToGateway, chunk mem.BufferSlice) (written <-chan struct{}, err error) {
 	if a.closed {
-		return errors.New("the transaction has ended")
+		return nil, errors.New("the transaction has ended")
 	}
-	return a.stream.SendMsg(f)
+	return a.outlet.send(m, chunk, a.hasReturned && a.undecided == 0)
 }
 
 // status returns when the status is in the socket, so that it survives
 // whatever becomes of the plugin then.
-func (a *answers) status(i int, s backends.Status) {
-	written := make(chan struct{})
-	status := &pb.RecipientStatus{Recipient: uint32(i), Status: statusToWire(s)}
-	a.mu.Lock()
-	err := a.send(&frame{message: &pb.ToGateway{Statuses: []*pb.RecipientStatus{status}}, written: written})
-	a.mu.Unlock()
-	if err == nil {
-		select {
-		case <-written:
-		case <-a.stream.Context().Done():
+func (a *answers) status(i int, s backends.Status) { a.statusAll([]int{i}, s) }
+
+func (a *answers) statusAll(recipients []int, s backends.Status) {
+	wire := statusToWire(s)
+	for part := range slices.Chunk(recipients, statusesFor(wire)) {
+		m := &pb.ToGateway{Statuses: make([]*pb.RecipientStatus, len(part))}
+		for n, i := range part {
+			m.Statuses[n] = &pb.RecipientStatus{Recipient: uint32(i), Status: wire}
 		}
+		a.mu.Lock()
+		a.undecided -= len(part)
+		written, err := a.send(m, nil)
+		a.mu.Unlock()
+		if err == nil && written != nil {
+			select {
+			case <-written:
+			case <-a.ctx.Done():
+			}
+		}
+		a.mu.Lock()
+		a.unsent -= len(part)
+		a.changed.Broadcast()
+		a.mu.Unlock()
 	}
-	a.mu.Lock()
-	a.answered[i] = true
-	a.changed.Broadcast()
-	a.mu.Unlock()
+}
+
+// statusesFor is how many times the same status fits into a message.
+func statusesFor(s *pb.Status) int {
+	const most = maxParts / 4 // each is two parts
+	return min(most, maxMessage/2/(len(s.Enhanced)+len(s.Text)+32))
 }
 
 func (a *answers) start(i int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.send(&frame{message: &pb.ToGateway{Started: []uint32{uint32(i)}}})
+	a.send(&pb.ToGateway{Started: []uint32{uint32(i)}}, nil)
 }
 
 func (a *answers) respond(s backends.Status) {
@@ -143,7 +128,7 @@ func (a *answers) respond(s backends.Status) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.send(&frame{message: &pb.ToGateway{SmtpResponse: statusToWire(s)}})
+	a.send(&pb.ToGateway{SmtpResponse: statusToWire(s)}, nil)
 }
 
 // wrote leaves out a digest that the gateway would not take: without it, all
@@ -155,7 +140,7 @@ func (a *answers) wrote(d backends.Digest) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.send(&frame{message: &pb.ToGateway{Digest: digestToWire(d)}})
+	a.send(&pb.ToGateway{Digest: digestToWire(d)}, nil)
 }
 
 // replace sends a message that replaces the one at hand. The gateway keeps
@@ -170,7 +155,7 @@ func (a *answers) replace(r io.Reader) (backends.Message, error) {
 		if err == nil || last {
 			size += int64(chunk.Len())
 			a.mu.Lock()
-			err = a.send(&frame{message: &pb.ToGateway{First: first, Last: last}, chunk: chunk})
+			_, err = a.send(&pb.ToGateway{First: first, Last: last}, chunk)
 			a.mu.Unlock()
 		}
 		chunk.Free()
@@ -192,29 +177,29 @@ func (m sentMessage) ReadAt([]byte, int64) (int, error) {
 
 // returned sends what the backend has returned. By then the statuses of all
 // recipients that are neither undecided nor started were sent.
-func (a *answers) returned(undecided []int, r *pb.Returned) {
+func (a *answers) returned(undecided int, r *pb.Returned) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, i := range undecided {
-		a.answered[i] = true
-	}
-	a.send(&frame{message: &pb.ToGateway{Returned: r}})
+	a.undecided -= undecided
+	a.unsent -= undecided
+	a.hasReturned = true
+	a.send(&pb.ToGateway{Returned: r}, nil)
 }
 
-// finish waits for the deliveries that were started, or the end of ctx, and
+// finish waits for the deliveries that were started, or the end of the ctx, and
 // sends nothing more.
-func (a *answers) finish(ctx context.Context) {
+func (a *answers) finish() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	defer context.AfterFunc(ctx, func() {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		a.changed.Broadcast()
-	})()
-	for i := range a.answered {
-		for !a.answered[i] && ctx.Err() == nil {
-			a.changed.Wait()
-		}
+	if a.unsent > 0 {
+		defer context.AfterFunc(a.ctx, func() {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			a.changed.Broadcast()
+		})()
+	}
+	for a.unsent > 0 && a.ctx.Err() == nil {
+		a.changed.Wait()
 	}
 	a.closed = true
 }

@@ -252,7 +252,7 @@ type ConfigureResponse struct {
 	Faults        []*Fault               `protobuf:"bytes,1,rep,name=faults,proto3" json:"faults,omitempty"` // all that is wrong with the settings
 	Error         string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`   // why the plugin cannot work, although its settings are right
 	Capabilities  *Capabilities          `protobuf:"bytes,3,opt,name=capabilities,proto3" json:"capabilities,omitempty"`
-	Features      []string               `protobuf:"bytes,4,rep,name=features,proto3" json:"features,omitempty"`                                            // parts of the protocol beyond this file; none are defined yet
+	Features      []string               `protobuf:"bytes,4,rep,name=features,proto3" json:"features,omitempty"`                                            // parts of the protocol beyond this file: "lane.v1=NAME", see docs/protocol.md
 	MaxChunk      uint32                 `protobuf:"varint,5,opt,name=max_chunk,json=maxChunk,proto3" json:"max_chunk,omitempty"`                           // octets of the largest chunk that it likes; 0 is somewhat below 32 KiB
 	Answers       []Question_Topic       `protobuf:"varint,6,rep,packed,name=answers,proto3,enum=mailgw.plugin.v1.Question_Topic" json:"answers,omitempty"` // what it can be asked about; it counts at the first start
 	MayEdit       *MayEdit               `protobuf:"bytes,7,opt,name=may_edit,json=mayEdit,proto3" json:"may_edit,omitempty"`                               // absent: anything; it counts at the first start

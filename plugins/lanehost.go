@@ -1,0 +1,242 @@
+package plugins
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// maxLanes is how many connections a plugin has at most. Transactions
+	// beyond take the stream of gRPC.
+	maxLanes = 512
+
+	// laneIdle is after how long without a transaction a connection is closed.
+	laneIdle = 30 * time.Second
+
+	// laneOpening is how long a plugin has to take a new connection, and
+	// laneRetry how long none is tried after it did not.
+	laneOpening = time.Second
+	laneRetry   = 10 * time.Second
+)
+
+// A lane is the gateway's end of the connections to one process.
+type lane struct {
+	log  *slog.Logger
+	path string
+	uid  uint32 // of the process
+	pid  int
+
+	mu     sync.Mutex
+	idle   []*laneLink // the one that was used last is the last
+	open   map[*laneLink]bool
+	retry  time.Time     // there is no new connection before
+	closed bool          // there is no new transaction
+	left   chan struct{} // closed when closed is set and open is empty
+}
+
+// A laneLink is one of the connections.
+type laneLink struct {
+	laneConn
+	lane   *lane
+	raw    syscall.RawConn
+	number uint32 // of the last transaction
+	since  time.Time
+	abort  func() // closes it
+	answer answer
+	room   answerRoom
+}
+
+// openLane connects to the lane that the plugin announces, if it does. A plugin
+// whose lane does not work still has gRPC.
+func (r *running) openLane(ctx context.Context, log *slog.Logger, features []string) {
+	if r.process == nil {
+		return // it was started by hand, and has no directory
+	}
+	path := laneSocket(r.process.sockets, features)
+	if path == "" {
+		return
+	}
+	l := &lane{
+		log: log.With(r.id()), path: path, uid: uint32(os.Geteuid()), pid: r.process.pid,
+		open: map[*laneLink]bool{}, left: make(chan struct{}),
+	}
+	if user := r.process.command.Sandbox.User; user != nil {
+		l.uid = user.Uid
+	}
+	if link := l.take(ctx); link != nil {
+		l.put(link)
+		r.lane = l
+	}
+}
+
+// take returns a connection that is free, or a new one, or nil if there can be
+// none.
+func (l *lane) take(ctx context.Context) *laneLink {
+	l.mu.Lock()
+	if n := len(l.idle); n > 0 {
+		link := l.idle[n-1]
+		l.idle = l.idle[:n-1]
+		l.mu.Unlock()
+		return link
+	}
+	link := &laneLink{lane: l}
+	may := !l.closed && len(l.open) < maxLanes && (l.retry.IsZero() || time.Now().After(l.retry))
+	if may {
+		l.open[link] = true
+	}
+	l.mu.Unlock()
+	if !may {
+		return nil
+	}
+	if err := link.connect(ctx); err != nil {
+		l.forget(link)
+		if ctx.Err() == nil {
+			l.failed(err)
+		}
+		return nil
+	}
+	return link
+}
+
+// failed notes that there was no new connection.
+func (l *lane) failed(err error) {
+	l.log.Info("backend", "event", "lane", "error", err)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.retry = time.Now().Add(laneRetry)
+}
+
+// connect waits until the plugin says that it has taken the connection: one that
+// has no descriptors left would leave it in the queue of its socket.
+func (k *laneLink) connect(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, laneOpening)
+	defer cancel()
+	var conn net.Conn
+	err := as(k.lane.uid, func() {
+		var e error
+		if conn, e = new(net.Dialer).DialContext(ctx, "unix", k.lane.path); e != nil {
+			conn = nil
+		}
+	})
+	if err == nil && conn == nil {
+		err = errors.New("no connection")
+	}
+	if err != nil {
+		return err
+	}
+	k.UnixConn = conn.(*net.UnixConn)
+	if k.raw, err = k.SyscallConn(); err != nil {
+		return err
+	}
+	k.abort = func() { k.Close() }
+	defer context.AfterFunc(ctx, k.abort)()
+	if err = k.checkPeer(); err == nil {
+		var f laneFrame
+		if f, err = k.frame(0); err == nil && f != (laneFrame{kind: laneEnd}) {
+			err = fmt.Errorf("protocol: a connection begins with the frame %v", f)
+		}
+	}
+	if err != nil {
+		k.Close()
+		k.release()
+	}
+	return err
+}
+
+// checkPeer makes sure that the plugin itself is at the other end.
+func (k *laneLink) checkPeer() error {
+	peer, err := peerOf(k.UnixConn)
+	if err != nil {
+		return err
+	}
+	if int(peer.Pid) != k.lane.pid || peer.Uid != k.lane.uid {
+		return fmt.Errorf("%s is of pid %d and uid %d, want %d and %d", k.lane.path, peer.Pid, peer.Uid, k.lane.pid, k.lane.uid)
+	}
+	return nil
+}
+
+// put takes a connection back that is free.
+func (l *lane) put(link *laneLink) {
+	link.release()
+	link.since = time.Now()
+	l.mu.Lock()
+	closed := l.closed
+	if !closed {
+		l.idle = append(l.idle, link)
+	}
+	l.mu.Unlock()
+	if closed {
+		l.drop(link)
+	}
+}
+
+// drop closes a connection that nobody uses.
+func (l *lane) drop(link *laneLink) {
+	link.Close()
+	link.release()
+	l.forget(link)
+}
+
+func (l *lane) forget(link *laneLink) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.open, link)
+	l.noteLeft()
+}
+
+// noteLeft tells drain when no connection is left. The caller holds l.mu.
+func (l *lane) noteLeft() {
+	if l.closed && len(l.open) == 0 && l.left != nil {
+		close(l.left)
+		l.left = nil
+	}
+}
+
+// closeIdle closes the connections that have had nothing to do since then.
+func (l *lane) closeIdle(since time.Time) {
+	l.mu.Lock()
+	n := 0
+	for n < len(l.idle) && l.idle[n].since.Before(since) {
+		n++
+	}
+	old := slices.Clone(l.idle[:n])
+	l.idle = slices.Delete(l.idle, 0, n)
+	l.mu.Unlock()
+	for _, link := range old {
+		l.drop(link)
+	}
+}
+
+// drain waits until what a plugin that has ended wrote to its connections is
+// read, or until ctx ends. There are no new transactions.
+func (l *lane) drain(ctx context.Context) {
+	left := l.left
+	l.mu.Lock()
+	l.closed = true
+	l.noteLeft()
+	l.mu.Unlock()
+	l.closeIdle(time.Now())
+	select {
+	case <-left:
+	case <-ctx.Done():
+	}
+}
+
+// close ends all connections, and the transactions that they have.
+func (l *lane) close() {
+	l.mu.Lock()
+	l.closed = true
+	for link := range l.open {
+		link.Close()
+	}
+	l.mu.Unlock()
+	l.closeIdle(time.Now())
+}

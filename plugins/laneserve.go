@@ -1,0 +1,436 @@
+package plugins
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/mem"
+	protobuf "google.golang.org/protobuf/proto"
+
+	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/plugins/internal/pb"
+)
+
+// laneName is the socket of the plugins of this package.
+const laneName = "lane"
+
+// A laneServer is the plugin's end of the lane.
+type laneServer struct {
+	server   *server
+	listener *net.UnixListener
+	hangups  *hangups
+	gateway  int // its pid
+	most     int64
+	open     atomic.Int64
+}
+
+// laneless is set in tests of the stream of gRPC.
+var laneless bool
+
+// listenLane makes the socket of the lane beside that of gRPC, and serves it.
+func listenLane(s *server) error {
+	path := filepath.Join(os.Getenv("PLUGIN_UNIX_SOCKET_DIR"), laneName)
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return err
+	}
+	h, err := newHangups()
+	if err != nil {
+		listener.Close()
+		return err
+	}
+	l := &laneServer{server: s, listener: listener, hangups: h, gateway: os.Getppid(), most: lanesOfPlugin()}
+	go h.watch()
+	go l.accept()
+	return nil
+}
+
+// lanesOfPlugin is how many connections leave the most of its descriptors to the
+// backend.
+func lanesOfPlugin() int64 {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return maxLanes
+	}
+	return int64(min(limit.Cur/4, maxLanes))
+}
+
+func (l *laneServer) accept() {
+	for {
+		conn, err := l.listener.AcceptUnix()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			// No descriptors are left. The gateway does not wait for long.
+			slog.Warn("lane", "error", err)
+			time.Sleep(laneOpening)
+			continue
+		}
+		if l.open.Add(1) > l.most {
+			err = errors.New("too many connections")
+		} else {
+			err = l.checkPeer(conn)
+		}
+		if err != nil {
+			l.open.Add(-1)
+			conn.Close()
+			continue
+		}
+		go l.serve(&laneServed{laneConn: laneConn{UnixConn: conn}})
+	}
+}
+
+// checkPeer makes sure that the gateway itself is at the other end.
+func (l *laneServer) checkPeer(conn *net.UnixConn) error {
+	if err := checkUser(conn, uint32(os.Geteuid())); err != nil {
+		return err
+	}
+	peer, err := peerOf(conn)
+	if err == nil && int(peer.Pid) != l.gateway {
+		err = fmt.Errorf("peer on the lane has the pid %d", peer.Pid)
+	}
+	return err
+}
+
+// A laneServed is a connection in the plugin. It takes one transaction after the
+// other.
+type laneServed struct {
+	laneConn
+	number uint32 // of the transaction at hand
+	id     int32  // in hangups
+	ctx    atomic.Pointer[laneContext]
+	gone   atomic.Bool // the gateway has closed it
+}
+
+// serve serves a connection until the gateway closes it, or until something is
+// wrong with it.
+func (l *laneServer) serve(c *laneServed) {
+	defer l.open.Add(-1)
+	defer c.release()
+	defer c.Close()
+	if err := l.hangups.add(c); err != nil {
+		slog.Warn("lane", "error", err)
+		return
+	}
+	defer l.hangups.remove(c)
+	_, err := c.Write(laneFrame{kind: laneEnd}.appendTo(nil))
+	for err == nil {
+		err = l.next(c)
+	}
+	if err != io.EOF && !errors.Is(err, errGone) {
+		slog.Warn("lane", "error", err)
+	}
+}
+
+// errGone is the error of a connection that is not used again, without anything
+// being wrong.
+var errGone = errors.New("the transaction was given up")
+
+// next handles the next transaction.
+func (l *laneServer) next(c *laneServed) error {
+	f, err := c.frame(maxTransaction)
+	if err != nil {
+		return err
+	}
+	if c.number++; f.kind != laneTransaction || f.number != c.number {
+		return fmt.Errorf("protocol: a frame of kind %d for transaction %d, want %d", f.kind, f.number, c.number)
+	}
+	octets, err := c.message(f.length)
+	if err != nil {
+		return err
+	}
+	tx, ok := decodeTransaction(octets)
+	if !ok {
+		wire := &pb.Transaction{}
+		if err := protobuf.Unmarshal(octets, wire); err != nil {
+			return err
+		}
+		tx = transactionFromWire(wire)
+	}
+	backend, err := l.server.enter()
+	if err != nil {
+		return err
+	}
+	defer l.server.calls.Done()
+	ctx := newLaneContext(tx, f.extra)
+	defer ctx.end()
+	c.ctx.Store(ctx)
+	if c.gone.Load() {
+		return errGone
+	}
+	body := &laneBody{conn: c, left: tx.Size, here: min(tx.Size, laneFirst)}
+	tx.Body = body
+	o := &laneOutlet{conn: c}
+	handle(ctx, backend, tx, o)
+	if !o.ended {
+		return errGone
+	}
+	return body.discard()
+}
+
+// A laneOutlet writes answers to a connection. Its user calls send one at a time.
+type laneOutlet struct {
+	conn  *laneServed
+	ended bool // the last answer was written
+}
+
+func (o *laneOutlet) send(m *pb.ToGateway, chunk mem.BufferSlice, last bool) (<-chan struct{}, error) {
+	buffer := chunks.Get(laneHeader)
+	defer chunks.Put(buffer)
+	octets, err := appendAnswer(*buffer, m)
+	if err != nil {
+		return nil, err
+	}
+	f := laneFrame{laneAnswer, o.conn.number, uint32(len(octets) - laneHeader), uint32(chunk.Len())}
+	if last {
+		f.kind = laneEnd
+	}
+	f.appendTo(octets[:0])
+	if chunk.Len() == 0 {
+		_, err = o.conn.Write(octets)
+	} else {
+		_, err = (&net.Buffers{octets, chunk[0].ReadOnlyData()}).WriteTo(o.conn.UnixConn)
+	}
+	if err != nil {
+		o.conn.hungUp()
+	}
+	o.ended = last && err == nil
+	return nil, err
+}
+
+// A laneBody is the mail message. Its first part comes with the transaction, and
+// the rest if somebody wants to read it.
+type laneBody struct {
+	conn *laneServed
+
+	mu   sync.Mutex
+	left int64 // octets that were not read
+	here int64 // of these, octets that come unasked
+	over bool  // the transaction has ended
+}
+
+var errBodyOver = errors.New("the transaction has ended")
+
+func (b *laneBody) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.over:
+		return 0, errBodyOver
+	case b.left == 0:
+		return 0, io.EOF
+	case b.here == 0:
+		if _, err := b.conn.Write(laneFrame{kind: laneMore, number: b.conn.number}.appendTo(nil)); err != nil {
+			return 0, err
+		}
+		b.here = b.left
+	}
+	return b.read(p)
+}
+
+func (b *laneBody) read(p []byte) (int, error) {
+	n, err := b.conn.read(p[:min(int64(len(p)), b.here)])
+	b.here -= int64(n)
+	b.left -= int64(n)
+	return n, err
+}
+
+// WriteTo has io.Copy read large pieces.
+func (b *laneBody) WriteTo(w io.Writer) (n int64, err error) {
+	buffer := chunks.Get(maxChunk)
+	defer chunks.Put(buffer)
+	for {
+		more, err := b.Read(*buffer)
+		if more > 0 {
+			written, e := w.Write((*buffer)[:more])
+			n += int64(written)
+			if e != nil {
+				return n, e
+			}
+		}
+		switch err {
+		case nil:
+		case io.EOF:
+			return n, nil
+		default:
+			return n, err
+		}
+	}
+}
+
+// discard ends reading, and reads what comes unasked and nobody has read.
+func (b *laneBody) discard() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.over = true
+	if b.here == 0 {
+		return nil
+	}
+	buffer := chunks.Get(maxChunk)
+	defer chunks.Put(buffer)
+	for b.here > 0 {
+		if _, err := b.read(*buffer); err != nil {
+			return errGone // the gateway does not send the rest
+		}
+	}
+	return nil
+}
+
+// hungUp ends the transaction at hand: the gateway has closed the connection.
+func (c *laneServed) hungUp() {
+	c.gone.Store(true)
+	if ctx := c.ctx.Load(); ctx != nil {
+		ctx.end()
+	}
+}
+
+// A laneContext is the ctx of a transaction. What most backends never use of it is
+// made when it is asked for.
+type laneContext struct {
+	deadline time.Time // zero if there is none
+	ids      ids
+
+	mu     sync.Mutex
+	ended  bool
+	inner  context.Context
+	cancel context.CancelFunc
+}
+
+func newLaneContext(tx *backends.DataContext, milliseconds uint32) *laneContext {
+	c := &laneContext{ids: idsOf(&tx.Session, tx.ID)}
+	if milliseconds > 0 {
+		c.deadline = time.Now().Add(time.Duration(milliseconds) * time.Millisecond)
+	}
+	return c
+}
+
+// context returns a ctx of package context, which ends with c.
+func (c *laneContext) context() context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.inner == nil {
+		if c.deadline.IsZero() {
+			c.inner, c.cancel = context.WithCancel(context.Background())
+		} else {
+			c.inner, c.cancel = context.WithDeadline(context.Background(), c.deadline)
+		}
+		if c.ended {
+			c.cancel()
+		}
+	}
+	return c.inner
+}
+
+// end ends it, if its deadline has not.
+func (c *laneContext) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ended = true
+	if c.cancel != nil {
+		c.cancel()
+	}
+}
+
+func (c *laneContext) Deadline() (time.Time, bool) { return c.deadline, !c.deadline.IsZero() }
+func (c *laneContext) Done() <-chan struct{}       { return c.context().Done() }
+
+// Err does not wait for a timer.
+func (c *laneContext) Err() error {
+	c.mu.Lock()
+	inner, ended := c.inner, c.ended
+	c.mu.Unlock()
+	switch {
+	case inner != nil:
+		return inner.Err()
+	case ended || !c.deadline.IsZero() && !time.Now().Before(c.deadline):
+		return c.context().Err()
+	}
+	return nil
+}
+
+// Value also leads package context to the inner ctx, so that those made of c need no
+// goroutine.
+func (c *laneContext) Value(key any) any {
+	if key == (idsKey{}) {
+		return c.ids
+	}
+	return c.context().Value(key)
+}
+
+// hangups tell that the gateway has closed a connection, even if what came before
+// is not read yet.
+type hangups struct {
+	epoll int
+	file  *os.File
+
+	mu    sync.Mutex
+	conns map[int32]*laneServed
+	last  int32
+}
+
+func newHangups() (*hangups, error) {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	unix.SetNonblock(fd, true) // a goroutine that waits for it needs no thread then
+	return &hangups{epoll: fd, file: os.NewFile(uintptr(fd), "epoll"), conns: map[int32]*laneServed{}}, nil
+}
+
+// add watches c until it is closed.
+func (h *hangups) add(c *laneServed) error {
+	h.mu.Lock()
+	h.last++
+	c.id = h.last
+	h.conns[c.id] = c
+	h.mu.Unlock()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	e := raw.Control(func(fd uintptr) {
+		err = unix.EpollCtl(h.epoll, unix.EPOLL_CTL_ADD, int(fd), &unix.EpollEvent{Events: unix.EPOLLRDHUP | unix.EPOLLET, Fd: c.id})
+	})
+	return errors.Join(e, err)
+}
+
+func (h *hangups) remove(c *laneServed) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.conns, c.id)
+}
+
+// watch never returns.
+func (h *hangups) watch() {
+	raw, err := h.file.SyscallConn()
+	if err != nil {
+		panic(err)
+	}
+	events := make([]unix.EpollEvent, 64)
+	for {
+		n := 0
+		raw.Read(func(fd uintptr) bool {
+			n, _ = unix.EpollWait(int(fd), events, 0)
+			return n > 0
+		})
+		for _, e := range events[:max(n, 0)] {
+			h.mu.Lock()
+			c := h.conns[e.Fd]
+			h.mu.Unlock()
+			if c != nil {
+				c.hungUp()
+			}
+		}
+	}
+}
