@@ -32,8 +32,8 @@ type Command struct {
 	// instead of a program of our own, and never killed.
 	Attach string
 
-	// Checksum is the SHA-256 of the program, of the very file that is
-	// started each time. nil takes any.
+	// Checksum is the SHA-256 of the program. What runs is a copy in memory that
+	// has it, and that nobody can change. nil takes any program.
 	Checksum []byte
 
 	// Env is the environment of the program. It inherits none.

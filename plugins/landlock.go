@@ -59,7 +59,7 @@ func (o *order) confine(sockets string) error {
 	}{
 		{"", mayRead | mayRun, systemFiles},
 		{"", mayRead | mayChange, devices},
-		{"plugin", mayRead | mayRun, []string{o.program()}},
+		{o.programKey(), mayRead | mayRun, []string{o.Path}},
 		{"plugin_directory", mayRead | mayChange | mayListen, []string{sockets}},
 		{"read_paths", mayRead | mayRun, o.Sandbox.Files.Read},
 		{"write_paths", mayRead | mayChange | mayMake, o.Sandbox.Files.Write},
@@ -80,12 +80,13 @@ func (o *order) confine(sockets string) error {
 	return nil
 }
 
-// program is a path of the file that is going to be run.
-func (o *order) program() string {
+// programKey is the key of the program. That in memory is in no file system, and so
+// beyond Landlock: it can be run without its file.
+func (o *order) programKey() string {
 	if o.Verified {
-		return fmt.Sprintf("/proc/self/fd/%d", verifiedFD)
+		return ""
 	}
-	return o.Path
+	return "plugin"
 }
 
 // newRuleset returns a ruleset that allows nothing. What the kernel does not know

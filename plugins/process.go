@@ -97,7 +97,7 @@ func (p *process) Start(context.Context) (err error) {
 
 func (p *process) run() error {
 	if p.command.Checksum != nil {
-		program, err := verify(p.command.Path, p.command.Checksum)
+		program, err := verified(p.command.Path, p.command.Checksum)
 		if err != nil {
 			return err
 		}

@@ -1,12 +1,8 @@
 package plugins
 
 import (
-	"bytes"
-	"crypto/sha256"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -64,7 +60,7 @@ const LaunchArgument = "launch"
 type order struct {
 	Parent   int    // process that the plugin is not to outlive
 	Path     string // of the program
-	Verified bool   // the program is open, as verifiedFD
+	Verified bool   // the program is in memory, as verifiedFD
 	Sandbox  Sandbox
 }
 
@@ -97,27 +93,6 @@ func newCommand(c Command) *exec.Cmd {
 func (s Sandbox) wantsLauncher() bool {
 	s.NewPrivileges, s.BestEffort = false, false
 	return !reflect.ValueOf(s).IsZero()
-}
-
-// verify opens a program, and returns an error unless it has the checksum.
-func verify(path string, want []byte) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe would wait for a writer
-	if err != nil {
-		return nil, err
-	}
-	hash := sha256.New()
-	if info, statErr := f.Stat(); statErr != nil || !info.Mode().IsRegular() {
-		err = errors.Join(fmt.Errorf("%s is no file", path), statErr)
-	} else if _, err = io.Copy(hash, f); err == nil {
-		if got := hash.Sum(nil); !bytes.Equal(got, want) {
-			err = fmt.Errorf("%s is not the program of checksum: its own is sha256:%x", path, got)
-		}
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
 }
 
 // shedPrivileges keeps what the calling thread starts from the privileges that

@@ -518,37 +518,85 @@ func TestProgramThatIsPipe(t *testing.T) {
 	if err := syscall.Mkfifo(path, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	within(t, "verify", func() {
-		if _, err := verify(path, nil); err == nil || !strings.Contains(err.Error(), "is no file") {
+	within(t, "verified", func() {
+		if _, err := verified(path, nil); err == nil || !strings.Contains(err.Error(), "is no file") {
 			t.Errorf("got the error %v", err)
 		}
 	})
 }
 
-// The file that was verified is run, whatever has its name by then.
-func TestVerifiedFileIsTheOneThatRuns(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "program")
-	write := func(text string) {
-		if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
-			t.Fatal(err)
+// What was verified is run, whatever becomes of the file, in any sandbox.
+func TestVerifiedProgramIsTheOneThatRuns(t *testing.T) {
+	needLandlock(t)
+	const script = "#!/bin/sh\necho verified $1\n"
+	for name, change := range map[string]func(path string) error{
+		"in its place": func(path string) error {
+			return errors.Join(os.Remove(path), os.WriteFile(path, []byte("#!/bin/sh\necho another\n"), 0o755))
+		},
+		"in place": func(path string) error { return os.WriteFile(path, []byte("#!/bin/sh\necho another\n"), 0o755) },
+		"gone":     os.Remove,
+	} {
+		for _, sandbox := range []Sandbox{{}, {Files: &Files{}}} {
+			path := filepath.Join(t.TempDir(), "program")
+			if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			sum := sha256.Sum256([]byte(script))
+			f, err := verified(path, sum[:])
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			if err := change(path); err != nil {
+				t.Fatal(err)
+			}
+			cmd := newCommand(Command{Path: path, Args: []string{"argument"}, Checksum: sum[:], Sandbox: sandbox})
+			cmd.Env = []string{handshake.MagicCookieKey + "=" + handshake.MagicCookieValue, "PLUGIN_UNIX_SOCKET_DIR=" + t.TempDir()}
+			cmd.ExtraFiles = []*os.File{f, f}
+			if out, err := cmd.CombinedOutput(); err != nil || string(out) != "verified argument\n" {
+				t.Errorf("%s: got %q, %v", name, out, err)
+			}
+			if _, err := f.WriteAt([]byte("x"), 0); !errors.Is(err, syscall.EPERM) {
+				t.Errorf("%s: the copy can be written to: %v", name, err)
+			}
 		}
 	}
-	const script = "#!/bin/sh\necho verified $1\n"
-	write(script)
-	sum := sha256.Sum256([]byte(script))
-	f, err := verify(path, sum[:])
+}
+
+func TestVerifiedProgramNeedsRightToRun(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "program")
+	sum := copyOfSelf(t, path)
+	os.Chmod(path, 0o644)
+	if _, err := verified(path, sum); !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("got the error %v", err)
+	}
+}
+
+// A program can start itself, in a sandbox too.
+func TestVerifiedProgramFindsItself(t *testing.T) {
+	needRoot(t)
+	needLandlock(t)
+	c, _ := sandboxed(t, Sandbox{User: stranger, Directory: "/", Files: &Files{}})
+	c.Path = filepath.Join(t.TempDir(), "plugin") // which that user may not enter
+	c.Checksum = copyOfSelf(t, c.Path)
+	h := runCommand(t, c, defaultTimes)
+	if got := inside(t, h, "stray run"); got == "0" || strings.Trim(got, "0123456789") != "" {
+		t.Errorf("it cannot start itself: %s", got)
+	}
+}
+
+// A script finds its modules by PYTHONPATH.
+func TestVerifiedScriptInPython(t *testing.T) {
+	c := python(t, newGatewayLog())
+	text, err := os.ReadFile(c.Path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	os.Remove(path)
-	write("#!/bin/sh\necho another\n")
-
-	cmd := newCommand(Command{Path: path, Args: []string{"argument"}, Checksum: sum[:]})
-	cmd.Env = []string{handshake.MagicCookieKey + "=" + handshake.MagicCookieValue, "PLUGIN_UNIX_SOCKET_DIR=" + t.TempDir()}
-	cmd.ExtraFiles = []*os.File{f, f}
-	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "verified argument\n" {
-		t.Errorf("got %q, %v", out, err)
+	sum := sha256.Sum256(text)
+	c.Checksum = sum[:]
+	h := runCommand(t, c, defaultTimes)
+	if o := deliver(t.Context(), h, message("hello", "answers", "delivered")); o.statuses[1] != backends.Delivered {
+		t.Errorf("got %v, %v", o.statuses, o.err)
 	}
 }
 
