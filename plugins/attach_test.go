@@ -3,6 +3,7 @@ package plugins
 import (
 	"context"
 	"errors"
+	"net"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/mailgw/mailgw/backends"
 )
@@ -181,6 +185,30 @@ func TestAttachingToNothing(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got the error %v, want one with %q", err, want)
 		}
+	}
+}
+
+// A server that is strict about names gets one, and not the path of its socket.
+func TestAuthorityIsAName(t *testing.T) {
+	socket := socketPath(t)
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan []string, 1)
+	s := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
+		m, _ := metadata.FromIncomingContext(stream.Context())
+		got <- m[":authority"]
+		return errors.New("no plugin")
+	}))
+	go s.Serve(l)
+	defer s.Stop()
+	c, _ := attachment(socket)
+	if _, err := startHost(t, t.Context(), c, defaultTimes); err == nil || !strings.Contains(err.Error(), "no plugin") {
+		t.Fatalf("got the error %v", err)
+	}
+	if authority := <-got; !slices.Equal(authority, []string{"localhost"}) {
+		t.Errorf("got the authority %q", authority)
 	}
 }
 

@@ -101,7 +101,7 @@ func TestProtocolPageHasTheLimits(t *testing.T) {
 		fmt.Sprintf("It has %.0f seconds for that", defaultTimes.handshake.Seconds()),
 		fmt.Sprintf("every %.0f seconds, and kills a plugin that does\nnot answer within %.0f seconds",
 			defaultTimes.checkEvery.Seconds(), defaultTimes.checkTimeout.Seconds()),
-		fmt.Sprintf("has %.0f seconds, and comes once", configureTimeout.Seconds()),
+		fmt.Sprintf("has %.0f seconds, or %.0f minutes if", configureTimeout.Seconds(), attachTimeout.Minutes()),
 		fmt.Sprintf("%s=%s", handshake.MagicCookieKey, handshake.MagicCookieValue),
 		fmt.Sprintf("%s=", lifelineEnv), fmt.Sprintf("%s=", attachEnv),
 	} {

@@ -185,6 +185,7 @@ func (r *running) output(log *slog.Logger, level slog.Level) *lines {
 func dialOptions(uid uint32) []grpc.DialOption {
 	return []grpc.DialOption{
 		grpc.WithTransportCredentials(newOnlyUser(uid)),
+		grpc.WithAuthority("localhost"), // the path of a socket is none: RFC 9113, section 8.3.1
 		grpc.WithStaticStreamWindowSize(64 << 10),
 		grpc.WithStaticConnWindowSize(1 << 20),
 		grpc.WithMaxHeaderListSize(64 << 10),

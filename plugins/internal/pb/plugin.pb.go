@@ -6,8 +6,8 @@
 //
 //   MAILGW_PLUGIN=mailgw.plugin.v1  says that the gateway is the caller
 //   PLUGIN_PROTOCOL_VERSIONS=1      versions of this protocol, with commas
-//   PLUGIN_MIN_PORT=0               means nothing here, and neither does
-//   PLUGIN_MAX_PORT=0               this one: they are for sockets of TCP
+//   PLUGIN_MIN_PORT=N               means nothing here, and neither does
+//   PLUGIN_MAX_PORT=N               this one: they are for sockets of TCP
 //   PLUGIN_UNIX_SOCKET_DIR=DIR      where the program makes its unix socket
 //   MAILGW_HOSTNAME=NAME            hostname of gateway.toml
 //   MAILGW_LIFELINE=3               a file descriptor; at its end of file the
@@ -2364,7 +2364,7 @@ type Answer_Opinion struct {
 }
 
 type Answer_User struct {
-	User []byte `protobuf:"bytes,4,opt,name=user,proto3,oneof"` // AUTH: who the client is; not empty, at most 8 KiB
+	User []byte `protobuf:"bytes,4,opt,name=user,proto3,oneof"` // AUTH: who the client is; 1 to 255 octets of UTF-8 without control characters
 }
 
 type Answer_Scram struct {
@@ -2397,7 +2397,8 @@ type Opinion struct {
 	// at all. It is not negative, and at most 9223372036854.
 	Valid int64 `protobuf:"varint,2,opt,name=valid,proto3" json:"valid,omitempty"`
 	// For which recipients that is: a pattern as in the routes of gateway.toml,
-	// of at most 8 KiB. Empty is the recipient's own address.
+	// of at most 8 KiB, that stands for the one that was asked about. Empty is the
+	// recipient's own address.
 	Key           []byte `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -6,8 +6,8 @@
 //
 //   MAILGW_PLUGIN=mailgw.plugin.v1  says that the gateway is the caller
 //   PLUGIN_PROTOCOL_VERSIONS=1      versions of this protocol, with commas
-//   PLUGIN_MIN_PORT=0               means nothing here, and neither does
-//   PLUGIN_MAX_PORT=0               this one: they are for sockets of TCP
+//   PLUGIN_MIN_PORT=N               means nothing here, and neither does
+//   PLUGIN_MAX_PORT=N               this one: they are for sockets of TCP
 //   PLUGIN_UNIX_SOCKET_DIR=DIR      where the program makes its unix socket
 //   MAILGW_HOSTNAME=NAME            hostname of gateway.toml
 //   MAILGW_LIFELINE=3               a file descriptor; at its end of file the
