@@ -26,11 +26,17 @@ type conn struct {
 	socket net.Conn
 	stream net.Conn         // the socket, or TLS on it
 	r      *bufio.Reader    // reads through conn.Read
-	w      *bufio.Writer    // writes through conn.Write
+	said   []byte           // and not sent yet
+	lost   error            // why nothing can be sent any more
 	log    *slog.Logger     // names the peer and, if it is another one, the client
 	ends   time.Time        // of the session
-	tells  bool             // w has answers, of which the log is to tell first
+	tells  bool             // said has answers, of which the log is to tell first
 	named  *backends.Client // that log names
+	debugs bool             // log has the dialogue
+
+	rests    time.Time // when the session rests, if it is to, before the deadline
+	armed    time.Time // the deadline of the socket for reading; zero once it has come
+	writable time.Time // that for writing
 
 	mu       sync.Mutex
 	deadline time.Time // of what is being read
@@ -45,8 +51,7 @@ func newConn(d *dialog, socket net.Conn) *conn {
 	c := &conn{dialog: d, socket: socket, stream: socket}
 	c.nameLog()
 	c.ends = time.Now().Add(d.Limits.SessionTimeout)
-	c.r = bufio.NewReaderSize(c, max(maxResponse, int(d.Limits.CommandLine)))
-	c.w = bufio.NewWriter(c)
+	c.takeReader()
 	return c
 }
 
@@ -54,6 +59,7 @@ func newConn(d *dialog, socket net.Conn) *conn {
 func (c *conn) serve(ctx context.Context) {
 	defer func() {
 		c.stream.Close()
+		c.giveReader()
 		c.reset() // of a transaction that the client has left
 	}()
 	defer func() {
@@ -98,7 +104,9 @@ func (c *conn) converse(ctx context.Context) error {
 		if c.tx == nil && c.exchange == nil {
 			c.renew()
 		}
-		c.log.Debug("dialog", "C", shown)
+		if c.debugs {
+			c.log.Debug("dialog", "C", shown)
+		}
 		c.hasty = c.r.Buffered() > 0
 		r, next = c.command(line)
 	}
@@ -144,6 +152,7 @@ func (c *conn) nameLog() {
 	if c.named = c.session.Client; c.named != nil {
 		c.log = c.log.With("client", clientName(c.named))
 	}
+	c.debugs = c.log.Enabled(context.Background(), slog.LevelDebug)
 }
 
 // nameClient lets the log name the client that PROXY or XCLIENT has told.
@@ -181,7 +190,7 @@ func (c *conn) startTLS(ctx context.Context, socket net.Conn) error {
 	if err := c.flush(); err != nil {
 		return err
 	}
-	deadline := c.soonest(c.Limits.CommandTimeout)
+	deadline := c.soonest(time.Now(), c.Limits.CommandTimeout)
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	if !c.beginHandshake(deadline) {
@@ -206,6 +215,7 @@ func (c *conn) beginHandshake(deadline time.Time) bool {
 	defer c.mu.Unlock()
 	c.waiting = true
 	c.socket.SetDeadline(deadline)
+	c.armed, c.writable = deadline, deadline
 	return !c.closing
 }
 
@@ -255,63 +265,25 @@ func (c *conn) logRefused(line string, r smtp.Reply) {
 	log.Info("refused", "command", line[:min(len(line), 512)], "reply", r.String())
 }
 
-// say puts a reply into the buffer. Read sends it before it waits.
+// say keeps a reply until flush. Read sends it before it waits.
 func (c *conn) say(r smtp.Reply) {
-	if c.log.Enabled(context.Background(), slog.LevelDebug) {
+	if c.debugs {
 		for line := range strings.SplitSeq(r.String(), "\n") {
 			c.log.Debug("dialog", "S", line)
 		}
 	}
-	c.w.Write(r.AppendTo(c.w.AvailableBuffer()))
-}
-
-func (c *conn) flush() error { return c.w.Flush() }
-
-// Write gives a client that does not read CommandTimeout. What became of a
-// message is in the log before the client knows it.
-func (c *conn) Write(p []byte) (int, error) {
-	if c.tells {
-		flushLog(c.log)
-		c.tells = false
+	if c.said = r.AppendTo(c.said); len(c.said) >= mostSaid {
+		c.flush() // the next one has its error
 	}
-	c.socket.SetWriteDeadline(time.Now().Add(c.Limits.CommandTimeout))
-	return c.stream.Write(p)
 }
 
-// soonest returns the time after d, or the end of the session if that is
+// soonest returns the time d from now, or the end of the session if that is
 // earlier.
-func (c *conn) soonest(d time.Duration) time.Time {
-	if t := time.Now().Add(d); t.Before(c.ends) {
+func (c *conn) soonest(now time.Time, d time.Duration) time.Time {
+	if t := now.Add(d); t.Before(c.ends) {
 		return t
 	}
 	return c.ends
-}
-
-// Read is what the buffered reader calls when it has nothing left. The
-// client may be waiting for what was said, so that goes out first.
-func (c *conn) Read(p []byte) (int, error) {
-	if err := c.flush(); err != nil {
-		return 0, err
-	}
-	c.mu.Lock()
-	if c.leaves() {
-		c.mu.Unlock()
-		return 0, errClosing
-	}
-	c.socket.SetReadDeadline(c.deadline)
-	// TLS writes while it reads, when the client asks for new keys.
-	c.socket.SetWriteDeadline(c.deadline.Add(c.Limits.CommandTimeout))
-	c.mu.Unlock()
-
-	n, err := c.stream.Read(p)
-	if err != nil {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.leaves() {
-			err = errClosing
-		}
-	}
-	return n, err
 }
 
 // leaves reports whether the session is to end now. The caller holds c.mu.
@@ -328,16 +300,9 @@ func (c *conn) close(hurried bool) {
 	}
 }
 
-// expect sets until when the client may take for what is read next.
-func (c *conn) expect(deadline time.Time, waiting bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.deadline = deadline
-	c.waiting = waiting
-}
-
 func (c *conn) readCommand() (string, error) {
-	deadline := c.soonest(c.Limits.CommandTimeout)
+	now := time.Now()
+	deadline := c.soonest(now, c.Limits.CommandTimeout)
 	if c.tx != nil && c.tx.ends.Before(deadline) {
 		deadline = c.tx.ends
 	}
@@ -346,7 +311,7 @@ func (c *conn) readCommand() (string, error) {
 	if c.exchange != nil {
 		longest = maxResponse
 	}
-	line, err := smtp.ReadLine(c.r, longest)
+	line, err := c.readLine(now, longest)
 	return string(line), err
 }
 

@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"io"
 	"net"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -71,4 +73,44 @@ func TestTimeOfSlowClients(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A session that waits has no buffers, and none goes without its answer for that.
+func TestRestingSessionsAreSmall(t *testing.T) {
+	const sessions, most = 500, 14 << 10 // half of it with the race detector off
+	address := "unix:" + filepath.Join(t.TempDir(), "socket")
+	s := testServer(t, testBackends, "protocol = 'lmtp'\naddress = '"+address+"'\n")
+	serve(t, s)
+	memory := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc + m.StackInuse)
+	}
+	clients := make([]client, sessions)
+	say := func(command, want string) {
+		t.Helper()
+		for _, c := range clients {
+			if got := c.ask(t, command); got != want {
+				t.Fatalf("%s: got %q, want %q", command, got, want)
+			}
+		}
+	}
+	before := memory()
+	for i := range clients {
+		clients[i] = dial(t, s)
+		clients[i].Reader = bufio.NewReaderSize(clients[i].Conn, 16)
+		clients[i].hear(t)
+	}
+	say("RSET", "250 2.0.0 ok")
+	var each int64
+	for deadline := time.Now().Add(time.Minute); ; runtime.Gosched() {
+		if each = (memory() - before) / sessions; each <= most {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("a session that waits has %d octets, want at most %d", each, most)
+		}
+	}
+	say("NOOP", "250 2.0.0 ok")
 }

@@ -30,7 +30,7 @@ func (c *conn) spokeEarly() (bool, error) {
 	if c.Limits.GreetDelay == 0 || c.isProxy() {
 		return false, nil
 	}
-	c.expect(c.soonest(c.Limits.GreetDelay), true)
+	c.expect(c.soonest(time.Now(), c.Limits.GreetDelay), true)
 	_, err := c.r.Peek(1)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return false, nil
@@ -132,13 +132,13 @@ type messageReader struct {
 // belongs to no transaction.
 func (c *conn) patiently(r io.Reader) messageReader {
 	if c.tx == nil {
-		return messageReader{r, c, c.soonest(c.Limits.MessageTimeout)}
+		return messageReader{r, c, c.soonest(time.Now(), c.Limits.MessageTimeout)}
 	}
 	return messageReader{r, c, c.tx.ends}
 }
 
 func (r messageReader) Read(p []byte) (int, error) {
-	deadline := r.c.soonest(r.c.Limits.CommandTimeout)
+	deadline := r.c.soonest(time.Now(), r.c.Limits.CommandTimeout)
 	if r.ends.Before(deadline) {
 		deadline = r.ends
 	}

@@ -78,7 +78,7 @@ func tcpAddr(a net.Addr) netip.AddrPort {
 // introduce hears from a proxy whom it speaks for. Until then nothing is said:
 // the one who would hear it is not known.
 func (c *conn) introduce() error {
-	c.expect(c.soonest(min(proxyTimeout, c.Limits.CommandTimeout)), true)
+	c.expect(c.soonest(time.Now(), min(proxyTimeout, c.Limits.CommandTimeout)), true)
 	client, err := readProxy(c.r)
 	if errors.Is(err, io.EOF) && c.r.Buffered() == 0 {
 		c.log.Debug("disconnected") // to see whether somebody listens

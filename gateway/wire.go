@@ -1,0 +1,202 @@
+package gateway
+
+import (
+	"bufio"
+	"crypto/tls"
+	"errors"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mailgw/mailgw/internal/smtp"
+)
+
+// How a session waits for its client. A deadline of a socket costs a timer, so
+// that it is not set for every line, but moved when it comes and the client has
+// been heard since. A session that waits for long has no buffers.
+
+const (
+	// readSize is what is read at once: a small message as a whole.
+	readSize = 16 << 10
+
+	// mostSaid is how many octets of replies wait to be sent together.
+	mostSaid = 4 << 10
+
+	// restAfter is for how long a session that waits has buffers.
+	restAfter = time.Second
+)
+
+var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, readSize) }}
+
+// takeReader gives the session a buffer for what it reads. It is put back by
+// giveReader.
+func (c *conn) takeReader() {
+	if longest := int(c.Limits.CommandLine); longest > readSize {
+		c.r = bufio.NewReaderSize(c, longest)
+		return
+	}
+	c.r = readers.Get().(*bufio.Reader)
+	c.r.Reset(c)
+}
+
+func (c *conn) giveReader() {
+	if c.r.Size() == readSize {
+		c.r.Reset(nil)
+		readers.Put(c.r)
+	}
+	c.r = nil
+}
+
+// Read is what the buffered reader calls when it has nothing left. The
+// client may be waiting for what was said, so that goes out first.
+func (c *conn) Read(p []byte) (n int, err error) {
+	if err := c.flush(); err != nil {
+		return 0, err
+	}
+	err = c.patient(func() (err error) {
+		n, err = c.stream.Read(p)
+		return err
+	})
+	return n, err
+}
+
+// patient calls read, which reads from the socket or waits until it can be read,
+// until the deadline. It sets that of the socket before.
+func (c *conn) patient(read func() error) error {
+	for {
+		if err := c.arm(); err != nil {
+			return err
+		}
+		err := read()
+		if err == nil {
+			return nil
+		}
+		if err = c.disarm(err); err != nil {
+			return err
+		}
+	}
+}
+
+// arm sees to it that the socket has a deadline, and that it does not come too
+// late.
+func (c *conn) arm() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.leaves() {
+		return errClosing
+	}
+	if until := c.until(); c.armed.IsZero() || until.Before(c.armed) {
+		c.armed = until
+		c.socket.SetReadDeadline(until)
+	}
+	if _, ok := c.stream.(*tls.Conn); ok {
+		// It writes while it reads, when the client asks for new keys.
+		c.writable = c.deadline.Add(c.Limits.CommandTimeout)
+		c.socket.SetWriteDeadline(c.writable)
+	}
+	return nil
+}
+
+// until returns when a wait is over. The caller holds c.mu.
+func (c *conn) until() time.Time {
+	if !c.rests.IsZero() && c.rests.Before(c.deadline) {
+		return c.rests
+	}
+	return c.deadline
+}
+
+// errRest says that a session waits for long.
+var errRest = errors.New("the client says nothing")
+
+// disarm returns the error of a read, or nil if it only came too early to the
+// deadline of the socket.
+func (c *conn) disarm(err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.leaves():
+		return errClosing
+	case !errors.Is(err, os.ErrDeadlineExceeded):
+		return err
+	}
+	c.armed = time.Time{}
+	switch now := time.Now(); {
+	case now.Before(c.until()):
+		return nil
+	case now.Before(c.deadline):
+		return errRest
+	}
+	return err
+}
+
+// expect sets until when the client may take for what is read next.
+func (c *conn) expect(deadline time.Time, waiting bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.deadline = deadline
+	c.waiting = waiting
+}
+
+// readLine reads a line of a command.
+func (c *conn) readLine(now time.Time, longest int) ([]byte, error) {
+	if c.r.Buffered() == 0 {
+		c.rests = now.Add(restAfter)
+		_, err := c.r.Peek(1)
+		c.rests = time.Time{}
+		if err == errRest {
+			err = c.rest()
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return smtp.ReadLine(c.r, longest)
+}
+
+// rest waits, without buffers, until there is something to read.
+func (c *conn) rest() error {
+	raw, ok := c.socket.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	socket, err := raw.SyscallConn()
+	if err != nil {
+		return err
+	}
+	c.giveReader()
+	c.said = nil
+	defer c.takeReader()
+	return c.patient(func() error { return socket.Read(isReadable) })
+}
+
+// isReadable reports whether a read would not block.
+func isReadable(fd uintptr) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return n > 0 || err != nil && err != unix.EINTR
+}
+
+// flush sends what was said. After an error nothing more is sent.
+func (c *conn) flush() error {
+	if len(c.said) > 0 && c.lost == nil {
+		_, c.lost = c.write(c.said)
+	}
+	c.said = c.said[:0]
+	return c.lost
+}
+
+// write gives a client that does not read CommandTimeout, or half of it more.
+// What became of a message is in the log before the client knows it.
+func (c *conn) write(p []byte) (int, error) {
+	if c.tells {
+		flushLog(c.log)
+		c.tells = false
+	}
+	if until := time.Now().Add(c.Limits.CommandTimeout); c.writable.Before(until) {
+		c.writable = until.Add(c.Limits.CommandTimeout / 2)
+		c.socket.SetWriteDeadline(c.writable)
+	}
+	return c.stream.Write(p)
+}
