@@ -580,6 +580,29 @@ func TestPythonStartedByHandIsAttached(t *testing.T) {
 	}
 }
 
+// It waits for its backend, but not if it is told twice.
+func TestPythonStartedByHandIsInterrupted(t *testing.T) {
+	socket := socketPath(t)
+	p := startPythonByHand(t, socket)
+	c, _ := attachment(socket)
+	h := runCommand(t, c, defaultTimes)
+	t.Cleanup(func() { p.end(syscall.SIGKILL) }) // before runCommand looks for children
+	decided := make(chan bool)
+	go func() {
+		tx := message("hello", "waits")
+		backends.Run(t.Context(), h, tx, backends.Hooks{Status: func(int, backends.Status) { close(decided) }})
+	}()
+	within(t, "the transaction", func() { <-decided })
+	p.Process.Signal(syscall.SIGINT)
+	eventually(t, "the socket is gone", func() bool {
+		_, err := os.Stat(socket)
+		return os.IsNotExist(err)
+	})
+	if err := p.end(syscall.SIGINT); err == nil || err.Error() != "signal: interrupt" {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestPythonIsConfiguredOnce(t *testing.T) {
 	h, _ := runPython(t)
 	wantConfigured(t, h)

@@ -761,7 +761,7 @@ def _serve_gateway(plugin: _Plugin, path: str) -> None:
     print(f"1|1|unix|{path}|grpc", flush=True)
     plugin.stopping.wait()
     server.stop(grace=1).wait()  # the gateway has drained it
-    plugin.close(patience=1)
+    plugin.close(patience=0.5)
 
 
 def _start(plugin: _Plugin, path: str) -> grpc.Server:
@@ -849,6 +849,8 @@ def _serve_attached(make: Callable[[], _Plugin], path: str) -> None:
     accepting = threading.Thread(target=accept, daemon=True)
     accepting.start()
     stopping.wait()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)  # a second one does not wait for the backend
     os.unlink(path)
     _shut(listener)
     accepting.join()
