@@ -348,7 +348,7 @@ func TestAnnouncementOfPython(t *testing.T) {
 	if got := h.Capabilities(); got != want || h.MayEdit() != backends.EditAll || !h.IsEffectFree() {
 		t.Errorf("got %+v, %v, %t; want %+v, all and true", got, h.MayEdit(), h.IsEffectFree(), want)
 	}
-	if got := h.Needs(); !slices.Equal(got, []string{"writes /var/mail"}) {
+	if got := h.Needs(); !slices.Equal(got, []string{"writes /var/mail", "?"}) {
 		t.Errorf("got the needs %q", got)
 	}
 	deliver(t.Context(), h, message("", "opens"))
@@ -421,6 +421,7 @@ func TestPythonBackendThatCannotBeMade(t *testing.T) {
 	for note, want := range map[string]string{
 		"fail":    "backend python: OSError: no such directory",
 		"exit":    "backend python: SystemExit: giving up",
+		"needs":   "backend python: TypeError: needs: want a list of strings, found 'text'",
 		"nothing": "backend python: TypeError: None is no backend: it has no method deliver",
 	} {
 		c := python(t, newGatewayLog())

@@ -974,29 +974,13 @@ class _Plugin:
                 if not hasattr(backend, "deliver"):
                     raise TypeError(f"{backend!r:.100} is no backend: it has no method deliver")
                 self._backend = backend
+                return _announcement(backend)
         except BaseException as e:  # sys.exit would end this thread alone
             decoder.faults += _setting_errors(e)
             if not decoder.faults:
                 logging.exception("configure")
                 return pb.ConfigureResponse(error=_describe(e))
-        if decoder.faults:
-            return pb.ConfigureResponse(faults=[pb.Fault(key=f.key, text=f.text) for f in decoder.faults])
-        return self._announcement()
-
-    def _announcement(self) -> pb.ConfigureResponse:
-        backend = self._backend
-        answer = pb.ConfigureResponse(
-            answers=[topic for topic, (method, _) in _QUESTIONS.items() if hasattr(backend, method)],
-            capabilities=_capabilities(getattr(backend, "capabilities", Capabilities())),
-            watch=hasattr(backend, "watch_capabilities"),
-            effect_free=getattr(backend, "effect_free", False),
-            needs=getattr(backend, "needs", []),
-        )
-        may = getattr(backend, "may_edit", ~Edits(0))
-        answer.may_edit.header = Edits.HEADER in may
-        answer.may_edit.message = Edits.MESSAGE in may
-        answer.may_edit.envelope = Edits.ENVELOPE in may
-        return answer
+        return pb.ConfigureResponse(faults=[pb.Fault(key=f.key, text=f.text) for f in decoder.faults])
 
     def watch(self, _: pb.WatchRequest, call: grpc.ServicerContext) -> Iterator[pb.Capabilities]:
         if not hasattr(self._backend, "watch_capabilities"):
@@ -1131,6 +1115,22 @@ def _status(s: Status) -> pb.Status:
     if not 200 <= s.code <= 599:
         raise ValueError(f"{s} is no answer")
     return pb.Status(code=s.code, enhanced=_clean(s.enhanced), text=_clean(s.text))
+
+
+def _announcement(backend: Any) -> pb.ConfigureResponse:
+    """Tells what a backend can do."""
+    answer = pb.ConfigureResponse(
+        answers=[topic for topic, (method, _) in _QUESTIONS.items() if hasattr(backend, method)],
+        capabilities=_capabilities(getattr(backend, "capabilities", Capabilities())),
+        watch=hasattr(backend, "watch_capabilities"),
+        effect_free=getattr(backend, "effect_free", False),
+        needs=map(_clean, _strings("needs", getattr(backend, "needs", []))),
+    )
+    may = getattr(backend, "may_edit", ~Edits(0))
+    answer.may_edit.header = Edits.HEADER in may
+    answer.may_edit.message = Edits.MESSAGE in may
+    answer.may_edit.envelope = Edits.ENVELOPE in may
+    return answer
 
 
 def _capabilities(can: Capabilities) -> pb.Capabilities:

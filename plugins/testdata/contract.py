@@ -66,11 +66,13 @@ def octets(v: str | bytes) -> bytes:
 class Contract:
     capabilities = mailgw.Capabilities(dsn=True, size=1000, binary_mime=False)
     effect_free = True
-    needs = ["writes /var/mail"]
+    needs = ["writes /var/mail", "\udcff"]
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.gate = threading.Event()
+        if settings.note == "needs":
+            self.needs = "text"
         if settings.note == "exit":
             sys.exit("giving up")
         if settings.note == "fail":
