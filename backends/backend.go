@@ -136,6 +136,22 @@ func NeedsOf(b Backend) []string {
 	return nil
 }
 
+// A Diverter tells to which routes it may divert recipients. If [named_routes] has
+// not all of them, the gateway does not start, so that no quarantine is missed
+// only when it is needed. A backend that is none may divert to any.
+type Diverter interface {
+	// DivertsTo returns the same each time.
+	DivertsTo() []string
+}
+
+// DiversionsOf returns to which routes b tells that it may divert, if it does.
+func DiversionsOf(b Backend) []string {
+	if diverter, ok := b.(Diverter); ok {
+		return diverter.DivertsTo()
+	}
+	return nil
+}
+
 // Capabilities are what a backend can do with a message. A listener that
 // mirrors them announces what the last backends of its routes can do.
 type Capabilities struct {

@@ -79,7 +79,22 @@ func (c *Config) checkCapabilities(all map[string]backends.Backend) (problems Pr
 			problems = append(problems, c.Problem(settings.Join("backend", name)+".shadow_of", "it does not declare that it is free of effects"))
 		}
 	}
+	problems = append(problems, c.checkDiversions(all)...)
 	c.Sort(problems)
+	return problems
+}
+
+// checkDiversions finds the backends that divert to routes that are not there.
+func (c *Config) checkDiversions(all map[string]backends.Backend) (problems Problems) {
+	named := slices.Sorted(maps.Keys(c.NamedRoutes))
+	for name, b := range all {
+		for _, route := range backends.DiversionsOf(b) {
+			if !slices.Contains(named, route) {
+				problems = append(problems, c.Problem(settings.Join("backend", name),
+					fmt.Sprintf("it diverts to %q, and there is no such route in [named_routes]%s", route, settings.DidYouMean(route, named))))
+			}
+		}
+	}
 	return problems
 }
 

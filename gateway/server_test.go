@@ -290,3 +290,52 @@ func TestDSNNeedsACapableBackend(t *testing.T) {
 		}
 	}
 }
+
+// A diverter tells where it diverts to.
+type diverter struct {
+	backends.Backend
+	to []string
+}
+
+func (d diverter) DivertsTo() []string { return d.to }
+
+// A route that is not there is found at the start and at a reload, and not when a
+// quarantine is needed.
+func TestDiversionsAreAnnounced(t *testing.T) {
+	const text = `hostname = 'mx.example.org'
+[[listener]]
+name = 'in'
+protocol = 'lmtp'
+address = 'tcp:127.0.0.1:0'
+routes = { '*' = ['one', 'two', 'last'] }
+[named_routes]
+quarantine = ['last']
+[backend.one]
+plugin = 'test'
+[backend.two]
+plugin = 'test'
+[backend.last]
+plugin = 'test'
+`
+	c, err := parseConfig("test.toml", text, []string{"test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := func(one, two []string) map[string]backends.Backend {
+		plain := backends.Func(byLocalPart)
+		return map[string]backends.Backend{"one": diverter{plain, one}, "two": diverter{plain, two}, "last": plain}
+	}
+	s, err := New(c, all([]string{"quarantine"}, nil), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := all([]string{"quarantin", "quarantine"}, []string{"audit"})
+	want := `test.toml:9: backend.one: it diverts to "quarantin", and there is no such route in [named_routes]; did you mean quarantine?` + "\n" +
+		`test.toml:11: backend.two: it diverts to "audit", and there is no such route in [named_routes]`
+	if _, err := New(c, bad, slog.New(slog.DiscardHandler)); err == nil || err.Error() != want {
+		t.Errorf("got\n%v, want\n%s", err, want)
+	}
+	if _, err := s.Reload(c, bad, slog.New(slog.DiscardHandler)); err == nil || err.Error() != want {
+		t.Errorf("reload: got\n%v, want\n%s", err, want)
+	}
+}

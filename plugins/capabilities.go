@@ -29,21 +29,25 @@ func (h *Host) IsEffectFree() bool { return h.effectFree }
 // Needs is what the plugin announced when it started first.
 func (h *Host) Needs() []string { return h.needs }
 
-// maxNeeds and maxNeed bound what a plugin can tell of its needs.
-const maxNeeds, maxNeed = 50, 500
+// DivertsTo is what the plugin announced when it started first.
+func (h *Host) DivertsTo() []string { return h.divertsTo }
 
-func needsToWire(needs []string) (wire []string) {
-	for _, need := range needs {
-		wire = append(wire, toUTF8(need))
+// maxTold and maxToldText bound what a plugin can tell of its needs, and of the
+// routes that it diverts to.
+const maxTold, maxToldText = 50, 500
+
+func toldToWire(texts []string) (wire []string) {
+	for _, text := range texts {
+		wire = append(wire, toUTF8(text))
 	}
 	return wire
 }
 
-func needsFromWire(wire []string) (needs []string) {
-	for _, need := range wire[:min(len(wire), maxNeeds)] {
-		needs = append(needs, need[:min(len(need), maxNeed)])
+func toldFromWire(wire []string) (texts []string) {
+	for _, text := range wire[:min(len(wire), maxTold)] {
+		texts = append(texts, text[:min(len(text), maxToldText)])
 	}
-	return needs
+	return texts
 }
 
 // capabilities are what is known of a plugin's.

@@ -62,6 +62,8 @@ func (c *changing) IsEffectFree() bool { return true }
 
 func (c *changing) Needs() []string { return []string{"writes /var/\xff", strings.Repeat("x", 1000)} }
 
+func (c *changing) DivertsTo() []string { return slices.Repeat([]string{"quarantine"}, maxTold+1) }
+
 // waitFor asks for what is known of the plugin until it is as wanted.
 func waitFor(t *testing.T, h *Host, want backends.Capabilities) {
 	t.Helper()
@@ -101,8 +103,11 @@ func TestAnnouncedEdits(t *testing.T) {
 	if !h.IsEffectFree() {
 		t.Error("that it is free of effects is lost")
 	}
-	if got, want := h.Needs(), []string{"writes /var/?", strings.Repeat("x", maxNeed)}; !slices.Equal(got, want) {
+	if got, want := h.Needs(), []string{"writes /var/?", strings.Repeat("x", maxToldText)}; !slices.Equal(got, want) {
 		t.Errorf("got the needs %q, want %q", got, want)
+	}
+	if got, want := h.DivertsTo(), slices.Repeat([]string{"quarantine"}, maxTold); !slices.Equal(got, want) {
+		t.Errorf("got the routes %q, want %q", got, want)
 	}
 	for _, k := range []backends.EditKinds{0, backends.EditHeader, backends.EditMessage, backends.EditEnvelope, backends.EditAll} {
 		if got := mayEditFromWire(mayEditToWire(k)); got != k {

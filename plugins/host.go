@@ -99,6 +99,7 @@ type Host struct {
 	mayEdit      backends.EditKinds
 	effectFree   bool
 	needs        []string
+	divertsTo    []string
 	times        times
 
 	ctx         context.Context // of the supervisors

@@ -94,7 +94,7 @@ func TestProtocolPageHasTheLimits(t *testing.T) {
 		fmt.Sprintf("| text: of a status, a failure, a fault | %d KiB |", maxText>>10),
 		fmt.Sprintf("| statuses and `started` that do not count | %d in a call |", maxIgnored),
 		fmt.Sprintf("| faults | %d |", maxFaults),
-		fmt.Sprintf("| needs | %d, of %d octets each |", maxNeeds, maxNeed),
+		fmt.Sprintf("| needs, routes that it diverts to | %d, of %d octets each |", maxTold, maxToldText),
 		fmt.Sprintf("| line of the log | %d KiB |", maxLine>>10),
 		fmt.Sprintf("| lines of the log | %d at once, %d a second |", burstLines, linesPerSecond),
 		fmt.Sprintf("Up to %d MiB may stand before\nthe line", mostBefore>>20),

@@ -351,6 +351,9 @@ func TestAnnouncementOfPython(t *testing.T) {
 	if got := h.Needs(); !slices.Equal(got, []string{"writes /var/mail", "?"}) {
 		t.Errorf("got the needs %q", got)
 	}
+	if got := h.DivertsTo(); !slices.Equal(got, []string{"quarantine", "audit"}) {
+		t.Errorf("got the routes %q", got)
+	}
 	deliver(t.Context(), h, message("", "opens"))
 	waitFor(t, h, backends.Capabilities{EightBitMIME: true, SMTPUTF8: true, BinaryMIME: true, Relays: true})
 }
@@ -418,16 +421,20 @@ func TestFaultsOfSettingsOfPython(t *testing.T) {
 
 func TestPythonBackendThatCannotBeMade(t *testing.T) {
 	checkLeaks(t)
-	for note, want := range map[string]string{
-		"fail":    "backend python: OSError: no such directory",
-		"exit":    "backend python: SystemExit: giving up",
-		"needs":   "backend python: TypeError: needs: want a list of strings, found 'text'",
-		"nothing": "backend python: TypeError: None is no backend: it has no method deliver",
+	for _, test := range []struct {
+		settings map[string]any
+		want     string
+	}{
+		{map[string]any{"note": "fail"}, "backend python: OSError: no such directory"},
+		{map[string]any{"note": "exit"}, "backend python: SystemExit: giving up"},
+		{map[string]any{"names": map[string]any{"needs": true}}, "backend python: TypeError: needs: want a list of strings, found 'text'"},
+		{map[string]any{"names": map[string]any{"diverts_to": true}}, "backend python: TypeError: diverts_to: want a list of strings, found 'text'"},
+		{map[string]any{"note": "nothing"}, "backend python: TypeError: None is no backend: it has no method deliver"},
 	} {
 		c := python(t, newGatewayLog())
-		c.Settings = map[string]any{"note": note}
-		if _, err := startHost(t, t.Context(), c, defaultTimes); err == nil || err.Error() != want {
-			t.Errorf("got the error %v, want %s", err, want)
+		c.Settings = test.settings
+		if _, err := startHost(t, t.Context(), c, defaultTimes); err == nil || err.Error() != test.want {
+			t.Errorf("got the error %v, want %s", err, test.want)
 		}
 	}
 }

@@ -60,6 +60,7 @@ type running struct {
 	changing     bool // the capabilities
 	effectFree   bool
 	needs        []string
+	divertsTo    []string
 
 	outputs []*lines
 	words   *words
@@ -97,7 +98,8 @@ func launch(ctx context.Context, c Command, t times, sockets string, request *pb
 	r.capabilities = capabilitiesFromWire(answer.GetCapabilities())
 	r.answers = announcementFromWire(answer.GetAnswers())
 	r.mayEdit, r.changing = mayEditFromWire(answer.GetMayEdit()), answer.GetWatch()
-	r.effectFree, r.needs = answer.GetEffectFree(), needsFromWire(answer.GetNeeds())
+	r.effectFree, r.needs = answer.GetEffectFree(), toldFromWire(answer.GetNeeds())
+	r.divertsTo = toldFromWire(answer.GetDivertsTo())
 	r.openLane(ctx, c.Log, answer.GetFeatures())
 	r.chunk = smallChunk
 	if announced := answer.GetMaxChunk(); announced > 0 {

@@ -290,7 +290,8 @@ func (s *server) configure(text string) *pb.ConfigureResponse {
 	answer.MayEdit = mayEditToWire(backends.EditsOf(backend))
 	_, answer.Watch = backend.(backends.Changing)
 	answer.EffectFree = backends.IsEffectFree(backend)
-	answer.Needs = needsToWire(backends.NeedsOf(backend))
+	answer.Needs = toldToWire(backends.NeedsOf(backend))
+	answer.DivertsTo = toldToWire(backends.DiversionsOf(backend))
 	return answer
 }
 

@@ -140,7 +140,8 @@ func (s *supervisor) launch(ctx context.Context) (*running, error) {
 		return nil, err
 	}
 	s.h.announced.Do(func() {
-		s.h.answers, s.h.mayEdit, s.h.effectFree, s.h.needs = r.answers, r.mayEdit, r.effectFree, r.needs
+		s.h.answers, s.h.mayEdit, s.h.effectFree = r.answers, r.mayEdit, r.effectFree
+		s.h.needs, s.h.divertsTo = r.needs, r.divertsTo
 		s.h.capabilities.learn(r.capabilities)
 		err = s.h.command.fits(r)
 	})

@@ -271,6 +271,9 @@ func playConfigure(t *testing.T, path string, call transcribed) *Host {
 	if got := h.Needs(); !slices.Equal(got, want.Needs) {
 		t.Errorf("got the needs %q, want %q", got, want.Needs)
 	}
+	if got := h.DivertsTo(); !slices.Equal(got, want.DivertsTo) {
+		t.Errorf("got the routes %q, want %q", got, want.DivertsTo)
+	}
 	if wanted := announcementFromWire(want.Answers); !maps.Equal(h.answers, wanted) {
 		t.Errorf("got the topics %v, want %v", h.answers, wanted)
 	}

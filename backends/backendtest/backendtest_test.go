@@ -3,6 +3,7 @@ package backendtest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -351,6 +352,20 @@ func TestEditsBeyondThoseAnnounced(t *testing.T) {
 	err := Test(edits, Options{})
 	if want := "one recipient: edit: envelope, but MayEdit announces header"; err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("got %v, want %q", err, want)
+	}
+}
+
+// diverter announces that it diverts to a quarantine.
+type diverter struct{ backends.Func }
+
+func (diverter) DivertsTo() []string { return []string{"quarantine"} }
+
+func TestDiversionsBeyondThoseAnnounced(t *testing.T) {
+	for route, want := range map[string]string{"quarantine": "<nil>", "spam": `one recipient: edit: diversion to "spam", but DivertsTo announces ["quarantine"]`} {
+		diverts := diverter{func(_ context.Context, tx *backends.DataContext) error { return tx.Divert(0, route) }}
+		if err := Test(diverts, Options{}); !strings.Contains(fmt.Sprint(err), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/mailgw/mailgw/backends"
@@ -16,6 +17,13 @@ func (c *call) checkEdits(e backends.Edits) {
 	may := backends.EditsOf(c.backend)
 	if beyond := e.Kinds() &^ may; beyond != 0 {
 		c.faultf("edit: %v, but MayEdit announces %v", beyond, may)
+	}
+	if routes := backends.DiversionsOf(c.backend); routes != nil {
+		for _, route := range e.Diversions {
+			if !slices.Contains(routes, route) {
+				c.faultf("edit: diversion to %q, but DivertsTo announces %q", route, routes)
+			}
+		}
 	}
 	for _, f := range e.Fields {
 		if f.Op != backends.AddField && f.At >= c.message.fields {

@@ -127,6 +127,14 @@ func (b *backend) MayEdit() (kinds backends.EditKinds) {
 	return kinds
 }
 
+// DivertsTo has the route of messages with a virus, if there is one.
+func (b *backend) DivertsTo() []string {
+	if b.DivertTo == "" {
+		return nil
+	}
+	return []string{b.DivertTo}
+}
+
 // Needs is clamd.
 func (b *backend) Needs() []string { return []string{"connects to " + b.Address} }
 

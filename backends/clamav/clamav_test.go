@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -241,5 +242,15 @@ func TestBadSettingsNameTheirKey(t *testing.T) {
 		if err == nil || !strings.HasPrefix(err.Error(), tt.want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%+v: got error %v, want %s...", s, err, tt.want)
 		}
+	}
+}
+
+func TestDiversionIsAnnounced(t *testing.T) {
+	if got := backends.DiversionsOf(newBackend(t, "unix:x")); got != nil {
+		t.Errorf("got %q without a route", got)
+	}
+	b := newBackend(t, "unix:x", func(s *Settings) { s.OnVirus, s.DivertTo = "divert", "viruses" })
+	if got := backends.DiversionsOf(b); !slices.Equal(got, []string{"viruses"}) {
+		t.Errorf("got %q", got)
 	}
 }

@@ -187,6 +187,14 @@ func (b *backend) MayEdit() backends.EditKinds {
 	return backends.EditHeader
 }
 
+// DivertsTo has the quarantine, if there is one.
+func (b *backend) DivertsTo() []string {
+	if b.Quarantine == "" {
+		return nil
+	}
+	return []string{b.Quarantine}
+}
+
 // Needs has the DNS, and the keys, which are read at the start.
 func (b *backend) Needs() []string {
 	needs := []string{"connects to the DNS"}

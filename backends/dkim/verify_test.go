@@ -244,6 +244,9 @@ func TestEnforce(t *testing.T) {
 	if b.MayEdit() != backends.EditHeader|backends.EditEnvelope || open.MayEdit() != backends.EditHeader {
 		t.Errorf("may edit %v and %v", b.MayEdit(), open.MayEdit())
 	}
+	if b, open := backends.DiversionsOf(b), backends.DiversionsOf(open); !slices.Equal(b, []string{"spam"}) || open != nil {
+		t.Errorf("divert to %q and %q", b, open)
+	}
 }
 
 // However an address is written that some program may show for one of a domain,

@@ -131,6 +131,14 @@ type backend struct {
 // MayEdit tells that a milter may change everything.
 func (b *backend) MayEdit() backends.EditKinds { return backends.EditAll }
 
+// DivertsTo has the quarantine, if there is one.
+func (b *backend) DivertsTo() []string {
+	if b.Quarantine == "" {
+		return nil
+	}
+	return []string{b.Quarantine}
+}
+
 // Needs is the milter.
 func (b *backend) Needs() []string { return []string{"connects to " + b.Address} }
 

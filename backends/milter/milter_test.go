@@ -432,3 +432,12 @@ func TestSettings(t *testing.T) {
 		}
 	}
 }
+
+func TestQuarantineIsAnnounced(t *testing.T) {
+	for quarantine, want := range map[string][]string{"": nil, "spam": {"spam"}} {
+		b, err := New(Settings{Address: "unix:x", Quarantine: quarantine})
+		if got := backends.DiversionsOf(b); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q: got %q, %v", quarantine, got, err)
+		}
+	}
+}

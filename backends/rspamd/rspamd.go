@@ -170,6 +170,17 @@ func (b *backend) MayEdit() backends.EditKinds {
 	return backends.EditHeader | backends.EditEnvelope
 }
 
+// DivertsTo has the routes of the actions.
+func (b *backend) DivertsTo() (routes []string) {
+	for _, e := range b.effects {
+		if e.kind == divert && !slices.Contains(routes, e.route) {
+			routes = append(routes, e.route)
+		}
+	}
+	slices.Sort(routes)
+	return routes
+}
+
 // Needs is rspamd.
 func (b *backend) Needs() []string { return []string{"connects to " + b.Address} }
 

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -189,5 +190,19 @@ func TestBadSettingsNameTheirKey(t *testing.T) {
 		if _, err := New(s); err == nil || !strings.HasPrefix(err.Error(), tt.want) {
 			t.Errorf("got error %v, want %s...", err, tt.want)
 		}
+	}
+}
+
+// The routes of all actions are announced, each once.
+func TestDiversionsAreAnnounced(t *testing.T) {
+	b := newBackend(t, "unix:x", func(*Settings) {})
+	if got := backends.DiversionsOf(b); got != nil {
+		t.Errorf("got %q without a route", got)
+	}
+	b = newBackend(t, "unix:x", func(s *Settings) {
+		s.Actions = map[string]string{"reject": "divert:spam", "quarantine": "divert:hold", "other": "divert:spam", "greylist": "pass"}
+	})
+	if got := backends.DiversionsOf(b); !slices.Equal(got, []string{"hold", "spam"}) {
+		t.Errorf("got %q", got)
 	}
 }

@@ -200,6 +200,7 @@ func printBackend(w io.Writer, name string, b gateway.BackendConfig, h *plugins.
 	if b.ShadowOf != "" {
 		fmt.Fprintf(w, "  shadow of %s, for %g%% of its mail\n", b.ShadowOf, b.ShadowShare)
 	}
+	printList(w, "diverts to", h.DivertsTo())
 	var needs []string
 	for _, n := range h.Needs() {
 		needs = append(needs, strconv.Quote(n)) // since they are a stranger's words

@@ -117,6 +117,22 @@ func TestCheckPrintsWhatHolds(t *testing.T) {
 	}
 }
 
+// A route that the settings of a plugin name has to be there.
+func TestCheckFindsRoutesThatAreNotThere(t *testing.T) {
+	t.Parallel() // it waits for processes
+	for route, want := range map[string]string{
+		"quarantine": "\n  diverts to quarantine\n",
+		"quarantin":  `: backend.scan: it diverts to "quarantin", and there is no such route in [named_routes]; did you mean quarantine?`,
+	} {
+		_, file := configure(t, mainTOML+"\n[named_routes]\nquarantine = [\"drop\"]\n[backend.scan]\nplugin = \"clamav\"\n"+
+			"[backend.scan.settings]\naddress = \"unix:clamd.sock\"\non_virus = \"divert\"\ndivert_to = \""+route+"\"\n")
+		stdout, stderr, code := runToEnd(t, "check", "--config", file)
+		if !strings.Contains(stdout+stderr, want) || (code == exitConfig) != (route == "quarantin") {
+			t.Errorf("%s: exit code %d, printed\n%s%s", route, code, stdout, stderr)
+		}
+	}
+}
+
 // A route that ends in a filter leaves people without an answer.
 func TestWarningOfRouteThatEndsInFilter(t *testing.T) {
 	t.Chdir(".") // to come back

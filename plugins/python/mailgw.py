@@ -281,6 +281,7 @@ class Backend(Protocol):
         capabilities: Capabilities
         effect_free: bool, it changes nothing outside itself, so that it can be a shadow
         needs: list[str], of the system, for the operator to read: "writes /var/mail"
+        diverts_to: list[str], of [named_routes]: without one of them the gateway does not start
 
     watch_capabilities() -> Iterator[Capabilities] tells how they change, at once and then
     each time. close() is called before the plugin exits.
@@ -1125,6 +1126,7 @@ def _announcement(backend: Any) -> pb.ConfigureResponse:
         watch=hasattr(backend, "watch_capabilities"),
         effect_free=getattr(backend, "effect_free", False),
         needs=map(_clean, _strings("needs", getattr(backend, "needs", []))),
+        diverts_to=map(_clean, _strings("diverts_to", getattr(backend, "diverts_to", []))),
     )
     may = getattr(backend, "may_edit", ~Edits(0))
     answer.may_edit.header = Edits.HEADER in may

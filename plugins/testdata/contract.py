@@ -67,12 +67,13 @@ class Contract:
     capabilities = mailgw.Capabilities(dsn=True, size=1000, binary_mime=False)
     effect_free = True
     needs = ["writes /var/mail", "\udcff"]
+    diverts_to = ("quarantine", "audit")
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.gate = threading.Event()
-        if settings.note == "needs":
-            self.needs = "text"
+        for name in {"needs", "diverts_to"} & settings.names.keys():
+            setattr(self, name, "text")
         if settings.note == "exit":
             sys.exit("giving up")
         if settings.note == "fail":

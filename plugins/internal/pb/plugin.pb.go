@@ -259,6 +259,7 @@ type ConfigureResponse struct {
 	Watch         bool                   `protobuf:"varint,8,opt,name=watch,proto3" json:"watch,omitempty"`                                                 // capabilities change: it has the method Watch
 	EffectFree    bool                   `protobuf:"varint,9,opt,name=effect_free,json=effectFree,proto3" json:"effect_free,omitempty"`                     // changes nothing outside itself, so that mail may be shown to it for a try
 	Needs         []string               `protobuf:"bytes,10,rep,name=needs,proto3" json:"needs,omitempty"`                                                 // of the system, for the operator to read: "writes /var/mail"
+	DivertsTo     []string               `protobuf:"bytes,11,rep,name=diverts_to,json=divertsTo,proto3" json:"diverts_to,omitempty"`                        // routes; empty: perhaps any; it counts at the first start
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -359,6 +360,13 @@ func (x *ConfigureResponse) GetEffectFree() bool {
 func (x *ConfigureResponse) GetNeeds() []string {
 	if x != nil {
 		return x.Needs
+	}
+	return nil
+}
+
+func (x *ConfigureResponse) GetDivertsTo() []string {
+	if x != nil {
+		return x.DivertsTo
 	}
 	return nil
 }
@@ -2586,7 +2594,7 @@ const file_plugin_proto_rawDesc = "" +
 	"\x10ConfigureRequest\x12#\n" +
 	"\rsettings_json\x18\x01 \x01(\tR\fsettingsJson\x12'\n" +
 	"\x0fgateway_version\x18\x02 \x01(\tR\x0egatewayVersion\x12\x1b\n" +
-	"\tlog_level\x18\x03 \x01(\tR\blogLevel\"\x96\x03\n" +
+	"\tlog_level\x18\x03 \x01(\tR\blogLevel\"\xb5\x03\n" +
 	"\x11ConfigureResponse\x12/\n" +
 	"\x06faults\x18\x01 \x03(\v2\x17.mailgw.plugin.v1.FaultR\x06faults\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12B\n" +
@@ -2599,7 +2607,9 @@ const file_plugin_proto_rawDesc = "" +
 	"\veffect_free\x18\t \x01(\bR\n" +
 	"effectFree\x12\x14\n" +
 	"\x05needs\x18\n" +
-	" \x03(\tR\x05needs\"W\n" +
+	" \x03(\tR\x05needs\x12\x1d\n" +
+	"\n" +
+	"diverts_to\x18\v \x03(\tR\tdivertsTo\"W\n" +
 	"\aMayEdit\x12\x16\n" +
 	"\x06header\x18\x01 \x01(\bR\x06header\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\bR\amessage\x12\x1a\n" +
