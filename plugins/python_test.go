@@ -333,6 +333,9 @@ func TestQuestionsToPython(t *testing.T) {
 	if a, err := h.Ask(t.Context(), about(backends.AboutEXPN, "no opinion")); err != nil || !a.IsZero() {
 		t.Errorf("got %+v, %v; want no opinion", a, err)
 	}
+	if _, err := h.Ask(t.Context(), about(backends.AboutEXPN, "letters")); err == nil || !strings.Contains(err.Error(), "TypeError: str is no answer") {
+		t.Errorf("got the error %v", err)
+	}
 	// Credentials are not shown by accident.
 	if _, err := h.Ask(t.Context(), about(backends.AboutAUTH, "fails")); err == nil || strings.Contains(err.Error(), "s3cret") {
 		t.Errorf("got the error %v", err)

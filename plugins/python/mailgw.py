@@ -1150,7 +1150,7 @@ def _answer(topic: int, answer: Any) -> pb.Answer:
         case Opinion(status, seconds, key):
             opinion = pb.Opinion(status=_status(status), valid=int(seconds * 1000), key=_octets(key))
             return pb.Answer(opinion=opinion)
-        case str():
+        case str() if topic == pb.Question.AUTH:
             return pb.Answer(user=_octets(answer))
         case SCRAMVerifier():
             return pb.Answer(scram=pb.SCRAMVerifier(**{**dataclasses.asdict(answer), "user": _octets(answer.user)}))

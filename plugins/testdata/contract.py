@@ -277,7 +277,12 @@ class Contract:
         return said("user " + text)
 
     def expand(self, session: mailgw.Session, text: str) -> list[str] | None:
-        return None if session.helo == "no opinion" else [text, "gr\udcfc\udcdfe"]
+        match session.helo:
+            case "no opinion":
+                return None
+            case "letters":
+                return text  # type: ignore[return-value]
+        return [text, "gr\udcfc\udcdfe"]
 
 
 def said(text: str) -> mailgw.Status:
