@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/user"
 	"slices"
@@ -115,16 +116,26 @@ func (v *validation) sandbox(key string, s *SandboxConfig) {
 	if s.Processes > 0 && s.User == "" {
 		v.fault(key+".processes", "counts all processes of a user; give the plugin a user of its own")
 	}
-	for _, paths := range [][]string{s.ReadPaths, s.WritePaths} {
-		for i := range paths {
-			paths[i] = v.path(paths[i])
-		}
-	}
+	v.sandboxPaths(key+".read_paths", s.ReadPaths, s.BestEffort)
+	v.sandboxPaths(key+".write_paths", s.WritePaths, s.BestEffort)
 	switch {
 	case s.Confined() && !s.NoNewPrivileges:
 		v.fault(key+".no_new_privileges", "is false, but read_paths and write_paths take it")
 	case !s.Confined() && !slices.Contains(s.ReadPaths, "/"):
 		v.fault(key+".read_paths", "what may be written may be read; give write_paths, too, if only []")
+	}
+}
+
+// sandboxPaths makes paths absolute. They have to be there, unless a warning of the
+// plugin's start will do. That mailgw itself cannot look is no problem yet: the
+// plugin may be another user.
+func (v *validation) sandboxPaths(key string, paths []string, bestEffort bool) {
+	for i := range paths {
+		paths[i] = v.path(paths[i])
+		_, err := os.Stat(paths[i])
+		if !bestEffort && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)) {
+			v.fault(key, "%v", err)
+		}
 	}
 }
 

@@ -49,7 +49,7 @@ type ruleset struct {
 func (o *order) confine(sockets string) error {
 	r, err := newRuleset(o.Sandbox.BestEffort)
 	if err != nil {
-		return o.Sandbox.attempt("write_paths", err)
+		return o.Sandbox.attempt("sandbox.write_paths", err)
 	}
 	defer unix.Close(r.fd)
 	for _, row := range []struct {
@@ -61,8 +61,8 @@ func (o *order) confine(sockets string) error {
 		{"", mayRead | mayChange, devices},
 		{o.programKey(), mayRead | mayRun, []string{o.Path}},
 		{"plugin_directory", mayRead | mayChange | mayListen, []string{sockets}},
-		{"read_paths", mayRead | mayRun, o.Sandbox.Files.Read},
-		{"write_paths", mayRead | mayChange | mayMake, o.Sandbox.Files.Write},
+		{"sandbox.read_paths", mayRead | mayRun, o.Sandbox.Files.Read},
+		{"sandbox.write_paths", mayRead | mayChange | mayMake, o.Sandbox.Files.Write},
 	} {
 		for _, path := range row.paths {
 			err := r.allow(path, row.rights)
@@ -75,7 +75,7 @@ func (o *order) confine(sockets string) error {
 		}
 	}
 	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, uintptr(r.fd), 0, 0); errno != 0 {
-		return o.Sandbox.attempt("write_paths", fmt.Errorf("landlock: %w", errno))
+		return o.Sandbox.attempt("sandbox.write_paths", fmt.Errorf("landlock: %w", errno))
 	}
 	return nil
 }

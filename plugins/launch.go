@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"runtime"
@@ -14,21 +15,63 @@ import (
 
 // Launch is the main function of the launcher, with the arguments that follow
 // LaunchArgument. It enters the sandbox that they tell and becomes the program. It
-// returns only if it cannot.
+// returns only if it cannot, with an error if it could not tell the gateway so.
 func Launch(args []string) error {
 	var o order
 	if os.Getenv(handshake.MagicCookieKey) != handshake.MagicCookieValue || len(args) < 2 || json.Unmarshal([]byte(args[0]), &o) != nil {
 		return errors.New("is for mailgw itself, which starts plugins with it")
 	}
 	runtime.LockOSThread() // much of the following is of one thread, which becomes the program's
-	if err := o.enter(); err != nil {
+	syscall.CloseOnExec(reportFD)
+	err := o.enter()
+	if err == nil {
+		path := o.Path
+		if o.Verified {
+			path = fmt.Sprintf("/proc/self/fd/%d", verifiedFD)
+		}
+		err = noInterpreter(syscall.Exec(path, args[1:], os.Environ()), path)
+		err = KeyError{"plugin", fmt.Errorf("run %s: %w", o.Path, err)}
+	}
+	return report(err)
+}
+
+// A failedLaunch is what the launcher tells the gateway, by reportFD, of why there is no
+// program. The program itself does not have that descriptor.
+type failedLaunch struct {
+	Key  string // of a KeyError, or ""
+	Text string
+}
+
+// mostReport is how much of it the gateway takes.
+const mostReport = 16 << 10
+
+// report returns err if it cannot be told.
+func report(err error) error {
+	told := failedLaunch{Text: err.Error()}
+	if of, ok := err.(KeyError); ok {
+		told = failedLaunch{of.Key, of.Err.Error()}
+	}
+	text, marshalErr := json.Marshal(told)
+	if marshalErr != nil {
 		return err
 	}
-	path := o.Path
-	if o.Verified {
-		path = fmt.Sprintf("/proc/self/fd/%d", verifiedFD)
+	if _, writeErr := syscall.Write(reportFD, text); writeErr != nil {
+		return err
 	}
-	return fmt.Errorf("run %s: %w", o.Path, noInterpreter(syscall.Exec(path, args[1:], os.Environ()), path))
+	return nil
+}
+
+// readReport returns nil if the launcher has told of none.
+func readReport(f *os.File) error {
+	text, _ := io.ReadAll(io.LimitReader(f, mostReport))
+	var told failedLaunch
+	switch {
+	case json.Unmarshal(text, &told) != nil:
+		return nil
+	case told.Key == "":
+		return errors.New(told.Text)
+	}
+	return KeyError{told.Key, errors.New(told.Text)}
 }
 
 // noInterpreter says what is not there when a program does not start although the
@@ -53,7 +96,7 @@ func (o *order) enter() error {
 	}
 	if s.Directory != "" {
 		if err := os.Chdir(s.Directory); err != nil {
-			return fmt.Errorf("directory: %w", err)
+			return KeyError{"sandbox.directory", err}
 		}
 	}
 	sockets := os.Getenv("PLUGIN_UNIX_SOCKET_DIR")
@@ -77,9 +120,9 @@ func (s *Sandbox) attempt(key string, err error) error {
 	if err == nil {
 		return nil
 	}
-	err = fmt.Errorf("%s: %w", key, err)
+	err = KeyError{key, err}
 	if s.BestEffort {
-		fmt.Fprintf(os.Stderr, "sandbox: %v\n", err)
+		fmt.Fprintln(os.Stderr, err)
 		return nil
 	}
 	return err
@@ -122,7 +165,7 @@ func (s *Sandbox) limit() error {
 			continue
 		}
 		err := syscall.Setrlimit(l.resource, &syscall.Rlimit{Cur: l.most, Max: l.most})
-		if err := s.attempt(l.key, err); err != nil {
+		if err := s.attempt("sandbox."+l.key, err); err != nil {
 			return err
 		}
 	}

@@ -27,7 +27,9 @@ import (
 // The test binary is the gateway, and run as "plugin NAME" it is a plugin.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == LaunchArgument {
-		fmt.Fprintln(os.Stderr, "launch:", Launch(os.Args[2:]))
+		if err := Launch(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "launch:", err)
+		}
 		os.Exit(71)
 	}
 	laneless = os.Getenv(lanelessEnv) != ""

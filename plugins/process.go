@@ -32,10 +32,12 @@ type process struct {
 	output         io.Writer // gets what comes on stdout besides the handshake
 	stdout, stderr *os.File
 	lifeline       *os.File
+	report         *os.File // of the launcher; nil without one
 	shook          atomic.Bool
 
 	exited chan struct{} // closed when it has ended
 	err    error         // how it ended; once exited is closed
+	reason error         // why the launcher has not started the program; once exited is closed
 
 	mu     sync.Mutex
 	pid    int  // zero unless it was started
@@ -77,8 +79,15 @@ func (p *process) Start(context.Context) (err error) {
 	stdoutR, stdoutW := pipe()
 	stderrR, stderrW := pipe()
 	lifelineR, lifelineW := pipe()
+	var reportW *os.File
+	if p.command.launched() {
+		p.report, reportW = pipe()
+	}
 	if err == nil {
 		p.cmd.Stdout, p.cmd.Stderr, p.cmd.ExtraFiles = stdoutW, stderrW, []*os.File{lifelineR} // lifelineFD
+		if p.report != nil {
+			p.cmd.ExtraFiles = append(p.cmd.ExtraFiles, nil, reportW) // verifiedFD, reportFD
+		}
 		err = p.run()
 	}
 	if err != nil {
@@ -90,6 +99,7 @@ func (p *process) Start(context.Context) (err error) {
 	stdoutW.Close()
 	stderrW.Close()
 	lifelineR.Close()
+	reportW.Close()
 	p.stdout, p.stderr, p.lifeline = stdoutR, stderrR, lifelineW
 	go p.await()
 	return nil
@@ -102,7 +112,7 @@ func (p *process) run() error {
 			return err
 		}
 		defer program.Close()
-		p.cmd.ExtraFiles = append(p.cmd.ExtraFiles, program) // verifiedFD
+		p.cmd.ExtraFiles[verifiedFD-lifelineFD] = program
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -146,6 +156,11 @@ func (p *process) await() {
 	end := time.Now().Add(time.Second)
 	p.stdout.SetReadDeadline(end)
 	p.stderr.SetReadDeadline(end)
+	if p.report != nil {
+		p.report.SetReadDeadline(end)
+		p.reason = readReport(p.report)
+		p.report.Close()
+	}
 	close(p.exited)
 }
 

@@ -321,6 +321,9 @@ func (r *running) explain(err error) error {
 	if r.process == nil || r.process.pid == 0 {
 		return err
 	}
+	if r.process.reason != nil {
+		return r.process.reason
+	}
 	how := r.process.how()
 	if how != "signal: killed" {
 		err = fmt.Errorf("ended at its start: %s", how)

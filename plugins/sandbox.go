@@ -64,9 +64,9 @@ type order struct {
 	Sandbox  Sandbox
 }
 
-// verifiedFD and lifelineFD are the descriptors that a plugin begins with,
-// besides the standard ones.
-const lifelineFD, verifiedFD = 3, 4
+// Descriptors that a plugin, or its launcher, begins with, besides the standard
+// ones.
+const lifelineFD, verifiedFD, reportFD = 3, 4, 5
 
 // newCommand returns what starts the program: the launcher, if it is needed.
 func newCommand(c Command) *exec.Cmd {
@@ -74,7 +74,7 @@ func newCommand(c Command) *exec.Cmd {
 	if c.Path == "/proc/self/exe" {
 		name = "mailgw: " + c.Name // for ps
 	}
-	if !c.Sandbox.wantsLauncher() && c.Checksum == nil {
+	if !c.launched() {
 		cmd := exec.Command(c.Path, c.Args...)
 		cmd.Args[0] = name
 		return cmd
@@ -87,6 +87,9 @@ func newCommand(c Command) *exec.Cmd {
 	}
 	return exec.Command("/proc/self/exe", append([]string{LaunchArgument, string(text), name}, c.Args...)...)
 }
+
+// launched reports whether the process begins as the launcher.
+func (c *Command) launched() bool { return c.Sandbox.wantsLauncher() || c.Checksum != nil }
 
 // wantsLauncher reports whether there is something in s that only the process
 // itself can do.
@@ -164,7 +167,7 @@ func mayHaveOthers() error {
 		}
 	}
 	if missing != nil {
-		return fmt.Errorf("user: to run as another user takes root or %s, which mailgw has not", strings.Join(missing, ", "))
+		return KeyError{"sandbox.user", fmt.Errorf("to run as another user takes root or %s, which mailgw has not", strings.Join(missing, ", "))}
 	}
 	return nil
 }

@@ -442,22 +442,30 @@ func TestSandboxThatCannotBeApplied(t *testing.T) {
 		sandbox Sandbox
 		want    string
 	}{
-		{"path", Sandbox{Files: &Files{Write: []string{"/no/such/path"}}}, "write_paths: open /no/such/path: no such file"},
-		{"limit", Sandbox{OpenFiles: tooMany}, "open_files: operation not permitted"},
+		{"path", Sandbox{Files: &Files{Write: []string{"/no/such/path"}}}, "sandbox.write_paths: open /no/such/path: no such file"},
+		{"directory", Sandbox{Directory: "/no/such/path"}, "sandbox.directory: chdir /no/such/path: no such file"},
+		{"limit", Sandbox{OpenFiles: tooMany}, "sandbox.open_files: operation not permitted"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if test.sandbox.Files != nil {
 				needLandlock(t)
 			}
-			c, _ := sandboxed(t, test.sandbox)
+			c, log := sandboxed(t, test.sandbox)
 			checkLeaks(t)
-			if _, err := startHost(t, t.Context(), c, defaultTimes); err == nil || !strings.Contains(err.Error(), test.want) {
-				t.Errorf("got the error %v, want one with %q", err, test.want)
+			_, err := startHost(t, t.Context(), c, defaultTimes)
+			if _, ok := errors.AsType[KeyError](err); !ok || !strings.Contains(err.Error(), ": "+test.want) {
+				t.Errorf("got the error %v, want one of a key with %q", err, test.want)
+			}
+			if log.count("log") > 0 {
+				t.Error("it is told twice")
+			}
+			if test.name == "directory" {
+				return
 			}
 			test.sandbox.BestEffort = true
-			c, log := sandboxed(t, test.sandbox)
+			c, log = sandboxed(t, test.sandbox)
 			runCommand(t, c, defaultTimes)
-			log.wait(t, 1, "log", "sandbox: "+test.want)
+			log.wait(t, 1, "log", test.want)
 		})
 	}
 }

@@ -212,7 +212,7 @@ func startProblems(c *gateway.Config, name string, err error) (problems gateway.
 		return problems
 	}
 	if of, ok := errors.AsType[plugins.KeyError](err); ok {
-		return gateway.Problems{c.Problem(settings.Join(key, of.Key), of.Err.Error())}
+		return gateway.Problems{c.Problem(key+"."+of.Key, of.Err.Error())}
 	}
 	return gateway.Problems{c.Problem(key, strings.TrimPrefix(err.Error(), "backend "+name+": "))}
 }

@@ -212,3 +212,24 @@ func TestCheckBecomesUser(t *testing.T) {
 		t.Errorf("exit code %d, printed\n%s%s", code, stdout, stderr)
 	}
 }
+
+// What the sandbox cannot have is a problem at its key, and told once.
+func TestSandboxProblemHasItsPlace(t *testing.T) {
+	needRoot(t)
+	dir, file := configure(t, mainTOML+strings.Replace(ofAnother, `"mail"`, `"mail/inner"`, 1))
+	for _, name := range []string{dir, filepath.Join(dir, "plugins")} {
+		os.Chmod(name, 0o711)
+	}
+	const key = "backend.inbox.sandbox.write_paths"
+	for _, want := range []string{
+		key + ": stat " + dir + "/mail/inner: no such file or directory\n",
+		key + ": open " + dir + "/mail/inner: permission denied\n", // for that user
+	} {
+		stdout, stderr, code := runToEnd(t, "check", "--config", file)
+		place := regexp.MustCompile(`^` + regexp.QuoteMeta(file) + `:\d+: ` + regexp.QuoteMeta(want) + `$`)
+		if code != exitConfig || !place.MatchString(stderr) {
+			t.Errorf("exit code %d, printed\n%s%swant %s", code, stdout, stderr, want)
+		}
+		os.Mkdir(filepath.Join(dir, "mail/inner"), 0o700)
+	}
+}
