@@ -1,16 +1,11 @@
 package plugins
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
-	"maps"
 	"os"
-	"reflect"
 	"regexp"
 	"slices"
 	"strings"
-	"testing"
 
 	"github.com/hashicorp/go-plugin"
 	"google.golang.org/grpc"
@@ -21,7 +16,6 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/dynamicpb"
 
-	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/plugins/internal/pb"
 )
 
@@ -210,32 +204,6 @@ func comparable(m protobuf.Message) protobuf.Message {
 	return known
 }
 
-// playTranscript has the gateway make the calls of a transcript to a player, and
-// checks that what the player has answered arrives.
-func playTranscript(t *testing.T, path string) {
-	t.Helper()
-	calls, err := readTranscript(path, pb.File_plugin_proto.Services().ByName("Plugin"), newGenerated)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var h *Host
-	for _, call := range calls {
-		switch call.method.Name() {
-		case "Configure":
-			if started := playConfigure(t, path, call); started != nil {
-				h = started
-			}
-		case "Watch":
-			last := call.messages[len(call.messages)-1].message.(*pb.Capabilities)
-			waitFor(t, h, capabilitiesFromWire(last))
-		case "Ask":
-			playAsk(t, h, call)
-		case "Deliver":
-			playDeliver(t, h, call)
-		}
-	}
-}
-
 func newGenerated(d protoreflect.MessageDescriptor) protobuf.Message {
 	for _, m := range []protobuf.Message{
 		&pb.ConfigureRequest{}, &pb.ConfigureResponse{}, &pb.WatchRequest{}, &pb.Capabilities{},
@@ -246,110 +214,4 @@ func newGenerated(d protoreflect.MessageDescriptor) protobuf.Message {
 		}
 	}
 	panic(d.FullName())
-}
-
-// playConfigure starts a plugin. It returns nil if the plugin is to refuse.
-func playConfigure(t *testing.T, path string, call transcribed) *Host {
-	t.Helper()
-	request := call.messages[0].message.(*pb.ConfigureRequest)
-	want := call.messages[1].message.(*pb.ConfigureResponse)
-	c := command(t, "player", newGatewayLog())
-	c.Args = append(c.Args, path)
-	if err := json.Unmarshal([]byte(request.SettingsJson), &c.Settings); err != nil {
-		t.Fatal(err)
-	}
-	if refused := refusal(want); refused != nil {
-		if _, err := startHost(t, t.Context(), c, defaultTimes); err == nil || !strings.HasSuffix(err.Error(), refused.Error()) {
-			t.Errorf("got the error %v, want %v", err, refused)
-		}
-		return nil
-	}
-	h := runCommand(t, c, defaultTimes)
-	if got := mayEditToWire(h.MayEdit()); !protobuf.Equal(got, want.MayEdit) || h.IsEffectFree() != want.EffectFree {
-		t.Errorf("got %v, effect_free %t; want %v", got, h.IsEffectFree(), want)
-	}
-	if got := h.Needs(); !slices.Equal(got, want.Needs) {
-		t.Errorf("got the needs %q, want %q", got, want.Needs)
-	}
-	if got := h.DivertsTo(); !slices.Equal(got, want.DivertsTo) {
-		t.Errorf("got the routes %q, want %q", got, want.DivertsTo)
-	}
-	if wanted := announcementFromWire(want.Answers); !maps.Equal(h.answers, wanted) {
-		t.Errorf("got the topics %v, want %v", h.answers, wanted)
-	}
-	if got, want := h.Capabilities(), capabilitiesFromWire(want.Capabilities); got != want && !h.running[0].changing {
-		t.Errorf("got %v, want %v", got, want)
-	}
-	return h
-}
-
-func playAsk(t *testing.T, h *Host, call transcribed) {
-	t.Helper()
-	question := call.messages[0].message.(*pb.Question)
-	q := questionFromWire(question)
-	want, wantErr := answerFromWire(call.messages[1].message.(*pb.Answer), q.About)
-	got, err := h.Ask(t.Context(), q)
-	if !reflect.DeepEqual(got, want) || fmt.Sprint(err) != fmt.Sprint(wantErr) {
-		t.Errorf("%v: got %+v, %v; want %+v, %v", question, got, err, want, wantErr)
-	}
-}
-
-func playDeliver(t *testing.T, h *Host, call transcribed) {
-	t.Helper()
-	tx := transactionFromWire(call.messages[0].message.(*pb.ToPlugin).Transaction)
-	want := &pb.ToGateway{} // all answers in one
-	var body, replaced []byte
-	for _, m := range call.messages {
-		switch m := m.message.(type) {
-		case *pb.ToPlugin:
-			body = append(body, m.Chunk...)
-		case *pb.ToGateway:
-			if m.First {
-				replaced = nil
-			}
-			replaced = append(replaced, m.Chunk...)
-			protobuf.Merge(want, m)
-		}
-	}
-	tx.Body = strings.NewReader(string(body))
-	o := deliver(t.Context(), h, tx)
-	edited := transactionFromWire(call.messages[0].message.(*pb.ToPlugin).Transaction)
-	if want.Returned.GetEdits().GetMessage() {
-		edited.ReplaceMessage(strings.NewReader(string(replaced)))
-		if got := readAll(t, tx.Edits().Message); got != string(replaced) {
-			t.Errorf("%s: got the message %q, want %q", tx.ID, got, replaced)
-		}
-	}
-	wantErr, broken := returnedFromWire(want.Returned, edited)
-	if err := errors.Join(broken, compareEdits(tx.Edits(), edited.Edits())); err != nil || fmt.Sprint(o.err) != fmt.Sprint(wantErr) {
-		t.Errorf("%s: got the error %v, want %v; %v", tx.ID, o.err, wantErr, err)
-	}
-	for _, s := range want.Statuses {
-		wanted, _ := statusFromWire(s.Status)
-		if got := o.status(t, int(s.Recipient)); got != wanted {
-			t.Errorf("%s: recipient %d: got %v, want %v", tx.ID, s.Recipient, got, wanted)
-		}
-	}
-	var started []uint32
-	for _, i := range o.started {
-		started = append(started, uint32(i))
-	}
-	if !slices.Equal(started, want.Started) || len(o.ignored) > 0 {
-		t.Errorf("%s: started %v, ignored %v; want %v", tx.ID, started, o.ignored, want.Started)
-	}
-	if s := want.SmtpResponse; s != nil && !protobuf.Equal(statusToWire(o.response), s) {
-		t.Errorf("%s: got the response %v, want %v", tx.ID, o.response, s)
-	}
-	if d := want.Digest; d != nil && !protobuf.Equal(digestToWire(o.digest), d) {
-		t.Errorf("%s: got the digest %v, want %v", tx.ID, o.digest, d)
-	}
-}
-
-// compareEdits compares all but the message.
-func compareEdits(got, want backends.Edits) error {
-	got.Message, want.Message = nil, nil
-	if !reflect.DeepEqual(got, want) {
-		return fmt.Errorf("got %+v, want %+v", got, want)
-	}
-	return nil
 }

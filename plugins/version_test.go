@@ -23,8 +23,8 @@ import (
 //	testdata/v1.binpb      plugin.proto, compiled
 //	testdata/v1.hex        the octets of the messages of those calls, a line each
 //
-// Until then a field that plugin.proto gets is added to the first one by hand,
-// and the others are made anew by
+// Until then a field that plugin.proto gets is added to the first one by hand, what
+// it means to meaning_test.go, and the others are made anew by
 //
 //	go test ./plugins -run TestVersion1 -freeze
 var freeze = flag.Bool("freeze", false, "make testdata/v1.binpb and testdata/v1.hex anew")
