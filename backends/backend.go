@@ -59,6 +59,9 @@ type Hooks struct {
 	// Wrote is called by DataContext.Wrote.
 	Wrote func(d Digest)
 
+	// Crashed is called by DataContext.Crashed.
+	Crashed func(i int, crash *CrashError)
+
 	// Ignored is called for a status or a started delivery that does not
 	// count, with the reason.
 	Ignored func(i int, s Status, why string)
@@ -92,7 +95,7 @@ type PanicError struct {
 func (e *PanicError) Error() string { return fmt.Sprintf("panic: %v\n%s", e.Value, e.Stack) }
 
 // A *CrashError is the error of a backend whose process has ended while it had
-// the transaction.
+// the transaction, or a delivery of it that was under way after Deliver returned.
 type CrashError struct {
 	Err    error
 	Output []string // the last lines that it wrote

@@ -295,6 +295,17 @@ func (tx *DataContext) Wrote(d Digest) {
 	}
 }
 
+// Crashed tells that the process that was to deliver recipient i has ended after
+// Deliver returned. It is to be called before the status that comes of it.
+func (tx *DataContext) Crashed(i int, crash *CrashError) {
+	tx.mu.Lock()
+	hooks := tx.hooks
+	tx.mu.Unlock()
+	if hooks.Crashed != nil {
+		hooks.Crashed(i, crash)
+	}
+}
+
 // fate returns recipient i, or why there is none. Callers hold tx.mu.
 func (tx *DataContext) fate(i int) (*fate, string) {
 	tx.makeFates()

@@ -116,6 +116,15 @@ func (m *message) sum() ([]byte, error) {
 	return h.Sum(nil), err
 }
 
+// A trial is the delivery of a branch by a backend that it may crash.
+type trial struct {
+	delivery *delivery
+	backend  *namedBackend
+	branch   *branch
+	was      *suspect // nil if the message was none
+	started  []bool   // recipients whose deliveries are judged one by one
+}
+
 // deliverTo has backend deliver the transaction of a branch: alone if it is a
 // suspect, and not at all if it has crashed the backend too often.
 func (d *delivery) deliverTo(ctx context.Context, backend *namedBackend, b *branch, tx *backends.DataContext, hooks backends.Hooks) (undecided []int, err error) {
@@ -123,9 +132,12 @@ func (d *delivery) deliverTo(ctx context.Context, backend *namedBackend, b *bran
 		return backends.Run(ctx, backend, tx, hooks)
 	}
 	was, err := backend.suspects.look(func() ([]fingerprint, error) { return d.fingerprints(b.to) })
-	switch {
-	case err != nil:
+	if err != nil {
 		return everybody(len(b.to)), err
+	}
+	t := &trial{d, backend, b, was, make([]bool, len(b.to))}
+	hooks = t.attend(hooks)
+	switch {
 	case was == nil:
 		undecided, err = backends.Run(ctx, backend, tx, hooks)
 	case was.crashes >= backend.PoisonCrashes:
@@ -133,7 +145,7 @@ func (d *delivery) deliverTo(ctx context.Context, backend *namedBackend, b *bran
 	default:
 		undecided, err = d.deliverAlone(ctx, backend, tx, hooks)
 	}
-	return undecided, d.judge(backend, b, tx, was, err)
+	return undecided, t.judge(tx, err)
 }
 
 // deliverAlone has an instance of backend deliver that serves nobody else.
@@ -157,29 +169,63 @@ func (d *delivery) deliverAlone(ctx context.Context, backend *namedBackend, tx *
 	return backends.Run(ctx, instance, tx, hooks)
 }
 
-// judge notes what has become of a message, and returns err. One that has been
-// answered is no suspect any more; one that has only failed still is.
-func (d *delivery) judge(backend *namedBackend, b *branch, tx *backends.DataContext, was *suspect, err error) error {
+// attend has the trial judge deliveries that were started, at their ends. The
+// hooks that it wraps may let the message go.
+func (t *trial) attend(hooks backends.Hooks) backends.Hooks {
+	status, begin := hooks.Status, hooks.Started
+	hooks.Started = func(i int) {
+		t.started[i] = true
+		begin(i)
+	}
+	hooks.Status = func(i int, s backends.Status) {
+		// A temporary one may come of a crash, which is told before.
+		if t.was != nil && t.started[i] && !s.Temporary() {
+			t.note(t.branch.to[i:i+1], nil, nil)
+		}
+		status(i, s)
+	}
+	hooks.Crashed = func(i int, crash *backends.CrashError) {
+		of := t.branch.to[i : i+1]
+		t.note(of, of, crash.Output)
+	}
+	return hooks
+}
+
+// judge notes what has become of a message when Deliver has returned, and returns
+// err. One that has been answered is no suspect any more; one that has only failed
+// still is.
+func (t *trial) judge(tx *backends.DataContext, err error) error {
 	crash, crashed := errors.AsType[*backends.CrashError](err)
-	if !crashed && (was == nil || err != nil && backends.IsFailure(err)) {
+	if !crashed && (t.was == nil || err != nil && backends.IsFailure(err)) {
 		return err
 	}
-	all, unreadable := d.fingerprints(b.to)
-	if unreadable != nil {
-		return err
+	var tried, guilty []destination
+	for i, to := range t.branch.to {
+		if crashed || !t.started[i] {
+			tried = append(tried, to)
+		}
+		if s := tx.Status(i); crashed && (s.IsZero() || s.Temporary()) { // it comes again
+			guilty = append(guilty, to)
+		}
 	}
-	var suspects []fingerprint
 	var output []string
 	if crashed {
 		output = crash.Output
-		for i, f := range all {
-			if s := tx.Status(i); s.IsZero() || s.Temporary() { // it comes again
-				suspects = append(suspects, f)
-			}
-		}
 	}
-	backend.suspects.note(all, suspects, was != nil, output)
+	t.note(tried, guilty, output)
 	return err
+}
+
+// note makes suspects of the message for guilty recipients, and for the others that
+// were tried none.
+func (t *trial) note(tried, guilty []destination, output []string) {
+	all, err := t.delivery.fingerprints(tried)
+	if err != nil {
+		return
+	}
+	if crashed, err := t.delivery.fingerprints(guilty); err == nil {
+		t.backend.suspects.note(all, crashed, t.was != nil, output)
+	}
 }
 
 // A poisonError is the error of a message that is given to no backend any more.

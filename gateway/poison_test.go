@@ -180,6 +180,68 @@ func TestStartedDeliveryIsSuspect(t *testing.T) {
 	})
 }
 
+// A crash after Deliver has returned counts like any other.
+func TestLateCrashIsPoison(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := late{crashes: new(atomic.Bool)}
+		f.crashes.Store(true)
+		s := chainServer(t, f)
+		known := s.backends["backend0"].suspects
+		for n := range 3 {
+			wantReplies(t, deliver(t, s, "to:poison@x.example", "to:ok@x.example"), tryLater, "250 2.0.0 <ok@x.example> delivered (ID)")
+			synctest.Wait()
+			for _, suspect := range known.known {
+				if suspect.crashes != n+1 || fmt.Sprint(suspect.output) != "[panic: late]" {
+					t.Errorf("after %d crashes %+v is known", n+1, suspect)
+				}
+			}
+			if len(known.known) != 1 {
+				t.Errorf("after %d crashes %d suspects are known", n+1, len(known.known))
+			}
+		}
+		f.crashes.Store(false)
+		wantReplies(t, deliver(t, s, "to:poison@x.example"), tryLater) // it is not given to the backend
+	})
+}
+
+// A delivery that goes well in the end makes an innocent of a suspect.
+func TestLateInnocent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := late{crashes: new(atomic.Bool)}
+		f.crashes.Store(true)
+		s := chainServer(t, f)
+		wantReplies(t, deliver(t, s, "to:poison@x.example"), tryLater)
+		f.crashes.Store(false)
+		wantReplies(t, deliver(t, s, "to:poison@x.example"), "250 2.0.0 <poison@x.example> delivered (ID)")
+		synctest.Wait()
+		if known := s.backends["backend0"].suspects.known; len(known) != 0 {
+			t.Errorf("suspects are left: %v", known)
+		}
+	})
+}
+
+// A late backend crashes at poison when it has returned.
+type late struct{ crashes *atomic.Bool }
+
+func (l late) Deliver(ctx context.Context, tx *backends.DataContext) error {
+	for i, r := range tx.Envelope.Recipients {
+		tx.StartDelivery(ctx, i)
+		go func() {
+			if strings.HasPrefix(r.Address, "poison") && l.crashes.Load() {
+				tx.Crashed(i, &backends.CrashError{Err: errors.New("it has ended"), Output: []string{"panic: late"}})
+				tx.SetStatus(i, backends.TryLater)
+			} else {
+				tx.SetStatus(i, backends.Delivered)
+			}
+		}()
+	}
+	return nil
+}
+
+func (l late) Isolated(context.Context) (backends.Backend, func(), error) {
+	return l, func() {}, nil
+}
+
 func TestSuspectsAreBounded(t *testing.T) {
 	s := newSuspects()
 	for i := range 2*maxSuspects + 1 {

@@ -49,6 +49,8 @@ func (h *Host) Deliver(ctx context.Context, tx *backends.DataContext) error {
 		h.calls.Go(func() {
 			defer leave()
 			if err := c.receiveLate(); err != nil {
+				err = h.crash(c.plugin, err)
+				c.fail(err)
 				h.command.Log.LogAttrs(ctx, slog.LevelError, "backend", append(idsOf(&tx.Session, tx.ID).attrs(),
 					slog.String("event", "failure"), slog.String("error", err.Error()))...)
 			}
@@ -219,17 +221,16 @@ func (c *call) receive() (result, err error) {
 // receiveLate handles answers until every recipient that was started has its
 // status.
 func (c *call) receiveLate() error {
+	defer c.stream.end() // the end of the plugin is not known before
 	for len(c.pending) > 0 {
 		a, err := c.next()
 		if err == nil && (a.hasMessage() || a.Returned != nil) {
 			err = errors.New("protocol: more than statuses after returned")
 		}
 		if err != nil {
-			c.fail(err)
 			return err
 		}
 	}
-	c.stream.end()
 	return nil
 }
 
@@ -366,8 +367,12 @@ func (c *call) replace(a *answer) error {
 // fail ends the stream and decides the recipients that were started.
 func (c *call) fail(err error) {
 	c.stream.end()
+	crash, crashed := errors.AsType[*backends.CrashError](err)
 	for i := range c.pending {
 		if c.tx.Undecided(i) {
+			if crashed {
+				c.tx.Crashed(i, crash)
+			}
 			c.tx.SetStatus(i, backends.StatusOf(err))
 		}
 	}

@@ -201,6 +201,7 @@ type announcing struct {
 	mayEdit      backends.EditKinds
 	effectFree   bool
 	needs        []string
+	divertsTo    []string
 	chunk        int
 	err          string // the end of it
 }
@@ -211,7 +212,7 @@ var announcings = map[string]map[string]announcing{
 		`{"users":["ann@example.org"]}`: {
 			capabilities: backends.Capabilities{Size: 1000, EightBitMIME: true}, changing: true,
 			topics: backends.Topics(), mayEdit: backends.EditHeader | backends.EditMessage | backends.EditEnvelope,
-			effectFree: true, needs: []string{"writes /var/mail"}, chunk: 8,
+			effectFree: true, needs: []string{"writes /var/mail"}, divertsTo: []string{"quarantine"}, chunk: 8,
 		},
 		`{"user":1}`: {err: "settings: user: unknown key; users: is missing"},
 		`{}`:         {err: ": the directory cannot be reached"},
@@ -275,6 +276,9 @@ func playConfigure(t *testing.T, path, settings string) *Host {
 	}
 	if got := h.Needs(); !slices.Equal(got, want.needs) {
 		t.Errorf("got the needs %q, want %q", got, want.needs)
+	}
+	if got := h.DivertsTo(); !slices.Equal(got, want.divertsTo) {
+		t.Errorf("got the routes %q, want %q", got, want.divertsTo)
 	}
 	for _, topic := range backends.Topics() {
 		if h.Answers(topic) != slices.Contains(want.topics, topic) {

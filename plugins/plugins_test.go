@@ -277,6 +277,7 @@ type outcome struct {
 	order    []int
 	started  []int
 	ignored  []string
+	crashes  map[int]*backends.CrashError
 	response backends.Status
 	digest   backends.Digest
 	changed  chan struct{}
@@ -299,7 +300,7 @@ func deliver(ctx context.Context, b backends.Backend, tx *backends.DataContext) 
 }
 
 func deliverAtLeisure(ctx context.Context, b backends.Backend, tx *backends.DataContext) *outcome {
-	o := &outcome{statuses: map[int]backends.Status{}, changed: make(chan struct{}, 100)}
+	o := &outcome{statuses: map[int]backends.Status{}, crashes: map[int]*backends.CrashError{}, changed: make(chan struct{}, 100)}
 	o.undecided, o.err = backends.Run(ctx, b, tx, backends.Hooks{
 		Status: func(i int, s backends.Status) {
 			o.mu.Lock()
@@ -317,6 +318,11 @@ func deliverAtLeisure(ctx context.Context, b backends.Backend, tx *backends.Data
 			o.mu.Lock()
 			defer o.mu.Unlock()
 			o.ignored = append(o.ignored, why)
+		},
+		Crashed: func(i int, crash *backends.CrashError) {
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			o.crashes[i] = crash
 		},
 		SMTPResponse: func(s backends.Status) {
 			o.mu.Lock()

@@ -307,6 +307,29 @@ func TestCrashIsTold(t *testing.T) {
 	}
 }
 
+// That of one whose Deliver has returned is told for those whose deliveries were
+// under way.
+func TestLateCrashIsTold(t *testing.T) {
+	h, log := run(t, "late")
+	body, end := io.Pipe()
+	tx := message("", "crash", "never")
+	tx.Size, tx.Body = maxChunk+3, io.MultiReader(strings.NewReader(long[:maxChunk]), body)
+	o := deliver(t.Context(), h, tx)
+	if o.err != nil {
+		t.Fatal(o.err)
+	}
+	end.Write([]byte("end"))
+	for i := range 2 {
+		s := o.status(t, i)
+		o.mu.Lock()
+		crash := o.crashes[i]
+		o.mu.Unlock()
+		if s != backends.TryLater || crash == nil || crash.Error() != fmt.Sprintf("plugin with pid %d has ended: exit status 3", log.pid(t, 1)) {
+			t.Errorf("recipient %d: got %v and the crash %v", i, s, crash)
+		}
+	}
+}
+
 // An isolated instance is another process, which takes nobody along.
 func TestIsolatedInstance(t *testing.T) {
 	log := newGatewayLog()
