@@ -64,7 +64,7 @@ func (d *dialog) firstOpinion(ctx context.Context, to []*namedBackend, q backend
 		}
 		d.opinionOf = b.name
 		if _, plain := err.(backends.Status); err != nil && !plain {
-			d.log.Error("backend", "session", d.session.ID, "backend", b.name, "event", "failure", "question", q.About.String(), "error", err.Error())
+			d.logFailure(q.About, err.Error())
 		}
 		if err != nil {
 			err = backends.StatusOf(err).Sanitized()
@@ -72,6 +72,11 @@ func (d *dialog) firstOpinion(ctx context.Context, to []*namedBackend, q backend
 		return a, err
 	}
 	return backends.Answer{}, nil
+}
+
+// logFailure logs that the backend whose opinion counts has none to be used.
+func (d *dialog) logFailure(about backends.Topic, why string) {
+	d.transactionLog(d.sessionLog()).Error("backend", "backend", d.opinionOf, "event", "failure", "question", about.String(), "error", cut(why))
 }
 
 // clone returns a question that shares nothing with q.

@@ -124,7 +124,7 @@ func (x *exchange) checkUser() error {
 	case x.user == "":
 		return backends.BadCredentials
 	case len(x.user) > 255 || !utf8.ValidString(x.user) || strings.ContainsFunc(x.user, unicode.IsControl):
-		x.log.Error("backend", "session", x.session.ID, "backend", x.opinionOf, "event", "failure", "error", fmt.Sprintf("no name of a user: %.400q", x.user))
+		x.logFailure(backends.AboutAUTH, fmt.Sprintf("no name of a user: %.400q", x.user))
 		return backends.TryLater
 	}
 	return nil

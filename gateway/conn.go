@@ -148,10 +148,7 @@ func (c *conn) follow(ctx context.Context, command string, r smtp.Reply, next ac
 
 // nameLog lets the log name the session.
 func (c *conn) nameLog() {
-	c.log = c.gen.log.With("session", c.session.ID, "listener", c.Name, "peer", c.session.Peer.String())
-	if c.named = c.session.Client; c.named != nil {
-		c.log = c.log.With("client", clientName(c.named))
-	}
+	c.log, c.named = c.sessionLog(), c.session.Client
 	c.debugs = c.log.Enabled(context.Background(), slog.LevelDebug)
 }
 
@@ -249,10 +246,7 @@ func (c *conn) farewell(enhanced, text string) smtp.Reply {
 }
 
 func (c *conn) logRefused(line string, r smtp.Reply) {
-	log := c.log
-	if c.tx != nil {
-		log = log.With("tx", c.tx.id, "from", c.tx.sender)
-	}
+	log := c.transactionLog(c.log)
 	if c.opinionOf != "" {
 		log = log.With("backend", c.opinionOf)
 	}

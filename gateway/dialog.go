@@ -3,6 +3,7 @@ package gateway
 import (
 	"cmp"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 
@@ -103,6 +104,31 @@ var verbs = map[string]verb{
 var httpMethods = map[string]bool{
 	"GET": true, "HEAD": true, "POST": true, "PUT": true, "DELETE": true,
 	"CONNECT": true, "OPTIONS": true, "TRACE": true, "PATCH": true,
+}
+
+// sessionLog lets the log name the session: its peer and, if that is another one,
+// the client.
+func (d *dialog) sessionLog() *slog.Logger {
+	log := d.gen.log.With("session", d.session.ID, "listener", d.Name, "peer", d.session.Peer.String())
+	if d.session.Client != nil {
+		log = log.With("client", clientName(d.session.Client))
+	}
+	return log
+}
+
+// transactionLog lets the session's log name the transaction too, as far as there
+// is one yet: XFORWARD tells the client's name for it before MAIL.
+func (d *dialog) transactionLog(log *slog.Logger) *slog.Logger {
+	if d.tx != nil {
+		log = log.With("tx", d.tx.id)
+	}
+	if d.xforward != nil && d.xforward.Ident != "" {
+		log = log.With("ident", d.xforward.Ident)
+	}
+	if d.tx != nil {
+		log = log.With("from", d.tx.sender)
+	}
+	return log
 }
 
 func reply(code int, enhanced, text string) smtp.Reply {
@@ -309,8 +335,7 @@ func (d *dialog) expn(args string) smtp.Reply {
 		}
 		for _, m := range a.Members {
 			if strings.ContainsFunc(m, func(r rune) bool { return r < ' ' || r > '~' }) || len(m) > maxMember {
-				d.log.Error("backend", "session", d.session.ID, "backend", d.opinionOf, "event", "failure", "question", backends.AboutEXPN.String(),
-					"error", fmt.Sprintf("no member of a list that a reply can tell: %.400q", m))
+				d.logFailure(backends.AboutEXPN, fmt.Sprintf("no member of a list that a reply can tell: %.400q", m))
 				return statusReply(backends.TryLater)
 			}
 		}

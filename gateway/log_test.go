@@ -6,7 +6,9 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -36,7 +38,7 @@ func TestLogTellsEachRecipient(t *testing.T) {
 	c := dialServer(t, s)
 	c.hear(t)
 	c.ask(t, "LHLO x", "XFORWARD ADDR=192.0.2.9 HELO=h+0Ad IDENT=4F3A2C", "MAIL FROM:<sender@example.net>",
-		"RCPT TO:<ok@example.org>", "RCPT TO:<perm@example.org>", "RCPT TO:<error@example.org>")
+		"RCPT TO:<ok@example.org>", "RCPT TO:<perm@example.org>", "RCPT TO:<error@example.org>", "RCPT TO:<nobody>")
 	c.ask(t, "NOOP \x1b[31m\x00 level=ERROR", "DATA")
 	io.WriteString(c, "Secret: 42\r\n\r\nsecret body\r\n.\r\n")
 	for range 3 {
@@ -56,6 +58,7 @@ func TestLogTellsEachRecipient(t *testing.T) {
 	for _, want := range []string{
 		"msg=received session=* listener=test peer=* tx=ID ident=4F3A2C from=sender@example.net size=27 recipients=3 protocol=LMTP helo=x client_name=\"\" client_addr=192.0.2.9 client_helo=h?d",
 		"msg=status session=* listener=test peer=* tx=ID ident=4F3A2C from=sender@example.net to=ok@example.org backend=verdict code=250 enhanced=2.0.0 text=delivered delay=* wait=*",
+		"msg=refused session=* listener=test peer=* tx=ID ident=4F3A2C from=sender@example.net command=\"RCPT TO:<nobody>\" reply=",
 		"to=perm@example.org backend=verdict code=550 enhanced=5.1.1 text=\"no such user\"",
 		"to=error@example.org backend=verdict code=451 enhanced=4.3.0 text=\"try again later\"",
 		"msg=backend session=* listener=test peer=* tx=ID ident=4F3A2C from=sender@example.net backend=verdict event=failure error=\"open /etc/secret: permission denied\"",
@@ -70,6 +73,35 @@ func TestLogTellsEachRecipient(t *testing.T) {
 	}
 	if strings.Contains(text, "secret body") || strings.Contains(text, "Secret: 42") || strings.ContainsAny(text, "\x1b\x00") {
 		t.Errorf("the log has what it must not have:\n%s", text)
+	}
+}
+
+// A message that the client breaks off is found by the client's name for it, and one
+// that the spool cannot take is an error, since it is trouble of our own.
+func TestLogOfRefusedMessages(t *testing.T) {
+	var log lockedBuffer
+	s := testServer(t, testBackends, "protocol = 'lmtp'\nxforward = ['127.0.0.1']\n")
+	s.log = slog.New(slog.NewTextHandler(&log, nil))
+	s.spool.threshold, s.spool.directory = 0, filepath.Join(t.TempDir(), "none")
+	c := dialServer(t, s)
+	c.hear(t)
+	c.ask(t, "LHLO x", "XFORWARD IDENT=4F3A2C", "MAIL FROM:<sender@example.net>", "RCPT TO:<ok@example.org>", "DATA")
+	io.WriteString(c, "A: 1\r\n.\r\n")
+	c.hear(t)
+	c.ask(t, "XFORWARD IDENT=4F3A2D", "MAIL FROM:<sender@example.net>", "RCPT TO:<ok@example.org>", "DATA")
+	io.WriteString(c, "A: 1\r\n")
+	c.Close()
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	text := log.String()
+	for _, want := range []string{
+		"level=ERROR msg=refused session=* listener=test peer=* tx=* ident=4F3A2C from=sender@example.net reply=\"451 4.3.0 try again later\" reason=\"spool: open ",
+		"level=INFO msg=refused session=* listener=test peer=* tx=* ident=4F3A2D from=sender@example.net reason=\"the message is incomplete\" error=",
+	} {
+		if !slices.ContainsFunc(slices.Collect(strings.Lines(text)), func(line string) bool { return matches(line, want) }) {
+			t.Errorf("no line with %s in\n%s", want, text)
+		}
 	}
 }
 

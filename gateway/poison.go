@@ -157,7 +157,7 @@ func (d *delivery) deliverAlone(ctx context.Context, backend *namedBackend, tx *
 	select {
 	case backend.suspects.alone <- struct{}{}:
 	case <-ctx.Done():
-		return everybody(len(tx.Envelope.Recipients)), ctx.Err()
+		return everybody(len(tx.Envelope.Recipients)), fmt.Errorf("another suspect has the instance for suspects: %w", context.Cause(ctx))
 	}
 	defer func() { <-backend.suspects.alone }()
 	d.log.Warn("backend", "backend", backend.name, "event", "suspect", "effect", "it is given to an instance of its own")

@@ -79,7 +79,7 @@ func (g *generation) take(d *dialog, r io.Reader, log *slog.Logger) error {
 		_, err = io.Copy(io.Discard, r)
 	}
 	if err != nil {
-		log.Info("refused", "tx", tx.id, "from", tx.sender, "reason", "the message is incomplete", "error", cause(err))
+		d.transactionLog(log).Info("refused", "reason", "the message is incomplete", "error", cause(err))
 		d.reset()
 	}
 	return err
@@ -188,9 +188,14 @@ func (d *delivery) logReceived(m *message) {
 	logTogether(d.log, d.received, "received", attrs...)
 }
 
-// refuse answers all recipients without asking a backend.
+// refuse answers all recipients without asking a backend. Trouble of the spool is
+// the operator's.
 func (d *delivery) refuse(s backends.Status, err error) {
-	d.log.Info("refused", "reply", s.Error(), "reason", err.Error())
+	level := slog.LevelInfo
+	if _, ok := errors.AsType[spoolError](err); ok {
+		level = slog.LevelError
+	}
+	d.log.Log(context.Background(), level, "refused", "reply", s.Error(), "reason", err.Error())
 	d.answerAll(s)
 	d.release()
 }

@@ -31,7 +31,7 @@ type Server struct {
 	*generation // the newest; guarded by mu
 
 	ctx    context.Context // of the deliveries
-	cancel context.CancelFunc
+	cancel func()
 
 	accepting sync.WaitGroup
 	reloading sync.Mutex // one Reload after the other
@@ -51,9 +51,17 @@ func New(c *Config, all map[string]backends.Backend, log *slog.Logger) (*Server,
 		return nil, err
 	}
 	s := &Server{generation: first, conns: map[*conn]bool{}, ended: make(chan struct{})}
-	s.ctx, s.cancel = context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancelCause(context.Background())
+	s.ctx, s.cancel = ctx, func() { cancel(hurried{}) }
 	return s, nil
 }
+
+// hurried is the context.Canceled of the deliveries for which a server that shuts
+// down had no more time.
+type hurried struct{}
+
+func (hurried) Error() string { return "the server has shut down before the answer" }
+func (hurried) Unwrap() error { return context.Canceled }
 
 // checkCapabilities finds the listeners that promise what a backend at the
 // end of one of their routes, or of a route by which somebody may be diverted,

@@ -275,6 +275,9 @@ func TestShutdownDeadline(t *testing.T) {
 		t.Errorf("shutdown: %v", err)
 	}
 	c.hearEnd(t, "451 4.3.0 try again later (ID)\r\n421 4.3.2 mx.example.org shutting down\r\n")
+	if want := `the server has shut down before the answer`; context.Cause(s.ctx).Error() != want {
+		t.Errorf("the delivery ended since %v, want %s", context.Cause(s.ctx), want)
+	}
 }
 
 // A listener that promises DSN needs backends that see to it.

@@ -180,7 +180,7 @@ func ended(ctx context.Context, began time.Time, err error) error {
 // endOf returns the error of a ctx that has ended.
 func endOf(ctx context.Context, began time.Time) error {
 	if ctx.Err() != context.DeadlineExceeded {
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 	if deadline, ok := ctx.Deadline(); ok {
 		return noAnswer(deadline.Sub(began))

@@ -233,6 +233,18 @@ func TestDeadlineEndsDeliver(t *testing.T) {
 	o.wantUndecided(t, 1)
 }
 
+// An operator is told why nobody waits for an answer any more.
+func TestCauseOfTheEnd(t *testing.T) {
+	h, _ := run(t, "hangs")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	tx := message("hello", "one", "two")
+	done := make(chan *outcome)
+	go func() { done <- deliver(ctx, h, tx) }()
+	eventually(t, "the first recipient has its status", func() bool { return !tx.Status(0).IsZero() })
+	cancel(errors.New("the gateway has no more time"))
+	(<-done).wantError(t, "the gateway has no more time")
+}
+
 // A deadline is a ctx whose end is that of its deadline.
 type deadline struct{ context.Context }
 

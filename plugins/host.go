@@ -351,7 +351,7 @@ func (h *Host) take(ctx context.Context) error {
 	case h.places <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return endOf(ctx, began)
+		return fmt.Errorf("all %d transactions are under way: %w", cap(h.places), endOf(ctx, began))
 	case <-h.ctx.Done():
 		return errStopped
 	}

@@ -3,6 +3,7 @@ package plugins
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/mailgw/mailgw/backends"
@@ -23,6 +24,8 @@ func TestMostTransactionsUnderWay(t *testing.T) {
 	defer cancel()
 	if o := deliver(full, h, message("", "done")); !errors.Is(o.err, context.DeadlineExceeded) || backends.StatusOf(o.err) != backends.TimedOut {
 		t.Errorf("got %v, want the error of the deadline", o.err)
+	} else if !strings.HasPrefix(o.err.Error(), "all 2 transactions are under way: ") {
+		t.Errorf("got %v, want what it has waited for", o.err)
 	}
 
 	// The next one waits for the first place that becomes free.
