@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"slices"
 
@@ -30,12 +31,39 @@ func configByFlag(_ *cobra.Command, args []string) error {
 	return nil
 }
 
-// loadConfig reads the configuration file, prints its warnings if there are no
-// problems, and makes its
-// directory the working directory, so that a relative path in the settings of
-// a plugin begins where all those in the file do. Problems of the file are no
-// error yet: startBackends adds those that the plugins find.
+// loadConfig reads the configuration file as readConfig does, and prints its
+// warnings.
 func loadConfig(path string, stderr io.Writer) (*gateway.Config, gateway.Problems, error) {
+	c, problems, err := readConfig(path)
+	if err == nil {
+		for _, w := range warnings(c, problems) {
+			fmt.Fprintf(stderr, "warning: %s\n", w)
+		}
+	}
+	return c, problems, err
+}
+
+// warnings returns what is odd in a configuration. With problems it is nothing,
+// as some would only be the consequence.
+func warnings(c *gateway.Config, problems gateway.Problems) gateway.Problems {
+	if len(problems) > 0 {
+		return nil
+	}
+	return slices.Concat(c.Warnings(), endsInFilter(c))
+}
+
+// logWarnings logs them, where a log is all that stands on standard error.
+func logWarnings(log *slog.Logger, c *gateway.Config, problems gateway.Problems) {
+	for _, w := range warnings(c, problems) {
+		log.Warn("configuration", "warning", w.String())
+	}
+}
+
+// readConfig reads the configuration file and makes its directory the working
+// directory, so that a relative path in the settings of a plugin begins where all
+// those in the file do. Problems of the file are no error yet: startBackends adds
+// those that the plugins find.
+func readConfig(path string) (*gateway.Config, gateway.Problems, error) {
 	c, err := gateway.Load(path, shippedNames())
 	problems, ok := errors.AsType[gateway.Problems](err)
 	if err == nil || ok {
@@ -49,12 +77,6 @@ func loadConfig(path string, stderr io.Writer) (*gateway.Config, gateway.Problem
 	}
 	if err != nil {
 		return nil, nil, exitError{exitConfig, err}
-	}
-	if len(problems) > 0 {
-		return c, problems, nil // of which some warnings would only be the consequence
-	}
-	for _, w := range slices.Concat(c.Warnings(), endsInFilter(c)) {
-		fmt.Fprintf(stderr, "warning: %s\n", w)
 	}
 	return c, problems, nil
 }

@@ -110,11 +110,12 @@ func (s *service) reload(ctx context.Context) error {
 }
 
 func (s *service) replace(ctx context.Context) error {
-	c, problems, err := loadConfig(s.file, s.stderr)
+	c, problems, err := readConfig(s.file)
 	if err != nil {
 		return err
 	}
 	log := gateway.NewLogger(c.Log, s.stderr)
+	logWarnings(log, c, problems)
 	next := hosts{}
 	if c.Log == s.config.Log { // of which plugins are told at their start
 		maps.Copy(next, s.hosts)

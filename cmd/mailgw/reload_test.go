@@ -61,9 +61,11 @@ func TestReload(t *testing.T) {
 		t.Errorf("plugins %v before and %v after", now, again)
 	}
 
-	// SIGHUP does the same.
+	// SIGHUP does the same. What is odd is in the log, as all that serve has to say.
 	g.rewrite(t, `paht`, `path`)
+	g.rewrite(t, `[backend.drop]`, "[named_routes]\nodd = ['scan']\n[backend.scan]\nplugin = 'exec'\nsettings.command = ['/bin/true']\n[backend.drop]")
 	g.cmd.Process.Signal(syscall.SIGHUP)
+	g.waitForLog(t, "level=WARN msg=configuration warning=", "backend.scan: a filter, but the last one in the route")
 	g.waitForLog(t, "msg=reloaded")
 	if stdout, _, _ := command(t, "x", "send", "--file", "-", "--to", "busy@example.org", socket); !strings.Contains(stdout, "not to be seen") {
 		t.Errorf("after SIGHUP:\n%s", stdout)

@@ -88,12 +88,13 @@ func serve(config, profiles string, stdout, stderr io.Writer) error {
 			return exitError{exitSystem, err}
 		}
 	}
-	c, problems, err := loadConfig(config, stderr)
+	c, problems, err := readConfig(config)
 	if err != nil {
 		return err
 	}
 	log := gateway.NewLogger(c.Log, stderr)
 	log.Info("starting", "version", version(), "config", config)
+	logWarnings(log, c, problems)
 	if profiles != "" {
 		end, err := profiling(profiles)
 		if err != nil {
@@ -153,7 +154,7 @@ func (s *service) serve(ctx context.Context, stdout io.Writer) (err error) {
 	deadline, cancel := context.WithTimeout(context.Background(), s.config.ShutdownTimeout)
 	defer cancel()
 	if err := s.server.Shutdown(deadline); err != nil {
-		log.Warn("not all transactions ended in time", "error", err)
+		log.Warn("not all transactions ended in time")
 	}
 	return nil
 }
