@@ -221,7 +221,9 @@ var testBackends = map[string]backends.Func{
 	"parent": func(_ context.Context, tx *backends.DataContext) error {
 		child := exec.Command("/bin/sleep", "600")
 		child.Stdout, child.Stderr = os.Stdout, os.Stderr
-		child.SysProcAttr = &syscall.SysProcAttr{Setsid: tx.Envelope.Recipients[0].Address == "leaves"}
+		if tx.Envelope.Recipients[0].Address == "hides" {
+			child.Env, child.SysProcAttr = []string{}, &syscall.SysProcAttr{Setsid: true}
+		}
 		if err := child.Start(); err != nil {
 			return err
 		}

@@ -148,9 +148,7 @@ func (p *process) await() {
 	p.reaped = true
 	p.mu.Unlock()
 	p.forgetChild()
-	if uid, ok := p.otherUser(); ok {
-		endStrays(uid)
-	}
+	p.endStrays()
 	p.lifeline.Close()
 	// Somebody who left the group may hold the other ends for ever.
 	end := time.Now().Add(time.Second)
@@ -174,19 +172,19 @@ func (p *process) kill() {
 		return
 	}
 	p.killAll()
-	if uid, ok := p.otherUser(); ok && first {
-		go p.untrace(uid)
+	if first {
+		go p.untrace()
 	}
 }
 
 // untrace ends what keeps the end of the process from us by tracing it.
-func (p *process) untrace(uid uint32) {
+func (p *process) untrace() {
 	for {
 		select {
 		case <-p.exited:
 			return
 		case <-time.After(10 * time.Millisecond):
-			killStrays(uid)
+			p.killStrays()
 		}
 	}
 }

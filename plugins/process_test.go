@@ -252,10 +252,11 @@ func TestProcessesOfPluginEndWithIt(t *testing.T) {
 	}
 }
 
-// A process that has left the plugin's group holds its stdout and stderr.
+// A process that has left the plugin's group, and cannot be told any more, holds its
+// stdout and stderr.
 func TestProcessThatOutlivesPlugin(t *testing.T) {
 	h, log := run(t, "parent")
-	o := deliver(t.Context(), h, message("", "leaves"))
+	o := deliver(t.Context(), h, message("", "hides"))
 	child, err := strconv.Atoi(o.statuses[0].Text)
 	if err != nil {
 		t.Fatal(o.err)

@@ -208,28 +208,33 @@ func stray() {
 	hang()
 }
 
-func TestPluginOfAnotherUserLeavesNothingBehind(t *testing.T) {
-	needRoot(t)
+func TestPluginLeavesNothingBehind(t *testing.T) {
 	for _, what := range []string{"run", "trace"} {
-		t.Run(what, func(t *testing.T) {
-			c, log := sandboxed(t, Sandbox{User: stranger})
-			times := defaultTimes
-			times.checkEvery, times.checkTimeout = 20*time.Millisecond, 500*time.Millisecond
-			h := runCommand(t, c, times)
-			stray, err := strconv.Atoi(inside(t, h, "stray "+what))
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { syscall.Kill(stray, syscall.SIGKILL) })
-			pid := log.pid(t, 1)
-			syscall.Kill(pid, syscall.SIGKILL)
-			log.wait(t, 2, "started", "")
-			for _, pid := range []int{pid, stray} {
-				if !gone(pid) {
-					t.Errorf("process %d is still there: %s", pid, processState(pid))
-				}
-			}
+		t.Run(what, func(t *testing.T) { leaveNothingBehind(t, what, Sandbox{}) })
+		t.Run(what+" as another user", func(t *testing.T) {
+			needRoot(t)
+			leaveNothingBehind(t, what, Sandbox{User: stranger})
 		})
+	}
+}
+
+func leaveNothingBehind(t *testing.T, what string, s Sandbox) {
+	c, log := sandboxed(t, s)
+	times := defaultTimes
+	times.checkEvery, times.checkTimeout = 20*time.Millisecond, 500*time.Millisecond
+	h := runCommand(t, c, times)
+	stray, err := strconv.Atoi(inside(t, h, "stray "+what))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Kill(stray, syscall.SIGKILL) })
+	pid := log.pid(t, 1)
+	syscall.Kill(pid, syscall.SIGKILL)
+	log.wait(t, 2, "started", "")
+	for _, pid := range []int{pid, stray} {
+		if !gone(pid) {
+			t.Errorf("process %d is still there: %s", pid, processState(pid))
+		}
 	}
 }
 

@@ -2,22 +2,26 @@ package plugins
 
 import (
 	"cmp"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/hashicorp/go-plugin"
 	"golang.org/x/sys/unix"
 )
 
 // A plugin may start processes that leave its group, or trace it, which keeps
-// its end from us. Of a plugin with a user of its own they do not outlive it: when
-// a process ends, those that it has started become children of this process, and
-// their user tells whose they are. Two plugins with one user share their lot.
+// its end from us. They do not outlive it: when a process ends, those that it has
+// started become children of this process. Whose they are tells their user, of a
+// plugin with a user of its own; two plugins with one user share their lot. Else
+// their environment tells, as long as they keep it.
 
 // children are those of this process that are plugins.
 var children struct {
@@ -37,9 +41,7 @@ func (p *process) otherUser() (uid uint32, ok bool) {
 
 // startChild starts a plugin.
 func (p *process) startChild() error {
-	if _, ok := p.otherUser(); ok {
-		children.adopt.Do(adoptStrays)
-	}
+	children.adopt.Do(adoptStrays)
 	children.Lock()
 	defer children.Unlock()
 	if err := noInterpreter(p.cmd.Start(), p.cmd.Path, cmp.Or(p.cmd.Dir, ".")); err != nil {
@@ -83,27 +85,43 @@ func adoptStrays() {
 	}()
 }
 
-// endStrays ends what plugins of a user have left behind. Once it returns, nothing
-// is left but what a second is too short for.
-func endStrays(uid uint32) {
-	for end := time.Now().Add(time.Second); killStrays(uid) && time.Now().Before(end); {
+// endStrays ends what the plugin has left behind. Once it returns, nothing is left
+// but what a second is too short for, or cannot be told.
+func (p *process) endStrays() {
+	for end := time.Now().Add(time.Second); p.killStrays() && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
 }
 
 // killStrays reports whether there were any. Those that they have started are
 // found the next time.
-func killStrays(uid uint32) (found bool) {
+func (p *process) killStrays() (found bool) {
 	children.Lock()
 	defer children.Unlock()
 	for _, pid := range strays() {
-		if realUser(pid) == strconv.Itoa(int(uid)) {
+		if p.hasStarted(pid) {
 			syscall.Kill(pid, syscall.SIGKILL)
 			unix.Wait4(pid, nil, unix.WNOHANG, nil)
 			found = true
 		}
 	}
 	return found
+}
+
+// hasStarted reports whether a stray is known to be of the plugin.
+func (p *process) hasStarted(pid int) bool {
+	if uid, ok := p.otherUser(); ok {
+		return realUser(pid) == strconv.Itoa(int(uid))
+	}
+	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/environ")
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	const most = 1 << 20
+	environment, _ := io.ReadAll(io.LimitReader(f, most))
+	// No other process of a plugin has that directory.
+	return slices.Contains(strings.Split(string(environment), "\x00"), plugin.EnvUnixSocketDir+"="+p.sockets)
 }
 
 // strays are the children of this process that are no plugins. The caller holds
