@@ -34,9 +34,11 @@
 // such as a recipient that is no address.
 //
 // It begins when the whole message is here, so that it does not tell milters of
-// unknown commands or of recipients that were refused before. It does not tell of
-// white space before the colon of a field either, so that no signature over that
-// is good.
+// unknown commands or of recipients that were refused before. Nor does it tell of
+// white space before the colon of a field: a milter would not know "Subject " for
+// what it is. Postfix and Sendmail do the same, but take it out of the message,
+// too, which stays here as it came. So signatures over such a field are good if
+// their canonicalization of the header is relaxed, and not if it is simple.
 //
 // The client side of github.com/emersion/go-milter v0.5.0 is not used. It has no
 // DATA, drops the macros that a milter asks for, fails on answers that it does not

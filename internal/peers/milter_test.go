@@ -223,10 +223,18 @@ func answersThrough(t *testing.T, g *gatewaytest.Gateway, message []byte, to ...
 	return answers
 }
 
-// opendkim signs what comes from this machine, in the form that forgives nothing,
-// and the signature is good for what leaves.
+// opendkim signs what comes from this machine, and the signature is good for what
+// leaves: in the form that forgives nothing, and in that which forgives what milters
+// are not told.
 func TestOpenDKIM(t *testing.T) {
 	t.Parallel()
+	const odd = "From : Ann <ann@author.example>\r\nTo\t: bob@peers.example\r\nSubject \t : test\r\nX-Odd :\r\n folded\r\n\r\nHello.\r\n"
+	testOpenDKIM(t, "simple/simple", corpus())
+	testOpenDKIM(t, "relaxed/simple", append(corpus(), corpusMessage{"white space before colons", odd, 0}))
+}
+
+func testOpenDKIM(t *testing.T, canonicalization string, messages []corpusMessage) {
+	t.Helper()
 	program := unpackedPeer(t, "opendkim", "/usr/sbin/opendkim")
 	dir := gatewaytest.Directory(t)
 	key, config, socket := filepath.Join(dir, "key"), filepath.Join(dir, "config"), filepath.Join(dir, "milter.sock")
@@ -244,10 +252,10 @@ Domain           author.example
 Selector         r
 KeyFile          %s
 RequireSafeKeys  no
-Canonicalization simple/simple
+Canonicalization %s
 SignHeaders      From,To,Subject,X-Odd,X-Case,X-Empty,X-Twice,X-Long,X-Latin,X-UTF-8,Received,Content-Type
 Syslog           no
-`, socket, key),
+`, socket, key, canonicalization),
 	} {
 		if err := os.WriteFile(path, text, 0o600); err != nil {
 			t.Fatal(err)
@@ -256,18 +264,18 @@ Syslog           no
 	runMilter(t, socket, program, "-f", "-x", config)
 	g := throughMilter(t, socket, "")
 
-	for i, m := range corpus() {
+	for i, m := range messages {
 		user := fmt.Sprint("user", i)
 		sendSigned(t, "unix", g.Address("lmtp"), "BDAT", m.text, user+"@peers.example")
 		_, mail, _ := strings.Cut(strings.Join(g.Mail(user), ""), "Delivered-To: "+user+"@peers.example\r\n")
 		if !strings.HasPrefix(mail, "DKIM-Signature: ") || !strings.HasSuffix(mail, "\r\n"+m.text) {
-			t.Errorf("%s: got\n%.2000q, want it below a signature", m.name, mail)
+			t.Errorf("%s, %s: got\n%.2000q, want it below a signature", canonicalization, m.name, mail)
 		}
 		verified, err := dkim.VerifyWithOptions(strings.NewReader(mail), &dkim.VerifyOptions{
 			LookupTXT: func(name string) ([]string, error) { return []string{k.records[name]}, nil },
 		})
 		if err != nil || len(verified) != 1 || verified[0].Err != nil {
-			t.Errorf("%s: %v, %+v, want a good signature of\n%.2000q", m.name, err, verified, mail)
+			t.Errorf("%s, %s: %v, %+v, want a good signature of\n%.2000q", canonicalization, m.name, err, verified, mail)
 		}
 	}
 }
