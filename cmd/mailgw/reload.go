@@ -114,10 +114,13 @@ func (s *service) replace(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	log := gateway.NewLogger(c.Log, s.stderr)
+	log, same := s.log, c.Log == s.config.Log // a second log would not keep the order of lines
+	if !same {
+		log = gateway.NewLogger(c.Log, s.stderr)
+	}
 	logWarnings(log, c, problems)
 	next := hosts{}
-	if c.Log == s.config.Log { // of which plugins are told at their start
+	if same { // of which plugins are told at their start
 		maps.Copy(next, s.hosts)
 		maps.DeleteFunc(next, func(name string, h *host) bool {
 			_, there := c.Backends[name]
