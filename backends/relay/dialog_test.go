@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/internal/smtp"
@@ -102,8 +103,12 @@ func (d *dialog) serve(listener net.Listener) error {
 	return nil
 }
 
+// patience is how long a target waits for a relay that waits for it.
+const patience = 20 * time.Second
+
 func converse(conn net.Conn, lines []string) error {
 	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(patience))
 	r := bufio.NewReader(conn)
 	for _, l := range lines {
 		kind, text, _ := strings.Cut(l, " ")

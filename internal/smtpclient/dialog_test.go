@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/mailgw/mailgw/internal/smtp"
 )
@@ -58,9 +59,13 @@ func readScript(t *testing.T, path string) (s script) {
 	return s
 }
 
+// patience is how long a server waits for a client that waits for it.
+const patience = 20 * time.Second
+
 // play is the server's part. At the end the client has to hang up.
 func (s script) play(conn net.Conn) error {
 	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(patience))
 	r := bufio.NewReader(conn)
 	if err := s.say(conn, r); err != nil || s.server[len(s.server)-1] == "S." {
 		return err
