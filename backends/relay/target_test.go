@@ -384,3 +384,23 @@ func TestConnectionsEnd(t *testing.T) {
 		}
 	}
 }
+
+// A connection that grows too old while it is idle is not used again.
+func TestIdleConnectionGrowsOld(t *testing.T) {
+	said := make(chan string, 100)
+	b := newRelay(t, to(fake(t, func(verb string) string {
+		said <- verb
+		return answers(nil)(verb)
+	})))
+	deliver(t, b)
+	b.targets[0].maxAge = 1
+	deliver(t, b)
+	b.Close()
+	times := map[string]int{}
+	for len(said) > 0 {
+		times[<-said]++
+	}
+	if times["connect"] != 2 || times["RSET"] != 0 {
+		t.Errorf("the relay said %v, want two connections without RSET", times)
+	}
+}
