@@ -89,8 +89,9 @@ func (d *dialog) set(t *testing.T, what string) {
 	}
 }
 
-// serve is the target.
+// serve is the target. After an error nobody else is let wait for it.
 func (d *dialog) serve(listener net.Listener) error {
+	defer listener.Close()
 	for n, lines := range d.connections {
 		conn, err := listener.Accept()
 		if err != nil {
