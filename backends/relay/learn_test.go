@@ -114,6 +114,15 @@ func TestCapabilities(t *testing.T) {
 	gatewaytest.Eventually(t, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= before })
 }
 
+// Zero is no limit.
+func TestSmallerSize(t *testing.T) {
+	for _, test := range [][3]int64{{0, 0, 0}, {0, 5, 5}, {5, 0, 5}, {5, 3, 3}, {3, 5, 3}} {
+		if got := both(backends.Capabilities{Size: test[0]}, backends.Capabilities{Size: test[1]}).Size; got != test[2] {
+			t.Errorf("of %d and %d: got %d, want %d", test[0], test[1], got, test[2])
+		}
+	}
+}
+
 // A target that was never reached does not count, as soon as it is known to be away.
 func TestCapabilitiesWithoutATarget(t *testing.T) {
 	logTo(t, &witness{})
