@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"maps"
 	"runtime"
 	"slices"
 	"strings"
@@ -112,6 +113,24 @@ func TestCapabilities(t *testing.T) {
 
 	b.Close()
 	gatewaytest.Eventually(t, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= before })
+}
+
+// Two targets can do what each of them can.
+func TestBoth(t *testing.T) {
+	all := offer{extensions: map[string]string{
+		"8BITMIME": "", "SMTPUTF8": "", "BINARYMIME": "", "CHUNKING": "", "DSN": "", "REQUIRETLS": "",
+	}, secure: true}
+	if got := both(all.capabilities(), all.capabilities()); got != all.capabilities() || known(got) != "8BITMIME SMTPUTF8 BINARYMIME DSN REQUIRETLS" {
+		t.Errorf("of two that can do all: %s", known(got))
+	}
+	for keyword := range all.extensions {
+		less := offer{extensions: maps.Clone(all.extensions), secure: true}
+		delete(less.extensions, keyword)
+		x, y := both(all.capabilities(), less.capabilities()), both(less.capabilities(), all.capabilities())
+		if want := less.capabilities(); x != want || y != want {
+			t.Errorf("of one without %s: %s, %s, want %s", keyword, known(x), known(y), known(want))
+		}
+	}
 }
 
 // Zero is no limit.
