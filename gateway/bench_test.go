@@ -254,3 +254,29 @@ func (s *sender) hear(replies int) error {
 	}
 	return nil
 }
+
+// What does a command cost between its line and its reply?
+func BenchmarkCommand(b *testing.B) {
+	s := testServer(b, testBackends, "protocol = 'lmtp'\n")
+	for _, command := range []string{"NOOP", "MAIL FROM:<ann@sender.example>", "MAIL FROM:<ann@sender.example> SIZE=4096 BODY=8BITMIME", "RCPT TO:<recipient1@example.org>"} {
+		b.Run(strings.ReplaceAll(command, " ", "_"), func(b *testing.B) {
+			d := s.listeners[0].dialog(backends.Peer{}, "test")
+			d.command("LHLO x")
+			d.command("MAIL FROM:<ann@sender.example>")
+			b.ReportAllocs()
+			before := cpuTime(b)
+			for b.Loop() {
+				if strings.HasPrefix(command, "MAIL") {
+					d.reset()
+				} else if len(d.tx.recipients) == 50 {
+					d.reset()
+					d.command("MAIL FROM:<ann@sender.example>")
+				}
+				if r, _ := d.command(command); r.Code != 250 {
+					b.Fatal(r)
+				}
+			}
+			b.ReportMetric(float64((cpuTime(b)-before).Nanoseconds())/float64(b.N), "cpu-ns/op")
+		})
+	}
+}

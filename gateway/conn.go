@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -295,18 +296,34 @@ func (c *conn) close(hurried bool) {
 }
 
 func (c *conn) readCommand() (string, error) {
+	longest := int(c.Limits.CommandLine)
+	if c.exchange != nil {
+		longest = maxResponse
+	}
+	if err := c.awaitCommand(); err != nil {
+		return "", err
+	}
+	line, err := smtp.ReadLine(c.r, longest)
+	return string(line), err
+}
+
+// awaitCommand waits until there is something to read, unless a whole line has
+// been read already, and sets until when the rest may take.
+func (c *conn) awaitCommand() error {
+	read, _ := c.r.Peek(c.r.Buffered())
+	if bytes.IndexByte(read, '\n') >= 0 {
+		return nil
+	}
 	now := time.Now()
 	deadline := c.soonest(now, c.Limits.CommandTimeout)
 	if c.tx != nil && c.tx.ends.Before(deadline) {
 		deadline = c.tx.ends
 	}
 	c.expect(deadline, c.tx == nil)
-	longest := int(c.Limits.CommandLine)
-	if c.exchange != nil {
-		longest = maxResponse
+	if len(read) > 0 {
+		return nil
 	}
-	line, err := c.readLine(now, longest)
-	return string(line), err
+	return c.await(now.Add(restAfter))
 }
 
 // readMessage reads the message of the transaction, has it delivered, and

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"time"
 
 	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/internal/smtp"
@@ -261,7 +260,7 @@ func (d *dialog) enough() (smtp.Reply, action) {
 func (d *dialog) reset() {
 	if d.tx != nil {
 		d.gen.spool.refund(d.tx.charged)
-		d.rates.settle(d.tx, time.Now())
+		d.rates.settle(d.tx)
 		d.rates.leave(d.tx)
 		if d.tx.message != nil {
 			d.tx.message.Close()

@@ -42,7 +42,7 @@ func (d *dialog) mail(args string) smtp.Reply {
 	tx.session = d.session
 	tx.session.XForward = d.xforward
 	tx.session.Protocol = d.withProtocol(tx.utf8)
-	if r, ok := d.within(d.rates.check(tx, "", time.Now())); !ok {
+	if r, ok := d.within(d.rates.check(tx, "")); !ok {
 		return r
 	}
 	q := func() backends.Question {
@@ -56,7 +56,7 @@ func (d *dialog) mail(args string) smtp.Reply {
 		case !d.charge(tx, args):
 			return statusReply(backends.StorageFull)
 		}
-		if r, ok := d.within(d.rates.take(tx, "", time.Now())); !ok {
+		if r, ok := d.within(d.rates.take(tx, "")); !ok {
 			d.gen.spool.refund(tx.charged)
 			return r
 		}
@@ -126,7 +126,7 @@ func (d *dialog) rcpt(args string) smtp.Reply {
 	case !d.charge(d.tx, args):
 		return statusReply(backends.StorageFull)
 	}
-	if r, ok := d.within(d.rates.check(d.tx, address, time.Now())); !ok {
+	if r, ok := d.within(d.rates.check(d.tx, address)); !ok {
 		return r
 	}
 	to := backends.Recipient{Address: address, Params: params}
@@ -138,7 +138,7 @@ func (d *dialog) rcpt(args string) smtp.Reply {
 		if !ok {
 			return r
 		}
-		if r, ok := d.within(d.rates.take(d.tx, address, time.Now())); !ok {
+		if r, ok := d.within(d.rates.take(d.tx, address)); !ok {
 			return r
 		}
 		d.tx.recipients = append(d.tx.recipients, recipient{to, route})
@@ -235,7 +235,7 @@ func (d *dialog) bdat(args string) (r smtp.Reply) {
 // for the next one.
 func (d *dialog) endMessage() *transaction {
 	tx := d.tx
-	d.rates.settle(tx, time.Now())
+	d.rates.settle(tx)
 	d.tx = nil // its charge and its shares go with it
 	d.reset()
 	return tx

@@ -32,12 +32,14 @@ func (p patterns[T]) add(text, place string, value T) error {
 
 // lookup returns the value of the pattern that decides an address, or the
 // zero T if none matches. The null sender is the empty address.
-func (p patterns[T]) lookup(address string) T {
+func (p patterns[T]) lookup(address string) (none T) {
+	if len(p) == 0 {
+		return none
+	}
 	for _, key := range smtp.PatternsOf(address) {
 		if e, ok := p[key]; ok {
 			return e.value
 		}
 	}
-	var none T
 	return none
 }

@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/mailgw/mailgw/internal/smtp"
 )
 
 // How a session waits for its client. A deadline of a socket costs a timer, so
@@ -140,20 +138,16 @@ func (c *conn) expect(deadline time.Time, waiting bool) {
 	c.waiting = waiting
 }
 
-// readLine reads a line of a command.
-func (c *conn) readLine(now time.Time, longest int) ([]byte, error) {
-	if c.r.Buffered() == 0 {
-		c.rests = now.Add(restAfter)
-		_, err := c.r.Peek(1)
-		c.rests = time.Time{}
-		if err == errRest {
-			err = c.rest()
-		}
-		if err != nil {
-			return nil, err
-		}
+// await waits until there is something to read: without buffers from the time
+// rests on.
+func (c *conn) await(rests time.Time) error {
+	c.rests = rests
+	_, err := c.r.Peek(1)
+	c.rests = time.Time{}
+	if err == errRest {
+		err = c.rest()
 	}
-	return smtp.ReadLine(c.r, longest)
+	return err
 }
 
 // rest waits, without buffers, until there is something to read.

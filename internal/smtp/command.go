@@ -60,11 +60,25 @@ func beginsBDAT(line []byte) bool {
 // ParseCommand parts a line into the verb, in upper case, and what follows
 // it, without white space around.
 func ParseCommand(line string) (verb, args string) {
-	verb = strings.TrimFunc(line, isBlank)
-	if i := strings.IndexFunc(verb, isBlank); i >= 0 {
-		verb, args = verb[:i], strings.TrimLeftFunc(verb[i:], isBlank)
+	verb = trimBlanks(line)
+	for i := range len(verb) {
+		if isBlank(rune(verb[i])) {
+			verb, args = verb[:i], trimBlanks(verb[i:])
+			break
+		}
 	}
 	return upper(verb), args
+}
+
+// trimBlanks returns s without the blanks around it.
+func trimBlanks(s string) string {
+	for s != "" && isBlank(rune(s[0])) {
+		s = s[1:]
+	}
+	for s != "" && isBlank(rune(s[len(s)-1])) {
+		s = s[:len(s)-1]
+	}
+	return s
 }
 
 // CutPath parts the arguments of MAIL or RCPT, given the prefix "FROM:" or
@@ -76,7 +90,7 @@ func CutPath(args, prefix string) (path string, params []string, err error) {
 	if len(args) < len(prefix) || !strings.EqualFold(args[:len(prefix)], prefix) {
 		return "", nil, fmt.Errorf("%s<address> expected", prefix)
 	}
-	args = strings.TrimLeftFunc(args[len(prefix):], isBlank)
+	args = trimBlanks(args[len(prefix):])
 	bracket := strings.HasPrefix(args, "<")
 	end := pathEnd(args, bracket)
 	switch {
@@ -122,6 +136,9 @@ func pathEnd(s string, bracket bool) int {
 // 4.1.2. A value may have an "=", as that of AUTH does, and be UTF-8:
 // whether that was agreed on is for the caller to check.
 func CheckParams(params []string) error {
+	if len(params) == 0 {
+		return nil
+	}
 	seen := map[string]bool{}
 	for _, p := range params {
 		keyword, value, hasValue := strings.Cut(p, "=")
@@ -130,7 +147,7 @@ func CheckParams(params []string) error {
 			return paramErrorf("bad parameter %+.40q", p)
 		case hasValue && value == "":
 			return paramErrorf("parameter %.40s has no value after =", keyword)
-		case !utf8.ValidString(value) || strings.ContainsFunc(value, isControl) || strings.ContainsFunc(value, isBlank):
+		case !utf8.ValidString(value) || hasControl(value) || strings.ContainsFunc(value, isBlank):
 			return paramErrorf("parameter %.40s has control characters or is not UTF-8", keyword)
 		case seen[upper(keyword)]:
 			return paramErrorf("parameter %.40s given twice", keyword)
@@ -170,6 +187,15 @@ func isBlank(r rune) bool { return r == ' ' || r == '\t' }
 // US-ASCII or beyond.
 func isControl(r rune) bool {
 	return unicode.IsControl(r) || r == '\u2028' || r == '\u2029'
+}
+
+func hasControl(s string) bool {
+	for _, r := range s {
+		if isControl(r) {
+			return true
+		}
+	}
+	return false
 }
 
 // upper returns s in upper case. It leaves alone what is not US-ASCII: "ſ" is

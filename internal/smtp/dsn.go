@@ -137,5 +137,5 @@ func decodeXtext(v string) (text string, ok bool) {
 		b.WriteByte(c)
 	}
 	text = b.String()
-	return text, utf8.ValidString(text) && !strings.ContainsFunc(text, isControl)
+	return text, utf8.ValidString(text) && !hasControl(text)
 }

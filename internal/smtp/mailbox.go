@@ -18,7 +18,7 @@ func CheckMailbox(path string, utf8Allowed bool) (address string, err error) {
 	switch {
 	case !utf8.ValidString(path):
 		return "", errors.New("neither US-ASCII nor UTF-8")
-	case strings.ContainsFunc(path, isControl):
+	case hasControl(path):
 		return "", errors.New("control character in the address")
 	case !utf8Allowed && !IsASCII(path):
 		return "", ErrNeedsUTF8
@@ -121,7 +121,9 @@ func checkName(s string) error {
 	if s == "" || len(s) > 255 {
 		return errors.New("domain is empty or longer than 255 octets")
 	}
-	for label := range strings.SplitSeq(s, ".") {
+	for rest, more := s, true; more; {
+		var label string
+		label, rest, more = strings.Cut(rest, ".")
 		if label == "" {
 			return errors.New("empty label in the domain")
 		}
@@ -186,10 +188,23 @@ func SplitMailbox(address string) (local, domain string) {
 // US-ASCII that was none: the Kelvin sign would be a k, and its owner somebody
 // else.
 func FoldMailbox(address string) (local, domain string) {
+	if isLower(address) {
+		return SplitMailbox(address)
+	}
 	return SplitMailbox(strings.Map(func(r rune) rune {
 		if l := unicode.ToLower(r); r < utf8.RuneSelf || l >= utf8.RuneSelf {
 			return l
 		}
 		return r
 	}, address))
+}
+
+// isLower reports whether s is US-ASCII without letters in upper case.
+func isLower(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c >= utf8.RuneSelf || 'A' <= c && c <= 'Z' {
+			return false
+		}
+	}
+	return true
 }

@@ -87,16 +87,21 @@ func ParsePattern(text string) (Pattern, error) {
 // PatternsOf returns the patterns that match a checked address, the most exact
 // one first. The null sender is the empty address.
 func PatternsOf(address string) []Pattern {
+	all, n := patternsOf(address) // apart, so that a caller need not allocate
+	return all[:n]
+}
+
+func patternsOf(address string) (all [4]Pattern, n int) {
 	if address == "" {
-		return []Pattern{{oneAddress, "", ""}, {everything, "", ""}}
+		return [4]Pattern{{oneAddress, "", ""}, {everything, "", ""}}, 2
 	}
 	local, domain := FoldMailbox(address)
-	return []Pattern{
+	return [4]Pattern{
 		{oneAddress, local, domain},
 		{oneDomain, "", domain},
 		{oneUser, local, ""},
 		{everything, "", ""},
-	}
+	}, 4
 }
 
 // Matches reports whether p stands for a checked address, among others.
