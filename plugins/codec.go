@@ -213,6 +213,10 @@ const smallBuffer = maxChunk / 4
 
 // Get returns a buffer with that length. Its contents are whatever they are.
 func (p *chunkPool) Get(length int) *[]byte {
+	if length > maxChunk { // a large message to the gateway, which is rare
+		b := make([]byte, length)
+		return &b
+	}
 	pool, size := &p.small, smallBuffer
 	if length > smallBuffer {
 		pool, size = &p.large, maxChunk
@@ -221,7 +225,7 @@ func (p *chunkPool) Get(length int) *[]byte {
 		*b = (*b)[:length]
 		return b
 	}
-	b := make([]byte, length, max(length, size))
+	b := make([]byte, length, size)
 	return &b
 }
 

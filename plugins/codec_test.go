@@ -279,3 +279,16 @@ func TestReadChunk(t *testing.T) {
 		}
 	}
 }
+
+// Those that are there to be used again are too small for a large message.
+func TestBuffersAreLargeEnough(t *testing.T) {
+	for range 100 { // a pool may forget
+		for _, length := range []int{0, smallBuffer, smallBuffer + 1, maxChunk, maxChunk + 1, maxMessage} {
+			b := chunks.Get(length)
+			if len(*b) != length {
+				t.Fatalf("got %d octets, want %d", len(*b), length)
+			}
+			chunks.Put(b)
+		}
+	}
+}
