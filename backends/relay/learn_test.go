@@ -196,6 +196,16 @@ func TestCloseWhileAsking(t *testing.T) {
 	}
 }
 
+// A target that answers rests no more.
+func TestAnswerEndsRest(t *testing.T) {
+	b := newRelay(t, to(fake(t, answers(nil))))
+	b.targets[0].rest.failed(time.Now(), time.Now())
+	b.targets[0].ask(t.Context())
+	if end := b.targets[0].rest.until(); !end.IsZero() {
+		t.Errorf("it rests until %v", end)
+	}
+}
+
 // A target is asked when what is known of it is old, and its rest is over.
 func TestAskedNext(t *testing.T) {
 	now := time.Now()
