@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 		testPrograms[os.Args[2]]()
 		os.Exit(0)
 	}
-	children.adopt.Do(adoptStrays) // its goroutine is no leak of a test
+	AdoptStrays() // its goroutine is no leak of a test
 	os.Exit(m.Run())
 }
 

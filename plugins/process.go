@@ -184,7 +184,7 @@ func (p *process) untrace() {
 		case <-p.exited:
 			return
 		case <-time.After(10 * time.Millisecond):
-			p.killStrays()
+			p.killStrays(map[int]bool{})
 		}
 	}
 }

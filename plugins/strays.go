@@ -41,7 +41,9 @@ func (p *process) otherUser() (uid uint32, ok bool) {
 
 // startChild starts a plugin.
 func (p *process) startChild() error {
-	children.adopt.Do(adoptStrays)
+	if _, ok := p.otherUser(); ok {
+		AdoptStrays()
+	}
 	children.Lock()
 	defer children.Unlock()
 	if err := noInterpreter(p.cmd.Start(), p.cmd.Path, cmp.Or(p.cmd.Dir, ".")); err != nil {
@@ -61,6 +63,11 @@ func (p *process) forgetChild() {
 	defer children.Unlock()
 	delete(children.plugins, p.pid)
 }
+
+// AdoptStrays has this process adopt what plugins leave behind, so that it can be
+// ended with them. It is for programs of which all children in other process groups
+// are plugins, or of plugins. Where plugins have users of their own, Start does it.
+func AdoptStrays() { children.adopt.Do(adoptStrays) }
 
 // adoptStrays makes what plugins leave behind children of this process, instead of
 // those of the first one, and reaps them as that would. Children of the group of
@@ -88,18 +95,21 @@ func adoptStrays() {
 // endStrays ends what the plugin has left behind. Once it returns, nothing is left
 // but what a second is too short for, or cannot be told.
 func (p *process) endStrays() {
-	for end := time.Now().Add(time.Second); p.killStrays() && time.Now().Before(end); {
+	known := map[int]bool{}
+	for end := time.Now().Add(time.Second); p.killStrays(known) && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
 }
 
 // killStrays reports whether there were any. Those that they have started are
-// found the next time.
-func (p *process) killStrays() (found bool) {
+// found the next time. known are those that were found: what has ended, and is
+// there until it was waited for, tells no more whose it is.
+func (p *process) killStrays(known map[int]bool) (found bool) {
 	children.Lock()
 	defer children.Unlock()
 	for _, pid := range strays() {
-		if p.hasStarted(pid) {
+		if known[pid] || p.hasStarted(pid) {
+			known[pid] = true
 			syscall.Kill(pid, syscall.SIGKILL)
 			unix.Wait4(pid, nil, unix.WNOHANG, nil)
 			found = true

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mailgw/mailgw/gateway"
+	"github.com/mailgw/mailgw/plugins"
 )
 
 func serveCommand() *cobra.Command {
@@ -103,6 +104,7 @@ func serve(config, profiles string, stdout, stderr io.Writer) error {
 		defer end()
 	}
 
+	plugins.AdoptStrays()
 	hosts, err := startBackends(ctx, c, c.Routed(), problems, log)
 	switch {
 	case err != nil && ctx.Err() != nil:

@@ -203,6 +203,29 @@ func childrenOf(t *testing.T, pid int) (children []int) {
 	return children
 }
 
+// What a plugin has started, and let go, ends with it.
+func TestPluginLeavesNothingBehind(t *testing.T) {
+	t.Parallel() // it waits for processes
+	text := strings.Replace(mainTOML, `plugin = "discard"`, `plugin = "./leaves"`, 1)
+	g := startGatewayIn(t, text, func(dir string) {
+		script := "#!/bin/sh\n/usr/bin/setsid /bin/sleep 1000 &\necho $! $$ >pids\nexec " + program(t).Path + " plugin discard\n"
+		if err := os.WriteFile(filepath.Join(dir, "leaves"), []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	})
+	pids, err := os.ReadFile(filepath.Join(g.dir, "pids"))
+	var stray, plugin int
+	if fmt.Sscan(string(pids), &stray, &plugin); err != nil || plugin == 0 {
+		t.Fatalf("%q, %v", pids, err)
+	}
+	t.Cleanup(func() { syscall.Kill(stray, syscall.SIGKILL) })
+	syscall.Kill(plugin, syscall.SIGKILL)
+	g.waitForLog(t, "event=exited", "backend=drop")
+	if err := syscall.Kill(stray, 0); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("process %d is still there: %v", stray, err)
+	}
+}
+
 // sendLines returns the commands that the hints tell.
 func (g *gatewayProcess) sendLines(t *testing.T) (commands [][]string) {
 	t.Helper()
