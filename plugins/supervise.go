@@ -76,8 +76,8 @@ func (b *backoff) next(lived time.Duration, now time.Time) time.Duration {
 }
 
 // exitTime is how long the end of a process may take to be noticed that has
-// closed its socket.
-const exitTime = crashTime / 2
+// closed its socket. Transactions that wait for the next process wait for it, too.
+const exitTime = 200 * time.Millisecond
 
 // A supervisor keeps an instance alive: a process, and after its end the next
 // one.
