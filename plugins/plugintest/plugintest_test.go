@@ -89,6 +89,7 @@ var testPlugins = map[string]func(){
 		before(func() {
 			child := exec.Command("/bin/sleep", "600")
 			child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+			child.Env = []string{markName + "=" + os.Getenv(markName)} // the gateway knows it by the rest
 			child.Start()
 		})
 	},
