@@ -48,6 +48,10 @@ type Hooks struct {
 	// one call of SetAll decides. Without it, Status is called for each.
 	StatusAll func(recipients []int, s Status)
 
+	// Together calls f, which decides several recipients: what becomes of them
+	// may be told at once. Without it f is called as it is.
+	Together func(f func())
+
 	// Started is called when recipient i is to be delivered beyond the
 	// return of Deliver. A call of Status for i follows. It must not call
 	// methods of the DataContext.

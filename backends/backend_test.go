@@ -3,6 +3,7 @@ package backends_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -200,5 +201,32 @@ func TestSMTPResponseDecidesNobody(t *testing.T) {
 	}), transaction(1), r.hooks())
 	if err != nil || len(undecided) != 1 || r.response.Text != "queued as 1" {
 		t.Errorf("got %v, %v and response %v", undecided, err, r.response)
+	}
+}
+
+// What is decided by one call, or in one go, may be told at once.
+func TestStatusesTogether(t *testing.T) {
+	var log []string
+	together := 0
+	hooks := backends.Hooks{
+		Status: func(i int, s backends.Status) { log = append(log, fmt.Sprintf("%d: %s (%d)", i, s.Text, together)) },
+		Together: func(f func()) {
+			together++
+			f()
+			together = 0
+		},
+	}
+	backends.Run(t.Context(), backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		tx.SetStatus(0, busy)
+		tx.Together(func() {
+			tx.SetStatus(1, busy)
+			tx.SetStatus(2, backends.Delivered)
+		})
+		tx.SetAll(backends.NoSuchUser)
+		return nil
+	}), transaction(5), hooks)
+	want := []string{"0: mailbox busy (0)", "1: mailbox busy (1)", "2: delivered (1)", "3: no such user (1)", "4: no such user (1)"}
+	if !slices.Equal(log, want) {
+		t.Errorf("got %q, want %q", log, want)
 	}
 }

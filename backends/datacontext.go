@@ -164,10 +164,29 @@ func (tx *DataContext) SetAll(s Status) {
 	case hooks.StatusAll != nil:
 		hooks.StatusAll(recipients, s)
 	case hooks.Status != nil:
-		for _, i := range recipients {
-			hooks.Status(i, s)
-		}
+		hooks.together(func() {
+			for _, i := range recipients {
+				hooks.Status(i, s)
+			}
+		})
 	}
+}
+
+// Together calls f, which sets statuses of several recipients. Clients may then
+// be told of all of them at once, where each of them would be told by itself.
+func (tx *DataContext) Together(f func()) {
+	tx.mu.Lock()
+	hooks := tx.hooks
+	tx.mu.Unlock()
+	hooks.together(f)
+}
+
+func (h Hooks) together(f func()) {
+	if h.Together == nil {
+		f()
+		return
+	}
+	h.Together(f)
 }
 
 // decideAll is decide for all recipients that are undecided, which it returns.

@@ -80,11 +80,11 @@ func (l load) run(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer log.Close()
-	all := map[string]backends.Backend{"discard": backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+	all := map[string]backends.Backend{"discard": noEditor{func(_ context.Context, tx *backends.DataContext) error {
 		_, err := io.Copy(io.Discard, tx.Body)
 		tx.SetAll(backends.Delivered)
 		return err
-	})}
+	}}}
 	c := testConfig(b, all, "protocol = 'lmtp'\naddress = 'unix:"+l.Socket+"'\n[listener.routes]\n'*' = ['discard']\n")
 	s, err := New(c, all, NewLogger(c.Log, log))
 	if err != nil {

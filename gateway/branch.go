@@ -169,6 +169,7 @@ func (d *delivery) call(backend *namedBackend, b *branch, adds bool) {
 				release()
 			}
 		},
+		Together: d.together,
 		Started: func(i int) {
 			started[i] = true
 			holders.Add(1)

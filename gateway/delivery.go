@@ -98,6 +98,9 @@ type delivery struct {
 	response backends.Status // by SetSMTPResponse
 	progress chan struct{}   // has a token after an answer was given
 
+	gathering  int // calls of together
+	first, end int // of the recipients that were decided since one began or ended
+
 	busy     atomic.Int32 // calls of backends that may still read messages
 	messages []*message   // to be closed when none is busy; guarded by mu
 }
@@ -171,40 +174,57 @@ func (d *delivery) decide(i int, backend string, s backends.Status) {
 	late := !f.decided.IsZero()
 	if !late {
 		f.holder, f.decided = backend, s
+		first, end := i, i+1
+		if f.added {
+			first, end = 0, len(d.fates)
+		}
+		if d.gathering > 0 {
+			d.first, d.end = min(d.first, first), max(d.end, end)
+		} else {
+			d.settle(first, end)
+		}
 	}
-	address, added := f.address, f.added
+	address := f.address
 	d.mu.Unlock()
 	if s.Code != said.Code {
 		d.ignored(backend, address, said, "it is no answer to a message, so that it becomes "+s.Error())
 	}
-	if late {
-		// That the deadline has passed is known already.
-		if d.ctx == nil || s != backends.StatusOf(context.Cause(d.ctx)) {
-			d.ignored(backend, address, s, "the recipient was answered already")
-		}
-		return
+	// That the deadline has passed is known already.
+	if late && (d.ctx == nil || s != backends.StatusOf(context.Cause(d.ctx))) {
+		d.ignored(backend, address, s, "the recipient was answered already")
 	}
-	if added {
-		d.settleAll()
-	} else {
-		d.settle(i, i+1)
+}
+
+// together answers those at once whom f decides.
+func (d *delivery) together(f func()) {
+	d.gather(1)
+	defer d.gather(-1)
+	f()
+}
+
+// gather notes that n calls of together begin, or end if it is negative. At the
+// end of each, all are answered who have been decided.
+func (d *delivery) gather(n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.gathering += n
+	if d.first < d.end {
+		d.settle(d.first, d.end)
 	}
+	d.first, d.end = len(d.fates), 0
 }
 
 // settleAll is for when what is known of added recipients has changed.
 func (d *delivery) settleAll() {
 	d.mu.Lock()
-	n := len(d.fates)
-	d.mu.Unlock()
-	d.settle(0, n)
+	defer d.mu.Unlock()
+	d.settle(0, len(d.fates))
 }
 
 // settle answers those of the recipients from first up to end that are
 // decided, but for a success that an added recipient may still turn into a
-// failure.
+// failure. The caller holds d.mu.
 func (d *delivery) settle(first, end int) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	final, failure := d.added()
 	progress := false
 	now := time.Now()

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -431,4 +432,38 @@ func TestLogHasTheCause(t *testing.T) {
 			t.Errorf("%s: no %s in\n%s", name, test.want, log.String())
 		}
 	}
+}
+
+// Answers that are there together are one write, and one wakes nobody before the
+// others are there.
+func TestAnswersGoOutTogether(t *testing.T) {
+	const recipients = 50
+	synctest.Test(t, func(t *testing.T) {
+		all := map[string]backends.Backend{"all": noEditor{backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+			tx.Together(func() {
+				for i := range recipients {
+					time.Sleep(time.Millisecond) // until somebody waits for the answers
+					tx.SetStatus(i, backends.NewStatus(250, "", "ok"))
+				}
+			})
+			return nil
+		})}}
+		s := testServer(t, all, "protocol = 'lmtp'\n[listener.routes]\n'*' = ['all']\n")
+		c := pipe(t, s)
+		c.hear(t)
+		c.ask(t, "LHLO x", "MAIL FROM:<>")
+		for range recipients {
+			c.ask(t, "RCPT TO:<a@example.org>")
+		}
+		c.ask(t, "DATA")
+		if _, err := io.WriteString(c, ".\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		first := make([]byte, mostSaid) // a read of a pipe has one write at most
+		n, err := c.Conn.Read(first)
+		if err != nil || bytes.Count(first[:n], []byte("250 2.0.0 <a@example.org> ok ")) != recipients {
+			t.Errorf("got %q, %v, want %d answers", first[:n], err, recipients)
+		}
+		c.Close()
+	})
 }

@@ -265,10 +265,16 @@ func (c *call) recipients(m *pb.ToGateway) error {
 		}
 		c.tx.Wrote(d)
 	}
-	for _, s := range m.Statuses {
-		if err := c.decide(int(s.GetRecipient()), s.GetStatus()); err != nil {
-			return err
+	var wrong error
+	c.tx.Together(func() {
+		for _, s := range m.Statuses {
+			if wrong = c.decide(int(s.GetRecipient()), s.GetStatus()); wrong != nil {
+				return
+			}
 		}
+	})
+	if wrong != nil {
+		return wrong
 	}
 	if m.SmtpResponse != nil {
 		s, err := statusFromWire(m.SmtpResponse)
