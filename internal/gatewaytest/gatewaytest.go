@@ -97,9 +97,17 @@ func Directory(t *testing.T) string {
 // Eventually waits until done reports true.
 func Eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
+	if !Becomes(done) {
+		t.Fatalf("not within %v: %s", Patience, what)
+	}
+}
+
+// Becomes waits until done reports true, and reports whether it has.
+func Becomes(done func() bool) bool {
 	for deadline := time.Now().Add(Patience); !done(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s", Patience, what)
+			return false
 		}
 	}
+	return true
 }

@@ -62,16 +62,30 @@ const chaosClients = 6
 type chaos struct {
 	t       *testing.T
 	postfix *postfix
-	g, end  *gatewaytest.Gateway
+	g, end  *watched
 	smtp    string // address of the gateway's listener
 	spool   string
-	files   int   // that the gateway has open when it is idle
-	peak    int64 // octets of memory that the gateway has had
 	strikes map[string]int
 
 	next  atomic.Int64
 	mu    sync.Mutex
 	notes map[delivery]*note
+}
+
+// A watched gateway is one that has to leave nothing.
+type watched struct {
+	*gatewaytest.Gateway
+	t        *testing.T
+	name     string
+	backends int   // that run
+	files    int   // that it has open when it is idle
+	peak     int64 // octets of memory that it has had
+}
+
+func watch(t *testing.T, name string, backends int, g *gatewaytest.Gateway) *watched {
+	w := &watched{Gateway: g, t: t, name: name, backends: backends}
+	w.files = len(w.open())
+	return w
 }
 
 // A note is what a client has heard of one message for one recipient.
@@ -90,8 +104,8 @@ func newChaos(t *testing.T) *chaos {
 		t.Fatal(err)
 	}
 	c := &chaos{t: t, postfix: newPostfix(t), smtp: freeAddress(t), strikes: map[string]int{}, notes: map[delivery]*note{}}
-	c.end = gatewaytest.Start(t, gatewaytest.AsTested, gatewaytest.LMTP, gatewaytest.ToInbox, gatewaytest.Inbox)
-	c.g = gatewaytest.Start(t, gatewaytest.AsTested, gatewaytest.LMTP, c.postfix.trusted(), chaosRoutes, fmt.Sprintf(`
+	c.end = watch(t, "the target", 1, gatewaytest.Start(t, gatewaytest.AsTested, gatewaytest.LMTP, gatewaytest.ToInbox, gatewaytest.Inbox))
+	c.g = watch(t, "the gateway", 3, gatewaytest.Start(t, gatewaytest.AsTested, gatewaytest.LMTP, c.postfix.trusted(), chaosRoutes, fmt.Sprintf(`
 [[listener]]
 name = "smtp"
 address = "tcp:%s"
@@ -107,14 +121,13 @@ plugin = "relay"
 timeout = "10s"
 [backend.relay.settings]
 targets = ["lmtp+unix://%s"]
-`, c.smtp, chaosRoutes, program, c.end.Address("lmtp")), gatewaytest.Inbox)
+`, c.smtp, chaosRoutes, program, c.end.Address("lmtp")), gatewaytest.Inbox))
 	c.spool = c.g.Path("spool")
 	if err := syscall.Mount("tmpfs", c.spool, "tmpfs", 0, "size=8m"); err != nil {
 		gatewaytest.Without(t, "cannot mount a file system: %v", err)
 	}
 	t.Cleanup(func() { syscall.Unmount(c.spool, syscall.MNT_DETACH) })
-	c.postfix.start(deliversTo(c.g) + "transport_maps = inline:{relayed.example=lmtp:unix:" + c.g.Address("lmtp") + "}\nrelay_domains = relayed.example\n" + quickly)
-	c.files = c.open()
+	c.postfix.start(deliversTo(c.g.Gateway) + "transport_maps = inline:{relayed.example=lmtp:unix:" + c.g.Address("lmtp") + "}\nrelay_domains = relayed.example\n" + quickly)
 	return c
 }
 
@@ -141,7 +154,7 @@ func (c *chaos) strike() {
 			c.mood("")
 		},
 		"kill the gateway": func() {
-			c.weigh()
+			c.g.weigh()
 			c.g.Kill()
 		},
 		"reload": func() {
@@ -155,7 +168,10 @@ func (c *chaos) strike() {
 			c.pause()
 			os.Remove(filepath.Join(c.spool, "fill"))
 		},
-		"kill the target": c.end.Kill,
+		"kill the target": func() {
+			c.end.weigh()
+			c.end.Kill()
+		},
 	}
 	names := slices.Sorted(maps.Keys(harms))
 	name := names[rand.IntN(len(names))]
@@ -174,7 +190,7 @@ func (c *chaos) mood(mood string) {
 
 // signal sends a signal to one of the plugins.
 func (c *chaos) signal(signal syscall.Signal) (pid int) {
-	running := c.plugins()
+	running := c.g.plugins()
 	if len(running) == 0 {
 		return 0
 	}
@@ -184,9 +200,9 @@ func (c *chaos) signal(signal syscall.Signal) (pid int) {
 }
 
 // plugins returns the processes of the plugins that run.
-func (c *chaos) plugins() (running []int) {
-	for _, p := range gatewaytest.Processes(c.t) {
-		if p.Parent == c.g.PID() && !p.Zombie {
+func (w *watched) plugins() (running []int) {
+	for _, p := range gatewaytest.Processes(w.t) {
+		if p.Parent == w.PID() && !p.Zombie {
 			running = append(running, p.PID)
 		}
 	}
@@ -379,8 +395,8 @@ func repeated(code, n int) []int { return slices.Repeat([]int{code}, n) }
 // check compares what was heard with what has arrived.
 func (c *chaos) check() {
 	arrived := map[delivery]int{}
-	c.collect(arrived, c.g, "peers.example")
-	c.collect(arrived, c.end, "relayed.example")
+	c.collect(arrived, c.g.Gateway, "peers.example")
+	c.collect(arrived, c.end.Gateway, "relayed.example")
 	var sent, deferred, unanswered, duplicates, unexplained int
 	for d, note := range c.notes {
 		sent++
@@ -411,7 +427,8 @@ func (c *chaos) check() {
 	}
 	c.t.Logf("%v of %v; %d messages for %d recipients; %d answers were 4yz, %d never came; %d duplicates, of tries that had no answer or 4yz though a copy was stored",
 		*chaosTime, c.strikes, c.next.Load(), sent, deferred, unanswered, duplicates)
-	c.checkLeaks()
+	c.g.checkLeaks()
+	c.end.checkLeaks() // the relay of c.g, which has ended now, kept connections to it
 }
 
 // collect counts the messages in the inboxes of a gateway, which have to be
@@ -436,30 +453,36 @@ func (c *chaos) collect(arrived map[delivery]int, g *gatewaytest.Gateway, domain
 	}
 }
 
-// checkLeaks looks for what is left when all is quiet.
-func (c *chaos) checkLeaks() {
-	c.weigh()
-	c.t.Logf("the gateway had up to %d MiB", c.peak>>20)
-	if c.peak > 512<<20 {
-		c.t.Errorf("that is more than 512 MiB")
+// checkLeaks looks for what is left when all is quiet, and ends the gateway.
+func (w *watched) checkLeaks() {
+	w.weigh()
+	w.t.Logf("%s had up to %d MiB", w.name, w.peak>>20)
+	if w.peak > 512<<20 {
+		w.t.Errorf("%s: that is more than 512 MiB", w.name)
 	}
-	gatewaytest.Eventually(c.t, "the gateway has no more files open than at first", func() bool { return c.open() <= c.files+2 })
+	if !gatewaytest.Becomes(func() bool { return len(w.open()) <= w.files+2 }) {
+		w.t.Errorf("%s had %d files open at first, and has now:\n%s", w.name, w.files, strings.Join(w.open(), "\n"))
+	}
 	// Each plugin has a process, and a directory for its socket.
-	gatewaytest.Eventually(c.t, "there are three plugins and their sockets", func() bool {
-		sockets, err := os.ReadDir(c.g.Path("plugins"))
-		return err == nil && len(sockets) == 3 && len(c.plugins()) == 3
-	})
-	for by, stacks := range c.g.Goroutines() {
+	var sockets []os.DirEntry
+	if !gatewaytest.Becomes(func() bool {
+		var err error
+		sockets, err = os.ReadDir(w.Path("plugins"))
+		return err == nil && len(sockets) == w.backends && len(w.plugins()) == w.backends
+	}) {
+		w.t.Errorf("%s has the plugins %v and the sockets %v, want %d", w.name, w.plugins(), sockets, w.backends)
+	}
+	for by, stacks := range w.Goroutines() {
 		most := few
 		if strings.Contains(by, "gateway.(*delivery)") || strings.Contains(by, "gateway.(*Server).session") {
 			most = 0
 		}
 		if len(stacks) > most {
-			c.t.Errorf("%d goroutines of %s are left:\n%s", len(stacks), by, stacks[0])
+			w.t.Errorf("%s: %d goroutines of %s are left:\n%s", w.name, len(stacks), by, stacks[0])
 		}
 	}
-	if left, err := os.ReadDir(c.spool); err != nil || len(left) > 0 {
-		c.t.Errorf("left in the spool: %v, %v", left, err)
+	if left, err := os.ReadDir(w.Path("spool")); err != nil || len(left) > 0 {
+		w.t.Errorf("%s: left in the spool: %v, %v", w.name, left, err)
 	}
 }
 
@@ -468,13 +491,17 @@ func (c *chaos) checkLeaks() {
 const few = 20
 
 // weigh notes the most memory that the gateway has had, while it is there.
-func (c *chaos) weigh() { c.peak = max(c.peak, gatewaytest.Memory(c.t, c.g.PID(), "VmHWM")) }
+func (w *watched) weigh() { w.peak = max(w.peak, gatewaytest.Memory(w.t, w.PID(), "VmHWM")) }
 
-// open counts the files that the gateway has open.
-func (c *chaos) open() int {
-	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", c.g.PID()))
-	if err != nil {
-		c.t.Fatal(err)
+// open returns what the gateway has open.
+func (w *watched) open() (files []string) {
+	paths, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", w.PID()))
+	if err != nil || paths == nil {
+		w.t.Errorf("%s: its files cannot be counted: %v", w.name, err)
 	}
-	return len(files)
+	for _, path := range paths {
+		to, _ := os.Readlink(path) // if it is not closed by now
+		files = append(files, to)
+	}
+	return files
 }
