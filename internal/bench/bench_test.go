@@ -2,6 +2,8 @@ package main
 
 import (
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/mailgw/mailgw/internal/gatewaytest"
@@ -30,6 +32,11 @@ func TestScenarios(t *testing.T) {
 			}
 		}
 	}
+	gatewaytest.Eventually(t, "all servers have ended", func() bool {
+		return !slices.ContainsFunc(gatewaytest.Processes(t), func(p gatewaytest.Process) bool {
+			return strings.HasPrefix(p.Dir, b.dir+"/") && !p.Zombie
+		})
+	})
 	for server, err := range b.absent {
 		gatewaytest.Without(t, "%s: %v: internal/peers/install installs it", server, err)
 	}

@@ -82,32 +82,32 @@ type bound struct {
 	unit            string
 }
 
-// goals are numbered from 1.
-var goals = []goal{
-	{[]*scenario{small, smallBySMTP}, []bound{
+// goals are those of the project, by number.
+var goals = map[int]goal{
+	1: {[]*scenario{small, smallBySMTP}, []bound{
 		{what: "CPU of a message of 4 KiB", value: cpu.of(small, mailgw), atMost: 60, unit: "us"},
 		{what: "messages a second over LMTP, to smtp-sink's", value: rate.to(small, sink), atLeast: 0.65},
 		{what: "messages a second over SMTP, to smtp-sink's", value: rate.to(smallBySMTP, sink), atLeast: 0.75},
 	}},
-	{[]*scenario{fifty}, []bound{
+	2: {[]*scenario{fifty}, []bound{
 		{what: "CPU of a message for 50 recipients", value: cpu.of(fifty, mailgw), atMost: 150, unit: "us"},
 	}},
-	{[]*scenario{reconnecting}, []bound{
+	3: {[]*scenario{reconnecting}, []bound{
 		{what: "CPU with new connections, to smtp-sink's", value: cpu.to(reconnecting, sink), atMost: 2},
 	}},
-	{[]*scenario{large, huge, hugeAtOnce}, []bound{
+	4: {[]*scenario{large, huge, hugeAtOnce}, []bound{
 		{what: "MB a second in messages of 1 MiB, to go-smtp's", value: rate.to(large, goSMTP), atLeast: 1.2},
 		{what: "MB a second in messages of 25 MiB, to go-smtp's", value: rate.to(huge, goSMTP), atLeast: 1.2},
 		{what: "memory with 20 messages of 25 MiB under way", value: mebibytes.of(hugeAtOnce, mailgw), atMost: 96, unit: "MiB"},
 	}},
-	{[]*scenario{alone, small}, []bound{
+	5: {[]*scenario{alone, small}, []bound{
 		{what: "p50 of one session, to go-smtp's", value: p50.to(alone, goSMTP), atMost: 1.3},
 		{what: "p99 of 20 sessions, to go-smtp's", value: p99.to(small, goSMTP), atMost: 1},
 	}},
-	{[]*scenario{idling}, []bound{
+	6: {[]*scenario{idling}, []bound{
 		{what: "memory of an idle session", value: kibibytes.of(idling, mailgw), atMost: 12, unit: "KiB"},
 	}},
-	{[]*scenario{small, sessions200, sessions2000, fifty, recipients1000, two, twoFifty}, []bound{
+	7: {[]*scenario{small, sessions200, sessions2000, fifty, recipients1000, two, twoFifty}, []bound{
 		{what: "CPU of a message in 2,000 sessions, to that in 20", value: quotient(cpu.of(sessions2000, mailgw), cpu.of(small, mailgw)), atMost: 1.5},
 		{what: "CPU of a recipient of 1,000, to that of 50", value: quotient(each(recipients1000), each(fifty)), atMost: 1.5},
 		{what: "CPU of a message of 4 KiB with two plugins", value: cpu.of(two, mailgwWithTwo), atMost: 80, unit: "us"},

@@ -13,6 +13,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"os/signal"
 	"runtime"
 	"slices"
 	"strconv"
@@ -53,7 +54,7 @@ func main() {
 func parseGoals(list string) (numbers []int, err error) {
 	for number := range strings.FieldsFuncSeq(list, func(r rune) bool { return r == ',' || r == ' ' }) {
 		n, err := strconv.Atoi(number)
-		if err != nil || n < 1 || n > len(goals) {
+		if _, exists := goals[n]; err != nil || !exists {
 			return nil, fmt.Errorf("no goal %q: want 1 to %d", number, len(goals))
 		}
 		numbers = append(numbers, n)
@@ -83,6 +84,7 @@ func (b *bench) run(numbers []int) (err error) {
 		return err
 	}
 	defer os.RemoveAll(b.dir)
+	b.removeAtSignal()
 	if b.programs, err = findPrograms(b.root, b.dir, b.mailgw); err != nil {
 		return err
 	}
@@ -90,11 +92,13 @@ func (b *bench) run(numbers []int) (err error) {
 		return err
 	}
 	b.introduce()
-	for i, g := range goals {
-		if len(numbers) > 0 && !slices.Contains(numbers, i+1) {
-			continue
-		}
-		for _, s := range g.scenarios {
+	if len(numbers) == 0 {
+		numbers = slices.Collect(maps.Keys(goals))
+	}
+	slices.Sort(numbers)
+	numbers = slices.Compact(numbers)
+	for _, number := range numbers {
+		for _, s := range goals[number].scenarios {
 			if b.results[s] != nil {
 				continue // of an earlier goal
 			}
@@ -102,10 +106,21 @@ func (b *bench) run(numbers []int) (err error) {
 				return fmt.Errorf("%s: %w", s.title, err)
 			}
 		}
-		fmt.Fprintln(b.out)
-		g.print(b.out, i+1, b.results)
 	}
+	printVerdicts(b.out, numbers, b.results)
 	return nil
+}
+
+// removeAtSignal has the directory go, too, if a signal ends the program. The
+// servers end by themselves then.
+func (b *bench) removeAtSignal() {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		os.RemoveAll(b.dir)
+		os.Exit(1)
+	}()
 }
 
 // openMany lets this process and those that it starts have as many files and

@@ -62,9 +62,9 @@ func startPostfix(all programs, dir string) (*server, error) {
 		s.stop()
 		return nil, err
 	}
-	// Postfix does not end with its parent. The shell ends it, when it finds
-	// the end of its standard input.
-	cmd := all.postfix.Command(context.Background(), "/bin/sh", "-c", `"$@" & read _; kill $!; wait $!`,
+	// Postfix does not end with its parent. The shell ends it, at SIGTERM or
+	// when it finds the end of its standard input.
+	cmd := all.postfix.Command(context.Background(), "/bin/sh", "-c", `trap : TERM; "$@" & read _; kill $!; wait $!`,
 		"sh", all.postfix.Daemons+"/master", "-c", dir, "-s")
 	return s, s.launch(dir, cmd, smtp)
 }

@@ -91,12 +91,15 @@ func (s *scenario) row(samples, ours []sample) (cells []string) {
 	return append(cells, last...)
 }
 
-// print prints whether the bounds of a goal hold.
-func (g goal) print(w io.Writer, number int, r results) {
+// printVerdicts prints for goals whether their bounds hold.
+func printVerdicts(w io.Writer, numbers []int, r results) {
+	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	defer t.Flush()
-	for _, b := range g.bounds {
-		fmt.Fprintf(t, "goal %d\t%s\t%s\n", number, b.what, b.verdict(r))
+	for _, number := range numbers {
+		for _, b := range goals[number].bounds {
+			fmt.Fprintf(t, "goal %d\t%s\t%s\n", number, b.what, b.verdict(r))
+		}
 	}
 }
 
