@@ -245,6 +245,9 @@ func (d *delivery) outcome(backend *namedBackend, b *branch, tx *backends.DataCo
 	if !backends.IsFailure(err) || d.ctx.Err() != nil {
 		return nil, err
 	}
+	if trouble, ok := errors.AsType[spoolError](err); ok { // of our own
+		return nil, errors.Join(trouble.status(), err)
+	}
 	switch backend.OnFailure {
 	case "pass":
 		d.logFailure(backend, err, "they go on to the next backend")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"strings"
 	"testing"
@@ -76,6 +77,40 @@ func TestFailurePolicy(t *testing.T) {
 					t.Errorf("%s, %s: logged as a failure: %t", name, policy, failed)
 				}
 			})
+		}
+	}
+}
+
+// That a spooled message cannot be read is no failure of the backend that wanted
+// to: nobody is refused for it, and no backend is left out.
+func TestSpoolThatCannotBeReadIsNoFailure(t *testing.T) {
+	read := func(_ context.Context, tx *backends.DataContext) error {
+		if _, err := io.Copy(io.Discard, tx.Body); err != nil {
+			return fmt.Errorf("read the message: %w", err)
+		}
+		return nil
+	}
+	edit := func(_ context.Context, tx *backends.DataContext) error { return tx.AddField(0, "X: 1") }
+	for name, needs := range map[string]func(context.Context, *backends.DataContext) error{"read": read, "edit": edit} {
+		for _, policy := range []string{"tempfail", "pass", "reject"} {
+			broken := make(chan struct{})
+			s := chainServer(t, backends.Func(func(ctx context.Context, tx *backends.DataContext) error {
+				<-broken
+				return needs(ctx, tx)
+			}), backends.Func(byLocalPart))
+			var log lockedBuffer
+			s.log = slog.New(slog.NewTextHandler(&log, nil))
+			s.spool.threshold, s.spool.directory = 0, t.TempDir()
+			s.backends["backend0"].OnFailure = policy
+			d := begin(t, s, "to:ok@x.example")
+			d.original.file.Close()
+			close(broken)
+			if got := d.all()[0]; got != backends.TryLater {
+				t.Errorf("%s, %s: got %v", name, policy, got)
+			}
+			if !strings.Contains(log.String(), "event=failure error=") || !strings.Contains(log.String(), "spool: read ") {
+				t.Errorf("%s, %s: the log has\n%s", name, policy, log.String())
+			}
 		}
 	}
 }

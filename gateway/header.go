@@ -36,10 +36,7 @@ func checkHeader(m backends.Message, l LimitsConfig) error {
 			return errHops
 		}
 	}
-	if h.err != nil {
-		return spoolError{h.err}
-	}
-	return nil
+	return h.err
 }
 
 // A headerReader reads the header of a message, line by line, as

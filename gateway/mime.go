@@ -45,10 +45,7 @@ func checkMIME(ctx context.Context, m backends.Message, l LimitsConfig) error {
 	source := &source{ctx: ctx, r: io.NewSectionReader(m, 0, m.Size())}
 	l = l.InForce()
 	err := newMIMEScan(source, l.MIMEDepth, &l.MIMEParts).run()
-	if source.err != nil {
-		return spoolError{source.err}
-	}
-	return err
+	return cmp.Or(source.err, err)
 }
 
 // A source reads r until ctx is done. It remembers why it ended early, which
@@ -61,7 +58,7 @@ type source struct {
 
 func (s *source) Read(p []byte) (int, error) {
 	if s.ctx.Err() != nil {
-		s.err = context.Cause(s.ctx)
+		s.err = spoolError{context.Cause(s.ctx)}
 		return 0, s.err
 	}
 	n, err := s.r.Read(p)

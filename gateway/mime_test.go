@@ -252,7 +252,7 @@ func heapInUse() int64 {
 
 // A disk that fails is no fault of the message.
 func TestMIMEOfAMessageThatCannotBeRead(t *testing.T) {
-	broken := errors.New("input/output error")
+	broken := spoolError{errors.New("input/output error")}
 	for _, good := range []int{0, 10, 100, 5000} {
 		m := brokenMessage{nested(3) + strings.Repeat("x\r\n", 3000), good, broken}
 		err := checkMIME(t.Context(), m, LimitsConfig{MIMEDepth: 5})

@@ -97,7 +97,7 @@ func (s *suspects) look(take func() ([]fingerprint, error)) (worst *suspect, err
 func (d *delivery) fingerprints(to []destination) ([]fingerprint, error) {
 	content, err := d.content()
 	if err != nil {
-		return nil, spoolError{err}
+		return nil, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -220,12 +220,16 @@ func (m *message) giveChunks() {
 // Size returns the number of octets.
 func (m *message) Size() int64 { return m.size }
 
+// ReadAt returns a spoolError if the message cannot be read.
 func (m *message) ReadAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read at %d", off)
 	}
 	if m.file != nil {
-		return m.file.ReadAt(p, off)
+		if n, err = m.file.ReadAt(p, off); err != nil && err != io.EOF {
+			err = spoolError{err}
+		}
+		return n, err
 	}
 	for n < len(p) && off < m.size {
 		c := m.chunks[off/chunkSize]
