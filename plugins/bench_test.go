@@ -1,7 +1,9 @@
 package plugins
 
 import (
+	"context"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -12,35 +14,45 @@ import (
 )
 
 // What does the border cost, in CPU time of gateway and plugin together? The
-// plugin reads the message and answers for one recipient.
+// plugin reads the message and answers for each recipient, over the lane and over
+// gRPC.
 func BenchmarkDeliver(b *testing.B) {
 	for _, size := range []struct {
-		name string
-		n    int
-	}{{"4KiB", 4 << 10}, {"64KiB", 64 << 10}, {"1MiB", 1 << 20}} {
-		b.Run(size.name, func(b *testing.B) {
-			h, log := run(b, "drain")
-			pid := log.pid(b, 1)
-			text := strings.Repeat("x", size.n)
-			b.SetBytes(int64(size.n))
-			b.ReportAllocs()
-			b.SetParallelism(10) // times GOMAXPROCS transactions at the same time
-			before := cpuTime(b) + cpuTimeOf(b, pid)
-			b.ResetTimer()
-			b.RunParallel(func(p *testing.PB) {
-				for p.Next() {
-					tx := message(text, "one")
-					undecided, err := backends.Run(b.Context(), h, tx, backends.Hooks{})
-					if err != nil || len(undecided) > 0 {
-						b.Fatal(err)
-					}
-				}
-			})
-			b.StopTimer()
-			used := cpuTime(b) + cpuTimeOf(b, pid) - before
-			b.ReportMetric(float64(used.Nanoseconds())/float64(b.N), "cpu-ns/op")
-		})
+		name          string
+		n, recipients int
+	}{{"4KiB", 4 << 10, 1}, {"50recipients", 4 << 10, 50}, {"64KiB", 64 << 10, 1}, {"1MiB", 1 << 20, 1}, {"25MiB", 25 << 20, 1}} {
+		text := strings.Repeat("x", size.n)
+		to := slices.Repeat([]string{"ann@example.org"}, size.recipients)
+		b.Run(size.name+"/lane", func(b *testing.B) { benchmarkDeliver(b, text, to, func(*Command) {}) })
+		b.Run(size.name+"/gRPC", func(b *testing.B) { benchmarkDeliver(b, text, to, overGRPC) })
 	}
+}
+
+func benchmarkDeliver(b *testing.B, text string, to []string, change func(*Command)) {
+	log := newGatewayLog()
+	c := command(b, "drain", log)
+	change(&c)
+	h := runCommand(b, c, defaultTimes)
+	pid := log.pid(b, 1)
+	b.SetBytes(int64(len(text)))
+	b.ReportAllocs()
+	b.SetParallelism(10) // times GOMAXPROCS transactions at the same time
+	ctx, cancel := context.WithTimeout(b.Context(), time.Hour)
+	defer cancel()
+	before := cpuTime(b) + cpuTimeOf(b, pid)
+	b.ResetTimer()
+	b.RunParallel(func(p *testing.PB) {
+		for p.Next() {
+			tx := message(text, to...)
+			undecided, err := backends.Run(ctx, h, tx, backends.Hooks{})
+			if err != nil || len(undecided) > 0 {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.StopTimer()
+	used := cpuTime(b) + cpuTimeOf(b, pid) - before
+	b.ReportMetric(float64(used.Nanoseconds())/float64(b.N), "cpu-ns/op")
 }
 
 func cpuTime(b *testing.B) time.Duration {

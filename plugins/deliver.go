@@ -32,22 +32,18 @@ func (h *Host) Deliver(ctx context.Context, tx *backends.DataContext) error {
 		h.leave()
 		return err
 	}
-	leave := func() {
-		c.plugin.done()
-		h.leave()
-	}
 	result, err := c.receive()
 	switch {
 	case err != nil:
 		c.fail(err)
-		leave()
+		h.done(c)
 		return h.crash(c.plugin, err)
 	case len(c.pending) == 0:
 		c.stream.end()
-		leave()
+		h.done(c)
 	default:
 		h.calls.Go(func() {
-			defer leave()
+			defer h.done(c)
 			if err := c.receiveLate(); err != nil {
 				err = h.crash(c.plugin, err)
 				c.fail(err)
@@ -59,13 +55,22 @@ func (h *Host) Deliver(ctx context.Context, tx *backends.DataContext) error {
 	return result
 }
 
+// done notes that a call has ended.
+func (h *Host) done(c *call) {
+	c.stream.release()
+	c.plugin.done()
+	h.leave()
+}
+
 // A call is a transaction on its way through the plugin.
 type call struct {
 	tx     *backends.DataContext
 	caller context.Context // of Deliver
 	began  time.Time
 	plugin *running
+	first  mem.BufferSlice // the beginning of the message, until it has left
 	stream stream
+	lane   laneStream // that is stream, if not the one of gRPC is
 
 	// What the goroutine that receives knows.
 	pending  map[int]bool // recipients that are started and have no status
@@ -85,6 +90,10 @@ type stream interface {
 	// end ends the stream, and returns when nobody reads tx.Body any more. It
 	// may be called again.
 	end()
+
+	// release gives back what the stream has, after its end. No answer holds
+	// any more.
+	release()
 }
 
 // An answer is a message from the plugin.
@@ -93,26 +102,26 @@ type answer struct {
 	chunk mem.BufferSlice
 }
 
-// A parcel is a transaction with the beginning of its message, before it has
-// left.
-type parcel struct {
-	tx    *backends.DataContext
-	first mem.BufferSlice
-}
-
 // pack reads the beginning of the message.
-func pack(tx *backends.DataContext) (p parcel, err error) {
-	p.tx = tx
-	if tx.Size > 0 {
-		if p.first, err = readChunk(tx.Body, int(min(tx.Size, maxChunk))); err != nil {
-			return p, fmt.Errorf("read the message: %w", err)
-		}
+func (c *call) pack() (err error) {
+	if c.tx.Size > 0 {
+		c.first, err = readChunk(c.tx.Body, int(min(c.tx.Size, maxChunk)))
 	}
-	return p, nil
+	if err != nil {
+		c.free()
+		return fmt.Errorf("read the message: %w", err)
+	}
+	return nil
 }
 
 // rest is how much of the message follows the beginning.
-func (p *parcel) rest() int64 { return p.tx.Size - int64(p.first.Len()) }
+func (c *call) rest() int64 { return c.tx.Size - int64(c.first.Len()) }
+
+// free gives the beginning back.
+func (c *call) free() {
+	c.first.Free()
+	c.first = nil
+}
 
 // open sends the beginning of tx to the plugin that runs, or to the next one
 // if that has not taken any of it.
@@ -125,15 +134,15 @@ func (h *Host) open(ctx context.Context, tx *backends.DataContext) (*call, error
 			return nil, err
 		}
 	}
-	p, err := pack(tx)
-	defer p.first.Free()
+	err := c.pack()
 	if err != nil {
 		r.done()
 		return nil, err
 	}
+	defer c.free()
 	for {
 		c.plugin = r
-		if c.stream, err = r.begin(c, &p); err == nil {
+		if c.stream, err = r.begin(c); err == nil {
 			return c, nil
 		}
 		r.done()
@@ -160,13 +169,13 @@ func (h *Host) await(c *call, failed *running) (*running, error) {
 
 // begin sends the beginning of a transaction. If the error is errVanished,
 // nothing of it has left.
-func (r *running) begin(c *call, p *parcel) (stream, error) {
+func (r *running) begin(c *call) (stream, error) {
 	if r.lane != nil {
-		if s, err := r.lane.begin(c, p); s != nil || err != nil {
+		if s, err := r.lane.begin(c); s != nil || err != nil {
 			return s, err
 		}
 	}
-	return r.beginStream(c, p)
+	return r.beginStream(c)
 }
 
 // ended returns the error of ctx if it has ended, else err.

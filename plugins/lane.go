@@ -8,7 +8,9 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"syscall"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/mem"
 )
 
@@ -94,11 +96,77 @@ func parseLaneFrame(b []byte, most int) (f laneFrame, err error) {
 	return f, nil
 }
 
-// A laneConn reads frames from a connection. One goroutine reads at a time.
+// A laneConn reads and writes frames. One goroutine reads at a time.
 type laneConn struct {
 	*net.UnixConn
 	buffer *[]byte // nil if nothing that was read is left
 	in     []byte  // the part of it that was read and not taken
+
+	// Of exchange, kept so that it allocates nothing.
+	raw   syscall.RawConn
+	parts [][]byte
+	sent  func()
+	did   bool // write
+	wrote int
+	err   error
+	step  func(fd uintptr) bool
+}
+
+func newLaneConn(conn *net.UnixConn) (c laneConn, err error) {
+	c = laneConn{UnixConn: conn, parts: make([][]byte, 2)}
+	c.raw, err = conn.SyscallConn()
+	return c, err
+}
+
+// exchange writes what goes without waiting. If that was all, it calls sent,
+// waits until there is something to read, and reads it. So no attempt to read is
+// in vain. An error of reading comes again with the next read. It returns how much
+// was written.
+func (c *laneConn) exchange(head, body []byte, sent func()) (int, error) {
+	c.parts[0], c.parts[1] = head, body
+	c.sent, c.did, c.wrote, c.err = sent, false, 0, nil
+	if c.step == nil {
+		c.step = c.writeThenRead
+	}
+	closed := c.raw.Read(c.step)
+	if !c.did {
+		return 0, closed
+	}
+	return c.wrote, c.err
+}
+
+// writeThenRead is called with the descriptor, and again, after it has returned
+// false, when there is something to read. What comes between its calls is not
+// missed, because the poller was made ready before the first one.
+func (c *laneConn) writeThenRead(fd uintptr) (done bool) {
+	if !c.did {
+		c.did = true
+		all := len(c.parts[0]) + len(c.parts[1])
+		c.wrote, c.err = writeNow(int(fd), c.parts)
+		if c.wrote == all && c.err == nil {
+			c.sent()
+		}
+		c.parts[0], c.parts[1] = nil, nil
+		return c.wrote < all || len(c.in) > 0
+	}
+	c.makeRoom(1)
+	n, err := unix.Read(int(fd), (*c.buffer)[:cap(*c.buffer)])
+	c.in = (*c.buffer)[:max(n, 0)]
+	return err != unix.EAGAIN && err != unix.EINTR
+}
+
+// writeNow writes as much as goes without waiting.
+func writeNow(fd int, parts [][]byte) (n int, err error) {
+	for {
+		n, err = unix.Writev(fd, parts)
+		switch err {
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			return 0, nil
+		}
+		return max(n, 0), err
+	}
 }
 
 // fill reads until there are n octets to take.

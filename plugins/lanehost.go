@@ -9,7 +9,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -46,10 +45,14 @@ type lane struct {
 type laneLink struct {
 	laneConn
 	lane   *lane
-	raw    syscall.RawConn
 	number uint32 // of the last transaction
 	since  time.Time
 	abort  func() // closes it
+
+	// Of the transaction at hand.
+	call   *call
+	head   *[]byte // with the envelope, until it has left
+	sent   func()  // free
 	answer answer
 	room   answerRoom
 }
@@ -132,11 +135,10 @@ func (k *laneLink) connect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	k.UnixConn = conn.(*net.UnixConn)
-	if k.raw, err = k.SyscallConn(); err != nil {
+	if k.laneConn, err = newLaneConn(conn.(*net.UnixConn)); err != nil {
 		return err
 	}
-	k.abort = func() { k.Close() }
+	k.abort, k.sent = func() { k.Close() }, k.free
 	defer context.AfterFunc(ctx, k.abort)()
 	if err = k.checkPeer(); err == nil {
 		var f laneFrame
@@ -163,9 +165,19 @@ func (k *laneLink) checkPeer() error {
 	return nil
 }
 
+// free gives back what has left.
+func (k *laneLink) free() {
+	if k.head != nil {
+		chunks.Put(k.head)
+		k.head = nil
+	}
+	k.call.free()
+}
+
 // put takes a connection back that is free.
 func (l *lane) put(link *laneLink) {
 	link.release()
+	link.call, link.answer = nil, answer{}
 	link.since = time.Now()
 	l.mu.Lock()
 	closed := l.closed

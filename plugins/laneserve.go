@@ -1,6 +1,7 @@
 package plugins
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -87,7 +88,7 @@ func (l *laneServer) accept() {
 			conn.Close()
 			continue
 		}
-		go l.serve(&laneServed{laneConn: laneConn{UnixConn: conn}})
+		go l.serve(conn)
 	}
 }
 
@@ -107,29 +108,48 @@ func (l *laneServer) checkPeer(conn *net.UnixConn) error {
 // other.
 type laneServed struct {
 	laneConn
-	number uint32 // of the transaction at hand
-	id     int32  // in hangups
+	number uint32          // of the transaction at hand
+	id     int32           // in hangups
+	end    []byte          // the last frame of a transaction, to be written before the next one is waited for
+	under  *sync.WaitGroup // of the server, while a transaction is under way
 	ctx    atomic.Pointer[laneContext]
 	gone   atomic.Bool // the gateway has closed it
 }
 
 // serve serves a connection until the gateway closes it, or until something is
 // wrong with it.
-func (l *laneServer) serve(c *laneServed) {
+func (l *laneServer) serve(conn *net.UnixConn) {
 	defer l.open.Add(-1)
-	defer c.release()
-	defer c.Close()
-	if err := l.hangups.add(c); err != nil {
+	defer conn.Close()
+	err := l.serveAll(conn)
+	if err != io.EOF && err != errGone && !errors.Is(err, unix.EPIPE) {
 		slog.Warn("lane", "error", err)
-		return
+	}
+}
+
+func (l *laneServer) serveAll(conn *net.UnixConn) (err error) {
+	c := &laneServed{}
+	if c.laneConn, err = newLaneConn(conn); err != nil {
+		return err
+	}
+	defer c.release()
+	if err := l.hangups.add(c); err != nil {
+		return err
 	}
 	defer l.hangups.remove(c)
-	_, err := c.Write(laneFrame{kind: laneEnd}.appendTo(nil))
-	for err == nil {
-		err = l.next(c)
-	}
-	if err != io.EOF && !errors.Is(err, errGone) {
-		slog.Warn("lane", "error", err)
+	defer c.leave()
+	c.end, c.sent = laneFrame{kind: laneEnd}.appendTo(nil), c.leave
+	for {
+		if len(c.end) > 0 {
+			if n, err := c.exchange(c.end, nil, c.sent); err != nil || n < len(c.end) {
+				return cmp.Or(err, errGone)
+			}
+			c.end = c.end[:0]
+		}
+		c.leave()
+		if err := l.next(c); err != nil {
+			return err
+		}
 	}
 }
 
@@ -162,7 +182,7 @@ func (l *laneServer) next(c *laneServed) error {
 	if err != nil {
 		return err
 	}
-	defer l.server.calls.Done()
+	c.under = &l.server.calls
 	ctx := newLaneContext(tx, f.extra)
 	defer ctx.end()
 	c.ctx.Store(ctx)
@@ -171,7 +191,7 @@ func (l *laneServer) next(c *laneServed) error {
 	}
 	body := &laneBody{conn: c, left: tx.Size, here: min(tx.Size, laneFirst)}
 	tx.Body = body
-	o := &laneOutlet{conn: c}
+	o := &laneOutlet{conn: c, body: body}
 	handle(ctx, backend, tx, o)
 	if !o.ended {
 		return errGone
@@ -179,11 +199,23 @@ func (l *laneServer) next(c *laneServed) error {
 	return body.discard()
 }
 
+// leave notes that the transaction has ended, if one was under way.
+func (c *laneServed) leave() {
+	if c.under != nil {
+		c.under.Done()
+		c.under = nil
+	}
+}
+
 // A laneOutlet writes answers to a connection. Its user calls send one at a time.
 type laneOutlet struct {
 	conn  *laneServed
-	ended bool // the last answer was written
+	body  *laneBody
+	ended bool // the last answer was written, or will be
 }
+
+// send leaves the end to be written when the next transaction is waited for, unless it
+// has a status.
 
 func (o *laneOutlet) send(m *pb.ToGateway, chunk mem.BufferSlice, last bool) (<-chan struct{}, error) {
 	buffer := chunks.Get(laneHeader)
@@ -197,6 +229,10 @@ func (o *laneOutlet) send(m *pb.ToGateway, chunk mem.BufferSlice, last bool) (<-
 		f.kind = laneEnd
 	}
 	f.appendTo(octets[:0])
+	if last && m.Statuses == nil && o.body.close() {
+		o.conn.end, o.ended = append(o.conn.end, octets...), true
+		return nil, nil
+	}
 	if chunk.Len() == 0 {
 		_, err = o.conn.Write(octets)
 	} else {
@@ -267,6 +303,16 @@ func (b *laneBody) WriteTo(w io.Writer) (n int64, err error) {
 			return n, err
 		}
 	}
+}
+
+// close ends reading. It reports false if there is something to discard, or may be.
+func (b *laneBody) close() bool {
+	if !b.mu.TryLock() {
+		return false // somebody reads
+	}
+	defer b.mu.Unlock()
+	b.over = true
+	return b.here == 0
 }
 
 // discard ends reading, and reads what comes unasked and nobody has read.

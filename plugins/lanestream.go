@@ -2,7 +2,6 @@ package plugins
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,10 +9,7 @@ import (
 	"math"
 	"net"
 	"slices"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/mailgw/mailgw/plugins/internal/pb"
 )
@@ -29,6 +25,7 @@ type laneStream struct {
 	asked bool
 	ended bool // the plugin has sent its last answer
 	over  bool // end was called
+	free  bool // after end: the connection can be used again
 
 	// Of the goroutine that sends what would not go at once.
 	sending chan struct{} // closed when it has ended; nil if there was none
@@ -38,19 +35,20 @@ type laneStream struct {
 
 // begin sends the beginning of a transaction. Where there is no connection for it,
 // it returns neither stream nor error.
-func (l *lane) begin(c *call, p *parcel) (stream, error) {
+func (l *lane) begin(c *call) (stream, error) {
 	for {
 		link := l.take(c.caller)
 		if link == nil {
 			return nil, nil
 		}
-		s := &laneStream{call: c, link: link, rest: p.rest()}
-		err := s.begin(p)
+		c.lane = laneStream{call: c, link: link, rest: c.rest()}
+		err := c.lane.begin()
 		if err == nil {
-			return s, nil
+			return &c.lane, nil
 		}
 		// The plugin has closed the connection before, or has ended.
-		s.end()
+		c.lane.end()
+		c.lane.release()
 		if c.caller.Err() != nil {
 			return nil, endOf(c.caller, c.began)
 		}
@@ -58,24 +56,26 @@ func (l *lane) begin(c *call, p *parcel) (stream, error) {
 }
 
 // begin returns an error if nothing has left.
-func (s *laneStream) begin(p *parcel) error {
+func (s *laneStream) begin() error {
 	link := s.link
 	s.stop = context.AfterFunc(s.caller, link.abort)
 	link.number++
-	buffer := chunks.Get(smallBuffer)
-	defer chunks.Put(buffer)
-	head := appendTransaction((*buffer)[:laneHeader], s.tx)
+	link.call, link.head = s.call, chunks.Get(smallBuffer)
+	defer link.free()
+	head := appendTransaction((*link.head)[:laneHeader], s.tx)
 	laneFrame{laneTransaction, link.number, uint32(len(head) - laneHeader), laneTime(s.caller)}.appendTo(head[:0])
 	var first []byte
-	if p.first != nil {
-		first = p.first[0].ReadOnlyData()
+	if s.first != nil {
+		first = s.first[0].ReadOnlyData()
 	}
-	n, err := writeNow(link.raw, head, first)
+	all := int64(len(head) + len(first))
+	n, err := link.exchange(head, first, link.sent)
 	if err != nil {
 		return err
 	}
-	if n < len(head)+len(first) {
-		s.send(io.NewSectionReader(bytes.NewReader(slices.Concat(head, first)), int64(n), math.MaxInt32), int64(len(head)+len(first)-n))
+	if int64(n) < all {
+		unsent := slices.Concat(head, first)[n:]
+		s.send(bytes.NewReader(unsent), int64(len(unsent)))
 	}
 	return nil
 }
@@ -89,23 +89,6 @@ func laneTime(ctx context.Context) uint32 {
 	}
 	left := (time.Until(deadline) + time.Millisecond - 1) / time.Millisecond
 	return uint32(min(max(left, 1), math.MaxUint32))
-}
-
-// writeNow writes as much as goes without waiting.
-func writeNow(conn syscall.RawConn, parts ...[]byte) (n int, err error) {
-	closed := conn.Write(func(fd uintptr) bool {
-		for {
-			n, err = unix.Writev(int(fd), parts)
-			switch err {
-			case unix.EINTR:
-				continue
-			case unix.EAGAIN:
-				n, err = 0, nil
-			}
-			return true
-		}
-	})
-	return max(n, 0), cmp.Or(closed, err)
 }
 
 // send sends what r has, in a goroutine of its own: the gateway has to read
@@ -180,23 +163,28 @@ func (s *laneStream) answer(f laneFrame) (*answer, error) {
 	return a, nil
 }
 
-// end gives the connection back if the plugin has nothing more to say, and has all
-// that it waits for. Else it closes it.
+// end closes the connection unless the plugin has nothing more to say, and has all
+// that it waits for.
 func (s *laneStream) end() {
 	if s.over {
 		return
 	}
 	s.over = true
-	free := s.stop() && s.ended && len(s.link.in) == 0
-	if !free {
+	s.free = s.stop() && s.ended && len(s.link.in) == 0
+	if !s.free {
 		s.link.Close()
 	}
 	if s.sending != nil {
 		s.link.SetWriteDeadline(time.Unix(1, 0))
 		<-s.sending
 		s.link.SetWriteDeadline(time.Time{})
+		s.free = s.free && !s.unsent
 	}
-	if free && !s.unsent {
+}
+
+// release gives the connection back.
+func (s *laneStream) release() {
+	if s.free {
 		s.link.lane.put(s.link)
 	} else {
 		s.link.lane.drop(s.link)

@@ -26,18 +26,18 @@ type grpcStream struct {
 
 // beginStream sends the beginning of a transaction over gRPC. A successor of the
 // plugin for which it was read may want smaller chunks.
-func (r *running) beginStream(c *call, p *parcel) (stream, error) {
+func (r *running) beginStream(c *call) (stream, error) {
 	s := &grpcStream{call: c, sent: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancelCause(c.caller)
-	size := min(p.first.Len(), r.chunk)
+	size := min(c.first.Len(), r.chunk)
 	first := frame{message: &pb.ToPlugin{Transaction: transactionToWire(c.tx), Last: int64(size) == c.tx.Size}}
 	var more mem.BufferSlice
 	if size > 0 {
-		first.chunk = mem.BufferSlice{p.first[0].Slice(0, size)}
+		first.chunk = mem.BufferSlice{c.first[0].Slice(0, size)}
 		defer first.chunk.Free()
 	}
-	if size < p.first.Len() {
-		more = mem.BufferSlice{p.first[0].Slice(size, p.first.Len())}
+	if size < c.first.Len() {
+		more = mem.BufferSlice{c.first[0].Slice(size, c.first.Len())}
 	}
 	if err := s.begin(r, &first); err != nil {
 		more.Free()
@@ -45,7 +45,7 @@ func (r *running) beginStream(c *call, p *parcel) (stream, error) {
 		s.cancel(nil)
 		return nil, err
 	}
-	go s.send(more, p.rest(), r.chunk)
+	go s.send(more, c.rest(), r.chunk)
 	return s, nil
 }
 
@@ -101,6 +101,8 @@ func (s *grpcStream) end() {
 	s.cancel(nil)
 	<-s.sent
 }
+
+func (s *grpcStream) release() {}
 
 // explain says why the stream has ended.
 func (s *grpcStream) explain(err error) error {
