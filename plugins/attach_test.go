@@ -59,7 +59,7 @@ func (p *byHand) end(signal syscall.Signal) error {
 }
 
 // socketPath is where a plugin that is started by hand listens.
-func socketPath(t *testing.T) string { return filepath.Join(t.TempDir(), "s") }
+func socketPath(t testing.TB) string { return filepath.Join(t.TempDir(), "s") }
 
 // attachment is the gateway's side of it.
 func attachment(socket string) (Command, *gatewayLog) {

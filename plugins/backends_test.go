@@ -50,6 +50,13 @@ var testBackends = map[string]backends.Func{
 		return ctx.Err()
 	},
 
+	"waits for its end": func(ctx context.Context, _ *backends.DataContext) error {
+		slog.Info("waits")
+		<-ctx.Done()
+		slog.Info(ctx.Err().Error())
+		return ctx.Err()
+	},
+
 	// The status tells what has come over the border.
 	"echo": func(_ context.Context, tx *backends.DataContext) error {
 		body, err := io.ReadAll(tx.Body)

@@ -218,7 +218,11 @@ func (p *chunkPool) Get(length int) *[]byte {
 		return &b
 	}
 	pool, size := &p.small, smallBuffer
-	if length > smallBuffer {
+	switch {
+	case length > maxChunk:
+		b := make([]byte, length)
+		return &b
+	case length > smallBuffer:
 		pool, size = &p.large, maxChunk
 	}
 	if b, ok := pool.Get().(*[]byte); ok {

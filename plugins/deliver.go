@@ -77,6 +77,7 @@ type call struct {
 	returned bool
 	ignored  int
 	held     *answer // was received too early
+	failed   bool
 }
 
 // A stream carries one transaction to the plugin, and the answers back: that of
@@ -381,6 +382,7 @@ func (c *call) replace(a *answer) error {
 
 // fail ends the stream and decides the recipients that were started.
 func (c *call) fail(err error) {
+	c.failed = true
 	c.stream.end()
 	crash, crashed := errors.AsType[*backends.CrashError](err)
 	for i := range c.pending {

@@ -164,6 +164,7 @@ func TestMessageArrivesExactly(t *testing.T) {
 // The envelope comes in one message, whatever gRPC's limit is.
 func TestLargeEnvelopeArrives(t *testing.T) {
 	h, _ := run(t, "answers")
+	deliver(t.Context(), h, message(long, "delivered")) // whose buffers are too small
 	tx := message("hello", slices.Repeat([]string{"delivered"}, 100)...)
 	for i := range tx.Envelope.Recipients {
 		tx.Envelope.Recipients[i].Params = backends.Params{"X=" + strings.Repeat("x", 60_000)}

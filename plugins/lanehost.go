@@ -1,6 +1,7 @@
 package plugins
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -67,17 +70,19 @@ func (r *running) openLane(ctx context.Context, log *slog.Logger, features []str
 	if path == "" {
 		return
 	}
-	l := &lane{
-		log: log.With(r.id()), path: path, uid: uint32(os.Geteuid()), pid: r.process.pid,
-		open: map[*laneLink]bool{}, left: make(chan struct{}),
-	}
+	uid := uint32(os.Geteuid())
 	if user := r.process.command.Sandbox.User; user != nil {
-		l.uid = user.Uid
+		uid = user.Uid
 	}
+	l := newLane(log.With(r.id()), path, uid, r.process.pid)
 	if link := l.take(ctx); link != nil {
 		l.put(link)
 		r.lane = l
 	}
+}
+
+func newLane(log *slog.Logger, path string, uid uint32, pid int) *lane {
+	return &lane{log: log, path: path, uid: uid, pid: pid, open: map[*laneLink]bool{}, left: make(chan struct{})}
 }
 
 // take returns a connection that is free, or a new one, or nil if there can be
@@ -111,7 +116,9 @@ func (l *lane) take(ctx context.Context) *laneLink {
 
 // failed notes that there was no new connection.
 func (l *lane) failed(err error) {
-	l.log.Info("backend", "event", "lane", "error", err)
+	if !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ENOENT) { // it has ended
+		l.log.Info("backend", "event", "lane", "error", err)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.retry = time.Now().Add(laneRetry)
@@ -123,16 +130,9 @@ func (k *laneLink) connect(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, laneOpening)
 	defer cancel()
 	var conn net.Conn
-	err := as(k.lane.uid, func() {
-		var e error
-		if conn, e = new(net.Dialer).DialContext(ctx, "unix", k.lane.path); e != nil {
-			conn = nil
-		}
-	})
-	if err == nil && conn == nil {
-		err = errors.New("no connection")
-	}
-	if err != nil {
+	var err error
+	other := as(k.lane.uid, func() { conn, err = new(net.Dialer).DialContext(ctx, "unix", k.lane.path) })
+	if err = cmp.Or(other, err); err != nil {
 		return err
 	}
 	if k.laneConn, err = newLaneConn(conn.(*net.UnixConn)); err != nil {

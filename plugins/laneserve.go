@@ -178,6 +178,9 @@ func (l *laneServer) next(c *laneServed) error {
 		}
 		tx = transactionFromWire(wire)
 	}
+	if tx.Size < 0 {
+		return fmt.Errorf("protocol: a message of %d octets", tx.Size)
+	}
 	backend, err := l.server.enter()
 	if err != nil {
 		return err
@@ -336,6 +339,7 @@ func (b *laneBody) discard() error {
 // hungUp ends the transaction at hand: the gateway has closed the connection.
 func (c *laneServed) hungUp() {
 	c.gone.Store(true)
+	c.Close() // somebody may wait to read or to write
 	if ctx := c.ctx.Load(); ctx != nil {
 		ctx.end()
 	}
@@ -457,16 +461,12 @@ func (h *hangups) remove(c *laneServed) {
 	delete(h.conns, c.id)
 }
 
-// watch never returns.
+// watch returns when h.file is closed.
 func (h *hangups) watch() {
 	raw, err := h.file.SyscallConn()
-	if err != nil {
-		panic(err)
-	}
-	events := make([]unix.EpollEvent, 64)
-	for {
+	for events := make([]unix.EpollEvent, 64); err == nil; {
 		n := 0
-		raw.Read(func(fd uintptr) bool {
+		err = raw.Read(func(fd uintptr) bool {
 			n, _ = unix.EpollWait(int(fd), events, 0)
 			return n > 0
 		})

@@ -37,6 +37,9 @@ type laneStream struct {
 // it returns neither stream nor error.
 func (l *lane) begin(c *call) (stream, error) {
 	for {
+		if c.caller.Err() != nil {
+			return nil, endOf(c.caller, c.began) // nobody waits for what would come of it
+		}
 		link := l.take(c.caller)
 		if link == nil {
 			return nil, nil
@@ -49,9 +52,6 @@ func (l *lane) begin(c *call) (stream, error) {
 		// The plugin has closed the connection before, or has ended.
 		c.lane.end()
 		c.lane.release()
-		if c.caller.Err() != nil {
-			return nil, endOf(c.caller, c.began)
-		}
 	}
 }
 
@@ -170,7 +170,7 @@ func (s *laneStream) end() {
 		return
 	}
 	s.over = true
-	s.free = s.stop() && s.ended && len(s.link.in) == 0
+	s.free = s.stop() && s.ended && !s.failed && len(s.link.in) == 0
 	if !s.free {
 		s.link.Close()
 	}
@@ -191,8 +191,10 @@ func (s *laneStream) release() {
 	}
 }
 
-// explain says why nothing can be read.
+// explain says why nothing can be read. Nothing will be: who waits for that need not
+// wait until all that came of it is done.
 func (s *laneStream) explain(err error) error {
+	s.link.lane.forget(s.link)
 	if s.caller.Err() != nil {
 		return endOf(s.caller, s.began)
 	}

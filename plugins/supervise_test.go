@@ -43,6 +43,7 @@ var testPrograms = map[string]func(){
 	"tcp":      func() { fmt.Println("1|1|tcp|127.0.0.1:1|grpc"); hang() },
 	"nothing":  func() { fmt.Println("1|1|unix|/nonexistent|grpc"); hang() },
 	"gateway":  gateway,
+	"stranger": lookAtLane,
 	"fragile":  fragile,
 	"raw":      serveRaw,
 	"player":   servePlayer,

@@ -1,9 +1,12 @@
 package plugins
 
 import (
+	"bytes"
+	"context"
 	"encoding/hex"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -13,25 +16,29 @@ import (
 	protobuf "google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/plugins/internal/pb"
 )
 
 // A plugin that was built for version 1 works with every later gateway. What
-// version 1 is, is in three files that nobody changes after the first release:
+// version 1 is, is in four files that nobody changes after the first release:
 //
 //	testdata/v1.textproto  calls with every field
 //	testdata/v1.binpb      plugin.proto, compiled
 //	testdata/v1.hex        the octets of the messages of those calls, a line each
+//	testdata/v1.lane.hex   the octets of each transaction on the lane: a line to the
+//	                       plugin, and one to the gateway
 //
 // Until then a field that plugin.proto gets is added to the first one by hand, what
 // it means to meaning_test.go, and the others are made anew by
 //
 //	go test ./plugins -run TestVersion1 -freeze
-var freeze = flag.Bool("freeze", false, "make testdata/v1.binpb and testdata/v1.hex anew")
+var freeze = flag.Bool("freeze", false, "make the other files of version 1 anew from testdata/v1.textproto")
 
 const (
 	version1Calls  = "testdata/v1.textproto"
 	version1Octets = "testdata/v1.hex"
+	version1Lane   = "testdata/v1.lane.hex"
 )
 
 var frozen sync.Once
@@ -75,6 +82,49 @@ func freezeVersion1(t *testing.T) {
 	if err := os.WriteFile(version1Octets, []byte(lines.String()), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	lines.Reset()
+	for _, call := range calls {
+		if call.method.Name() == "Deliver" {
+			toPlugin, toGateway := onLane(t, call)
+			fmt.Fprintf(&lines, "%x\n%x\n", toPlugin, toGateway)
+		}
+	}
+	if err := os.WriteFile(version1Lane, []byte(lines.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// onLane returns what a call of Deliver is on the lane.
+func onLane(t *testing.T, call transcribed) (toPlugin, toGateway []byte) {
+	t.Helper()
+	number := []byte{0, 0, 0, 1}
+	var body []byte
+	for i, m := range call.messages {
+		octets := octetsOf(t, m.message)
+		if m.toPlugin {
+			whole := &pb.ToPlugin{}
+			if err := protobuf.Unmarshal(octets, whole); err != nil {
+				t.Fatal(err)
+			}
+			if whole.Transaction != nil {
+				toPlugin = rawFrame(1, number, octetsOf(t, whole.Transaction), nil)
+			}
+			body = append(body, whole.Chunk...)
+			continue
+		}
+		answer := &pb.ToGateway{}
+		if err := protobuf.Unmarshal(octets, answer); err != nil {
+			t.Fatal(err)
+		}
+		chunk := answer.Chunk
+		answer.Chunk = nil
+		kind := 3
+		if i == len(call.messages)-1 {
+			kind = 4
+		}
+		toGateway = append(toGateway, rawFrame(kind, number, octetsOf(t, answer), chunk)...)
+	}
+	return append(toPlugin, body...), toGateway
 }
 
 func octetsOf(t *testing.T, m protobuf.Message) []byte {
@@ -128,6 +178,66 @@ func TestVersion1ByteForByte(t *testing.T) {
 	if len(lines) != 1 {
 		t.Errorf("%s has %d lines too many", version1Octets, len(lines)-1)
 	}
+}
+
+// The octets on the lane are those of version 1 in both directions.
+func TestVersion1OnTheLane(t *testing.T) {
+	openVersion1(t)
+	calls, err := readTranscript(version1Calls, pb.File_plugin_proto.Services().ByName("Plugin"), newGenerated)
+	if err != nil {
+		t.Fatal(err)
+	}
+	recorded, err := os.ReadFile(version1Lane)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Fields(string(recorded))
+	for _, call := range calls {
+		if call.method.Name() != "Deliver" {
+			continue
+		}
+		toPlugin, _ := hex.DecodeString(lines[0])
+		toGateway, _ := hex.DecodeString(lines[1])
+		lines = lines[2:]
+		f := newFakeLane(t)
+		sent := make(chan []byte, 1)
+		go func() {
+			octets := make([]byte, len(toPlugin))
+			io.ReadFull(f, octets)
+			sent <- octets
+			f.Write(toGateway)
+		}()
+		id := call.messages[0].message.(*pb.ToPlugin).Transaction.Id
+		playDeliver(t, f.host, id)
+		if got := <-sent; !bytes.Equal(got, toPlugin) {
+			t.Errorf("got  %x\nwant %x", got, toPlugin)
+		}
+		takeFromLane(t, toPlugin, id)
+	}
+	if len(lines) > 0 {
+		t.Errorf("%s has %d lines too many", version1Lane, len(lines))
+	}
+}
+
+// takeFromLane has a plugin take a transaction.
+func takeFromLane(t *testing.T, octets []byte, id string) {
+	t.Helper()
+	want := deliveries()[id]
+	want.tx.Size = int64(len(want.body))
+	taken := make(chan struct{})
+	b := backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		defer close(taken)
+		if got := transactionToWire(tx); !protobuf.Equal(got, transactionToWire(want.tx)) {
+			t.Errorf("the plugin takes %v for %v", got, want.tx)
+		}
+		if body, err := io.ReadAll(tx.Body); string(body) != want.body || err != nil {
+			t.Errorf("the plugin reads %q, %v", body, err)
+		}
+		return nil
+	})
+	near := serveLane(t, b)
+	near.Write(octets)
+	within(t, "the plugin", func() { <-taken })
 }
 
 // Nothing of version 1 is gone or of another kind. What is new has a number of
