@@ -79,11 +79,12 @@ type delivery struct {
 	refused  int       // at RCPT, in this transaction
 	message  *source
 	passage  *passage
-	answered bool  // a transaction is over
-	told     bool  // what was written, and the answer of an SMTP client
-	logged   error // the last one
-	failure  error // of the message, which is ours
-	ended    error // of the session, before the target has answered for a recipient
+	answered bool            // a transaction is over
+	unfit    backends.Status // what a message gets that the target never takes, if this is one
+	told     bool            // what was written, and the answer of an SMTP client
+	logged   error           // the last one
+	failure  error           // of the message, which is ours
+	ended    error           // of the session, before the target has answered for a recipient
 }
 
 // try makes the attempt. A connection that was used before may have come to its
@@ -242,7 +243,13 @@ func (d *delivery) send(ctx context.Context) {
 	for d.again(ctx) {
 		d.transact(ctx)
 	}
-	d.cannot = append(d.cannot, d.tooMany...)
+	for _, r := range d.tooMany {
+		// A client that hears of something temporary would come again with what is never taken.
+		if !d.unfit.IsZero() {
+			r.status = d.unfit
+		}
+		d.cannot = append(d.cannot, r)
+	}
 }
 
 // transact hands over the message for as many recipients as the target takes in one
@@ -299,9 +306,11 @@ func (d *delivery) notDelivered(ctx context.Context, k int, err error) {
 	ours, isOurs := errors.AsType[smtpclient.MessageError](err)
 	switch {
 	case isOurs && errors.Is(ours, smtp.ErrBareNewline):
-		d.tx.SetStatus(i, bareNewline)
+		d.unfit = bareNewline
+		d.tx.SetStatus(i, d.unfit)
 	case isOurs && !d.passage.refused.IsZero():
-		d.tx.SetStatus(i, d.passage.refused)
+		d.unfit = d.passage.refused
+		d.tx.SetStatus(i, d.unfit)
 	case isOurs:
 		d.failure = ours.Err // who has no status yet gets that of the error
 	case e.Stage == smtpclient.MAIL && d.c.Err() != nil && !d.answered:
