@@ -229,6 +229,7 @@ func (d *delivery) proceed(backend *namedBackend, b *branch, tx *backends.DataCo
 // outcome returns the branches of those that backend left undecided. A failure
 // is what the operator says: for the others it is an error.
 func (d *delivery) outcome(backend *namedBackend, b *branch, tx *backends.DataContext, undecided []int, err error) ([]*branch, error) {
+	policy := backend.OnFailure
 	if err == nil {
 		branches, invalid := d.next(backend, b, tx, undecided)
 		if invalid == nil {
@@ -237,6 +238,11 @@ func (d *delivery) outcome(backend *namedBackend, b *branch, tx *backends.DataCo
 		err = invalid
 		for _, to := range tx.Edits().Added {
 			d.addFailed(backend.name, to.Address)
+			// No recipient is told a success any more. Who had the message all
+			// the same would get it each time that the client tries again.
+			if policy == "pass" {
+				policy = "tempfail"
+			}
 		}
 	}
 	if poison, ok := errors.AsType[*poisonError](err); ok {
@@ -248,7 +254,7 @@ func (d *delivery) outcome(backend *namedBackend, b *branch, tx *backends.DataCo
 	if trouble, ok := errors.AsType[spoolError](err); ok { // of our own
 		return nil, errors.Join(trouble.status(), err)
 	}
-	switch backend.OnFailure {
+	switch policy {
 	case "pass":
 		d.logFailure(backend, err, "they go on to the next backend")
 		on := *b

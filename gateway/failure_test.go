@@ -37,7 +37,9 @@ func TestFailurePolicy(t *testing.T) {
 			return fmt.Errorf("quota: %w", backends.NewStatus(552, "5.2.2", "full"))
 		},
 	}
+	delivered := false
 	last := backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		delivered = true
 		if tx.Size != int64(len("A: 1\r\n\r\nbody\r\n")) {
 			return fmt.Errorf("%d octets", tx.Size)
 		}
@@ -66,7 +68,11 @@ func TestFailurePolicy(t *testing.T) {
 				s.log = slog.New(slog.NewTextHandler(&log, nil))
 				s.backends["backend0"].OnFailure = policy
 				s.backends["backend0"].Timeout = 1e9
+				delivered = false
 				got := deliver(t, s, "to:a@x.example", "to:b@x.example")
+				if delivered != (want == passed) {
+					t.Errorf("%s, %s: delivered: %t, though the answer is %q", name, policy, delivered, want)
+				}
 				if decided := "550 5.1.1 <a@x.example> no such user (ID)"; got[0] != decided {
 					t.Errorf("%s, %s: %q, want %q", name, policy, got[0], decided)
 				}
