@@ -113,12 +113,16 @@ func bare(address string) string {
 	return strings.TrimSpace(address[start:])
 }
 
-// add adds a recipient, if it is none yet.
+// add adds a recipient, if it is none yet. One that was deleted stays as it came, but
+// with parameters it is another one.
 func (c *changes) add(to backends.Recipient) {
 	is := func(r backends.Recipient) bool { return strings.EqualFold(r.Address, to.Address) }
-	there := slices.ContainsFunc(c.added, is)
+	if slices.ContainsFunc(c.added, is) {
+		return
+	}
+	there := false
 	for i, r := range c.tx.Envelope.Recipients {
-		if is(r) && c.tx.Undecided(i) {
+		if is(r) && c.tx.Undecided(i) && !(c.deleted[i] && len(to.Params) > 0) {
 			delete(c.deleted, i)
 			there = true
 		}

@@ -143,6 +143,11 @@ func TestEnvelopeIsChanged(t *testing.T) {
 		{[]string{"2<dave@example.org>|NOTIFY=NEVER|", "+<carl@example.org>|", "-<bob@example.org>|", "-<ann@example.org>|"}, backends.Edits{
 			Redirects: map[int][]string{0: {"carl@example.org"}},
 			Added:     []backends.Recipient{{Address: "dave@example.org", Params: backends.Params{"NOTIFY=NEVER"}}}}},
+		{[]string{"-<Bob@example.org>|", "2<bob@example.org>|NOTIFY=NEVER|"}, backends.Edits{Added: []backends.Recipient{
+			{Address: "bob@example.org", Params: backends.Params{"NOTIFY=NEVER"}}}}},
+		{[]string{"2<bob@example.org>|NOTIFY=NEVER|", "-<bob@example.org>|", "2<bob@example.org>||"}, backends.Edits{}},
+		{[]string{"-<bob@example.org>|", "2<bob@example.org>|NOTIFY=NEVER|", "+<bob@example.org>|"}, backends.Edits{Added: []backends.Recipient{
+			{Address: "bob@example.org", Params: backends.Params{"NOTIFY=NEVER"}}}}},
 		{[]string{"q|", "-<ann@example.org>|", "-<bob@example.org>|", "+<carl@example.org>|"}, backends.Edits{
 			Diversions: map[int]string{0: "quarantine"},
 			Redirects:  map[int][]string{0: {"carl@example.org"}}}},
