@@ -168,7 +168,9 @@ func (d *delivery) release() {
 // decide gives recipient i its status, unless it has one.
 func (d *delivery) decide(i int, backend string, s backends.Status) {
 	said := s
-	s = s.Sanitized()
+	if s = s.Sanitized(); s.Code != said.Code {
+		d.ignored(backend, d.addressOf(i), said, "it is no answer to a message, so that it becomes "+s.Error())
+	}
 	d.mu.Lock()
 	f := &d.fates[i]
 	late := !f.decided.IsZero()
@@ -184,15 +186,17 @@ func (d *delivery) decide(i int, backend string, s backends.Status) {
 			d.settle(first, end)
 		}
 	}
-	address := f.address
 	d.mu.Unlock()
-	if s.Code != said.Code {
-		d.ignored(backend, address, said, "it is no answer to a message, so that it becomes "+s.Error())
-	}
 	// That the deadline has passed is known already.
 	if late && (d.ctx == nil || s != backends.StatusOf(context.Cause(d.ctx))) {
-		d.ignored(backend, address, s, "the recipient was answered already")
+		d.ignored(backend, d.addressOf(i), s, "the recipient was answered already")
 	}
+}
+
+func (d *delivery) addressOf(i int) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.fates[i].address
 }
 
 // together answers those at once whom f decides.
