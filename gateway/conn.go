@@ -29,11 +29,11 @@ type conn struct {
 	r      *bufio.Reader    // reads through conn.Read
 	said   []byte           // and not sent yet
 	lost   error            // why nothing can be sent any more
-	log    *slog.Logger     // names the peer and, if it is another one, the client
+	logger *slog.Logger     // made by log; nil while nothing was logged
 	ends   time.Time        // of the session
 	tells  bool             // said has answers, of which the log is to tell first
-	named  *backends.Client // that log names
-	debugs bool             // log has the dialogue
+	named  *backends.Client // that logger names
+	debugs bool             // the log has the dialogue
 
 	rests    time.Time // when the session rests, if it is to, before the deadline
 	armed    time.Time // the deadline of the socket for reading; zero once it has come
@@ -50,7 +50,7 @@ var errClosing = errors.New("the server shuts down")
 
 func newConn(d *dialog, socket net.Conn) *conn {
 	c := &conn{dialog: d, socket: socket, stream: socket}
-	c.nameLog()
+	c.resetLog()
 	c.ends = time.Now().Add(d.Limits.SessionTimeout)
 	c.takeReader()
 	return c
@@ -65,12 +65,12 @@ func (c *conn) serve(ctx context.Context) {
 	}()
 	defer func() {
 		if r := recover(); r != nil {
-			c.log.Error("refused", "error", fmt.Sprintf("panic: %v", r), "stack", string(debug.Stack()))
+			c.log().Error("refused", "error", fmt.Sprintf("panic: %v", r), "stack", string(debug.Stack()))
 			c.say(c.farewell("4.3.0", "internal error"))
 		}
 		c.flush()
 	}()
-	c.log.Debug("connected")
+	c.debug("connected")
 	if len(c.Proxy) > 0 {
 		if c.introduce() != nil {
 			return
@@ -106,7 +106,7 @@ func (c *conn) converse(ctx context.Context) error {
 			c.renew()
 		}
 		if c.debugs {
-			c.log.Debug("dialog", "C", shown)
+			c.log().Debug("dialog", "C", shown)
 		}
 		c.hasty = c.r.Buffered() > 0
 		r, next = c.command(line)
@@ -129,7 +129,6 @@ func (c *conn) follow(ctx context.Context, command string, r smtp.Reply, next ac
 	case c.spokeOn():
 		r, next = c.tooHasty()
 	}
-	c.nameClient()
 	if r.Code >= 400 {
 		c.logRefused(command, r)
 		if err := c.pause(ctx); err != nil {
@@ -147,16 +146,23 @@ func (c *conn) follow(ctx context.Context, command string, r smtp.Reply, next ac
 	return c.do(ctx, next)
 }
 
-// nameLog lets the log name the session.
-func (c *conn) nameLog() {
-	c.log, c.named = c.sessionLog(), c.session.Client
-	c.debugs = c.log.Enabled(context.Background(), slog.LevelDebug)
+// log names the session, and the client that PROXY or XCLIENT has told.
+func (c *conn) log() *slog.Logger {
+	if c.logger == nil || c.session.Client != c.named {
+		c.logger, c.named = c.sessionLog(), c.session.Client
+	}
+	return c.logger
 }
 
-// nameClient lets the log name the client that PROXY or XCLIENT has told.
-func (c *conn) nameClient() {
-	if c.session.Client != c.named {
-		c.nameLog()
+// resetLog is for a session that has come to the log of another configuration.
+func (c *conn) resetLog() {
+	c.logger = nil
+	c.debugs = c.gen.log.Enabled(context.Background(), slog.LevelDebug)
+}
+
+func (c *conn) debug(message string, attrs ...any) {
+	if c.debugs {
+		c.log().Debug(message, attrs...)
 	}
 }
 
@@ -196,13 +202,13 @@ func (c *conn) startTLS(ctx context.Context, socket net.Conn) error {
 	}
 	secure := tls.Server(socket, c.tls.server)
 	if err := secure.HandshakeContext(ctx); err != nil {
-		c.log.Info("refused", "reason", "TLS handshake", "error", cause(err))
+		c.log().Info("refused", "reason", "TLS handshake", "error", cause(err))
 		return err
 	}
 	c.stream = secure
 	c.r.Reset(c)
 	c.startedTLS(tlsSession(secure.ConnectionState()))
-	c.log.Debug("TLS", "version", c.session.TLS.Version, "cipher", c.session.TLS.Cipher, "client_certificate", c.session.TLS.ClientCertificate)
+	c.debug("TLS", "version", c.session.TLS.Version, "cipher", c.session.TLS.Cipher, "client_certificate", c.session.TLS.ClientCertificate)
 	return nil
 }
 
@@ -224,12 +230,12 @@ func (c *conn) hangUp(err error) {
 	case errors.Is(err, errClosing):
 		c.say(c.farewell("4.3.2", "shutting down"))
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		c.log.Info("refused", "reply", "421 4.4.2", "reason", "timeout")
+		c.log().Info("refused", "reply", "421 4.4.2", "reason", "timeout")
 		c.say(c.farewell("4.4.2", "timeout"))
 	case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed):
-		c.log.Debug("disconnected")
+		c.debug("disconnected")
 	default:
-		c.log.Info("disconnected", "error", cause(err))
+		c.log().Info("disconnected", "error", cause(err))
 	}
 }
 
@@ -247,7 +253,7 @@ func (c *conn) farewell(enhanced, text string) smtp.Reply {
 }
 
 func (c *conn) logRefused(line string, r smtp.Reply) {
-	log := c.transactionLog(c.log)
+	log := c.transactionLog(c.log())
 	if c.opinionOf != "" {
 		log = log.With("backend", c.opinionOf)
 	}
@@ -264,7 +270,7 @@ func (c *conn) logRefused(line string, r smtp.Reply) {
 func (c *conn) say(r smtp.Reply) {
 	if c.debugs {
 		for line := range strings.SplitSeq(r.String(), "\n") {
-			c.log.Debug("dialog", "S", line)
+			c.debug("dialog", "S", line)
 		}
 	}
 	if c.said = r.AppendTo(c.said); len(c.said) >= mostSaid {
@@ -330,7 +336,7 @@ func (c *conn) awaitCommand() error {
 // says what became of it. An error means that the client is gone.
 func (c *conn) readMessage(ctx context.Context) error {
 	dots := smtp.NewDotReader(c.r)
-	d, err := c.gen.receive(ctx, c.dialog, c.patiently(dots), dots.Bare, c.log)
+	d, err := c.gen.receive(ctx, c.dialog, c.patiently(dots), dots.Bare, c.log())
 	if err != nil {
 		return err
 	}
@@ -340,7 +346,7 @@ func (c *conn) readMessage(ctx context.Context) error {
 // readChunk reads a part of the message, and after the last part goes on as
 // readMessage does. It returns what follows the reply.
 func (c *conn) readChunk(ctx context.Context) (action, error) {
-	d, r, err := c.gen.receiveChunk(ctx, c.dialog, c.patiently(smtp.NewChunkReader(c.r, c.chunk.size)), c.log)
+	d, r, err := c.gen.receiveChunk(ctx, c.dialog, c.patiently(smtp.NewChunkReader(c.r, c.chunk.size)), c.log())
 	switch {
 	case err != nil:
 		return hangUp, err

@@ -229,7 +229,7 @@ func (c *conn) renew() {
 	if !c.trusted {
 		c.xforward = nil
 	}
-	c.nameLog()
+	c.resetLog()
 }
 
 // admits reports whether a session could have come about with l: it speaks the

@@ -81,19 +81,18 @@ func (c *conn) introduce() error {
 	c.expect(c.soonest(time.Now(), min(proxyTimeout, c.Limits.CommandTimeout)), true)
 	client, err := readProxy(c.r)
 	if errors.Is(err, io.EOF) && c.r.Buffered() == 0 {
-		c.log.Debug("disconnected") // to see whether somebody listens
+		c.debug("disconnected") // to see whether somebody listens
 		return err
 	}
 	if err != nil {
-		c.log.Info("refused", "reason", "PROXY", "error", cause(err))
+		c.log().Info("refused", "reason", "PROXY", "error", cause(err))
 		return err
 	}
 	if client != nil {
 		c.introduced(client)
-		c.nameClient()
 	}
 	if err := c.count(); err != nil {
-		c.log.Info("refused", "reason", err.Error())
+		c.log().Info("refused", "reason", err.Error())
 		if c.TLS.Mode != "implicit" { // else nobody could read it
 			c.say(c.farewell("4.7.0", tooManyConnections))
 		}

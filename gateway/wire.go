@@ -24,7 +24,7 @@ const (
 	mostSaid = 4 << 10
 
 	// restAfter is for how long a session that waits has buffers.
-	restAfter = time.Second
+	restAfter = 50 * time.Millisecond
 )
 
 var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, readSize) }}
@@ -185,7 +185,7 @@ func (c *conn) flush() error {
 // What became of a message is in the log before the client knows it.
 func (c *conn) write(p []byte) (int, error) {
 	if c.tells {
-		flushLog(c.log)
+		flushLog(c.log())
 		c.tells = false
 	}
 	if until := time.Now().Add(c.Limits.CommandTimeout); c.writable.Before(until) {
