@@ -235,6 +235,9 @@ var testBackends = map[string]backends.Func{
 			return err
 		}
 		tx.SetStatus(0, backends.NewStatus(250, "2.0.0", strconv.Itoa(child.Process.Pid)))
+		if len(tx.Envelope.Recipients) > 1 {
+			os.Exit(3)
+		}
 		return nil
 	},
 

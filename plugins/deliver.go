@@ -419,9 +419,14 @@ func (h *Host) crash(r *running, err error) error {
 	patience := time.NewTimer(crashTime)
 	defer patience.Stop()
 	select {
-	case <-r.stopped:
+	case <-r.ended:
 	case <-patience.C: // it lives, without its socket
 		return err
+	}
+	patience.Reset(crashTime)
+	select {
+	case <-r.stopped: // its last words are known
+	case <-patience.C: // another process holds its output
 	}
 	if h.ctx.Err() != nil {
 		return err

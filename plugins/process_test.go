@@ -2,6 +2,7 @@ package plugins
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -253,15 +254,18 @@ func TestProcessesOfPluginEndWithIt(t *testing.T) {
 }
 
 // A process that has left the plugin's group, and cannot be told any more, holds its
-// stdout and stderr.
+// stdout and stderr. The end of the plugin is told even so.
 func TestProcessThatOutlivesPlugin(t *testing.T) {
 	h, log := run(t, "parent")
-	o := deliver(t.Context(), h, message("", "hides"))
+	o := deliver(t.Context(), h, message("", "hides", "crash"))
 	child, err := strconv.Atoi(o.statuses[0].Text)
 	if err != nil {
 		t.Fatal(o.err)
 	}
 	defer syscall.Kill(child, syscall.SIGKILL)
-	syscall.Kill(log.pid(t, 1), syscall.SIGKILL)
+	var crash *backends.CrashError
+	if !errors.As(o.err, &crash) {
+		t.Errorf("got %v, want a crash", o.err)
+	}
 	log.wait(t, 2, "started", "")
 }
