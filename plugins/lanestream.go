@@ -61,7 +61,6 @@ func (s *laneStream) begin() error {
 	s.stop = context.AfterFunc(s.caller, link.abort)
 	link.number++
 	link.call, link.head = s.call, chunks.Get(smallBuffer)
-	defer link.free()
 	head := appendTransaction((*link.head)[:laneHeader], s.tx)
 	laneFrame{laneTransaction, link.number, uint32(len(head) - laneHeader), laneTime(s.caller)}.appendTo(head[:0])
 	var first []byte
@@ -71,11 +70,12 @@ func (s *laneStream) begin() error {
 	all := int64(len(head) + len(first))
 	n, err := link.exchange(head, first, link.sent)
 	if err != nil {
-		return err
+		return err // the beginning goes by another connection
 	}
 	if int64(n) < all {
 		unsent := slices.Concat(head, first)[n:]
 		s.send(bytes.NewReader(unsent), int64(len(unsent)))
+		link.free()
 	}
 	return nil
 }
