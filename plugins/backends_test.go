@@ -105,6 +105,16 @@ var testBackends = map[string]backends.Func{
 		return tx.AddField(0, "X: "+strings.Repeat("y\r\n ", maxMessage/4)+"y")
 	},
 
+	// They are more than a socket holds.
+	"many edits": func(_ context.Context, tx *backends.DataContext) error {
+		for range 50 {
+			if err := tx.AddField(0, "X:"+strings.Repeat("\r\n "+strings.Repeat("y", 900), 5)); err != nil {
+				return err
+			}
+		}
+		return nil
+	},
+
 	"replaces": replaceMessage,
 	"pours":    pour,
 
@@ -177,6 +187,50 @@ var testBackends = map[string]backends.Func{
 				}
 			}()
 		}
+		return nil
+	},
+
+	// It goes on when there is nothing to be told any more.
+	"talks on": func(_ context.Context, tx *backends.DataContext) error {
+		tx.StartDelivery(context.Background(), 0)
+		go func() {
+			tx.SetStatus(0, backends.Delivered)
+			for range 3 {
+				tx.SetSMTPResponse(backends.Delivered)
+			}
+		}()
+		return nil
+	},
+
+	// It reads when nobody wants to know any more.
+	"reads on": func(_ context.Context, tx *backends.DataContext) error {
+		tx.StartDelivery(context.Background(), 0)
+		began := make(chan struct{})
+		go func() {
+			io.CopyN(io.Discard, tx.Body, laneFirst)
+			close(began)
+			io.Copy(io.Discard, tx.Body)
+		}()
+		go func() {
+			<-began
+			tx.SetStatus(0, backends.Delivered)
+		}()
+		return nil
+	},
+
+	// It tells that it reads, octet by octet, and has no end in mind.
+	"reads for ever": func(_ context.Context, tx *backends.DataContext) error {
+		tx.StartDelivery(context.Background(), 0)
+		go func() {
+			for n, octet := 0, make([]byte, 1); ; n++ {
+				if _, err := tx.Body.Read(octet); err != nil {
+					return
+				}
+				if n == 100 {
+					tx.SetSMTPResponse(backends.Delivered)
+				}
+			}
+		}()
 		return nil
 	},
 

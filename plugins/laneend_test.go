@@ -1,9 +1,81 @@
 package plugins
 
 import (
+	"context"
 	"fmt"
+	"strings"
 	"testing"
+
+	"github.com/mailgw/mailgw/backends"
 )
+
+// What a backend does at the end of a transaction, and after it, is no part of the next
+// one, which has the same connection.
+func TestNothingFollowsTheLastAnswer(t *testing.T) {
+	for _, name := range []string{"talks on", "reads on"} {
+		t.Run(name, func(t *testing.T) {
+			h, _ := run(t, name)
+			for n := range 300 {
+				o := deliver(t.Context(), h, message(long, "one"))
+				if o.err != nil {
+					t.Fatalf("transaction %d: got the error %v", n, o.err)
+				}
+				if got := o.status(t, 0); got != backends.Delivered {
+					t.Fatalf("transaction %d: got %v", n, got)
+				}
+			}
+		})
+	}
+}
+
+// Who reads a message that is given up has nothing of what follows it.
+func TestNobodyReadsAMessageThatIsGivenUp(t *testing.T) {
+	h, log := run(t, "reads for ever")
+	for range 50 {
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		backends.Run(ctx, h, message(long, "one"), backends.Hooks{
+			SMTPResponse: func(backends.Status) { cancel() },
+			Status:       func(int, backends.Status) { close(ended) },
+		})
+		within(t, "the delivery", func() { <-ended })
+		cancel()
+	}
+	log.mu.Lock()
+	defer log.mu.Unlock()
+	for _, record := range log.records {
+		if text := fmt.Sprint(record["text"]); strings.Contains(text, "DATA RACE") {
+			t.Fatal("the plugin has a data race")
+		}
+	}
+}
+
+// The end of a transaction may be more than its socket holds.
+func TestLongEnd(t *testing.T) {
+	h, err := newHangups()
+	if err != nil {
+		t.Fatal(err)
+	}
+	near, far := socketPair(t)
+	defer near.Close()
+	far.SetWriteBuffer(1)
+	l := &laneServer{server: &server{backend: testBackends["many edits"]}, hangups: h}
+	go l.serve(far)
+	octets := appendTransaction(nil, message("", "one"))
+	near.Write(rawFrame(1, []byte{0, 0, 0, 1}, octets, nil))
+	c, err := newLaneConn(near)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.frame(0) // with which a connection begins
+	f, err := c.frame(maxMessage)
+	if err != nil || f.kind != laneEnd || f.length < 200_000 {
+		t.Fatalf("got the frame %+v and the error %v", f, err)
+	}
+	if _, err := c.message(f.length); err != nil {
+		t.Error(err)
+	}
+}
 
 // A connection that was closed takes nothing of the transaction, which goes by another
 // one as a whole.

@@ -1,7 +1,6 @@
 package plugins
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -141,8 +140,12 @@ func (l *laneServer) serveAll(conn *net.UnixConn) (err error) {
 	c.end, c.sent = laneFrame{kind: laneEnd}.appendTo(nil), c.leave
 	for {
 		if len(c.end) > 0 {
-			if n, err := c.exchange(c.end, nil, c.sent); err != nil || n < len(c.end) {
-				return cmp.Or(err, errGone)
+			n, err := c.exchange(c.end, nil, c.sent)
+			if err == nil && n < len(c.end) {
+				_, err = c.Write(c.end[n:])
+			}
+			if err != nil {
+				return err
 			}
 			c.end = c.end[:0]
 		}
@@ -197,6 +200,8 @@ func (l *laneServer) next(c *laneServed) error {
 	o := &laneOutlet{conn: c, body: body}
 	handle(ctx, backend, tx, o)
 	if !o.ended {
+		c.Close() // who still reads the message is not to wait
+		body.discard()
 		return errGone
 	}
 	return body.discard()
@@ -232,7 +237,7 @@ func (o *laneOutlet) send(m *pb.ToGateway, chunk mem.BufferSlice, last bool) (<-
 		f.kind = laneEnd
 	}
 	f.appendTo(octets[:0])
-	if last && m.Statuses == nil && o.body.close() {
+	if last && o.body.close() && m.Statuses == nil {
 		o.conn.end, o.ended = append(o.conn.end, octets...), true
 		return nil, nil
 	}
@@ -253,10 +258,12 @@ func (o *laneOutlet) send(m *pb.ToGateway, chunk mem.BufferSlice, last bool) (<-
 type laneBody struct {
 	conn *laneServed
 
-	mu   sync.Mutex
-	left int64 // octets that were not read
-	here int64 // of these, octets that come unasked
-	over bool  // the transaction has ended
+	mu   sync.Mutex // of who reads
+	left int64      // octets that were not read
+	here int64      // of these, octets that come unasked, or were asked for
+
+	asking sync.Mutex
+	over   bool // the transaction has ended
 }
 
 var errBodyOver = errors.New("the transaction has ended")
@@ -265,17 +272,34 @@ func (b *laneBody) Read(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
-	case b.over:
+	case b.hasEnded():
 		return 0, errBodyOver
 	case b.left == 0:
 		return 0, io.EOF
 	case b.here == 0:
-		if _, err := b.conn.Write(laneFrame{kind: laneMore, number: b.conn.number}.appendTo(nil)); err != nil {
+		if err := b.ask(); err != nil {
 			return 0, err
 		}
 		b.here = b.left
 	}
 	return b.read(p)
+}
+
+func (b *laneBody) hasEnded() bool {
+	b.asking.Lock()
+	defer b.asking.Unlock()
+	return b.over
+}
+
+// ask asks for the rest, but never after the last answer.
+func (b *laneBody) ask() error {
+	b.asking.Lock()
+	defer b.asking.Unlock()
+	if b.over {
+		return errBodyOver
+	}
+	_, err := b.conn.Write(laneFrame{kind: laneMore, number: b.conn.number}.appendTo(nil))
+	return err
 }
 
 func (b *laneBody) read(p []byte) (int, error) {
@@ -310,19 +334,21 @@ func (b *laneBody) WriteTo(w io.Writer) (n int64, err error) {
 
 // close ends reading. It reports false if there is something to discard, or may be.
 func (b *laneBody) close() bool {
+	b.asking.Lock()
+	b.over = true
+	b.asking.Unlock()
 	if !b.mu.TryLock() {
 		return false // somebody reads
 	}
 	defer b.mu.Unlock()
-	b.over = true
 	return b.here == 0
 }
 
-// discard ends reading, and reads what comes unasked and nobody has read.
+// discard ends reading, and reads what comes and nobody has read.
 func (b *laneBody) discard() error {
+	b.close()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.over = true
 	if b.here == 0 {
 		return nil
 	}

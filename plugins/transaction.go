@@ -74,12 +74,13 @@ type answers struct {
 	closed      bool
 }
 
-// send sends an answer. The caller holds a.mu.
+// send sends an answer, and nothing after the last one. The caller holds a.mu.
 func (a *answers) send(m *pb.ToGateway, chunk mem.BufferSlice) (written <-chan struct{}, err error) {
 	if a.closed {
 		return nil, errors.New("the transaction has ended")
 	}
-	return a.outlet.send(m, chunk, a.hasReturned && a.undecided == 0)
+	a.closed = a.hasReturned && a.undecided == 0
+	return a.outlet.send(m, chunk, a.closed)
 }
 
 // status returns when the status is in the socket, so that it survives
