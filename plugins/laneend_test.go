@@ -3,6 +3,9 @@ package plugins
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"net"
+	"os"
 	"strings"
 	"testing"
 
@@ -92,5 +95,28 @@ func TestClosedLaneTakesNothing(t *testing.T) {
 			link.Close()
 		}
 		l.mu.Unlock()
+	}
+}
+
+// The plugin ends while a connection is being made, which is not used then.
+func TestLaneThatEndsWhileItConnects(t *testing.T) {
+	path := socketPath(t)
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	l := newLane(slog.New(slog.DiscardHandler), path, uint32(os.Geteuid()), os.Getpid())
+	taken := make(chan *laneLink)
+	go func() { taken <- l.take(t.Context()) }()
+	conn, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	l.close()
+	conn.Write(rawFrame(4, make([]byte, 4), nil, nil))
+	if link := <-taken; link != nil || len(l.open) > 0 {
+		t.Errorf("got the connection %v, and %d are left", link, len(l.open))
 	}
 }

@@ -38,7 +38,7 @@ type lane struct {
 
 	mu     sync.Mutex
 	idle   []*laneLink // the one that was used last is the last
-	open   map[*laneLink]bool
+	open   map[*laneLink]bool // whether the connection is made
 	retry  time.Time     // there is no new connection before
 	closed bool          // there is no new transaction
 	left   chan struct{} // closed when closed is set and open is empty
@@ -98,7 +98,7 @@ func (l *lane) take(ctx context.Context) *laneLink {
 	link := &laneLink{lane: l}
 	may := !l.closed && len(l.open) < maxLanes && (l.retry.IsZero() || time.Now().After(l.retry))
 	if may {
-		l.open[link] = true
+		l.open[link] = false
 	}
 	l.mu.Unlock()
 	if !may {
@@ -111,7 +111,20 @@ func (l *lane) take(ctx context.Context) *laneLink {
 		}
 		return nil
 	}
+	if !l.made(link) {
+		l.drop(link)
+		return nil
+	}
 	return link
+}
+
+// made notes that the connection is there for close to end it. It reports false if
+// nobody may use it.
+func (l *lane) made(link *laneLink) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.open[link] = true
+	return !l.closed
 }
 
 // failed notes that there was no new connection.
@@ -246,8 +259,10 @@ func (l *lane) drain(ctx context.Context) {
 func (l *lane) close() {
 	l.mu.Lock()
 	l.closed = true
-	for link := range l.open {
-		link.Close()
+	for link, made := range l.open {
+		if made {
+			link.Close()
+		}
 	}
 	l.mu.Unlock()
 	l.closeIdle(time.Now())
