@@ -134,6 +134,9 @@ func decodeTransaction(octets []byte) (*backends.DataContext, bool) {
 		case 4:
 			tx.Envelope.Params = append(tx.Envelope.Params, d.bytes())
 		case 5:
+			if tx.Envelope.Recipients == nil {
+				tx.Envelope.Recipients = make([]backends.Recipient, 0, d.following())
+			}
 			outer := d.enter()
 			tx.Envelope.Recipients = append(tx.Envelope.Recipients, d.recipient())
 			d.rest = outer
@@ -346,6 +349,10 @@ func (d *decoder) next() bool {
 
 // varint reads a number of at most 9 octets, as all are but negative ones.
 func (d *decoder) varint() (n uint64) {
+	if d.rest != "" && d.rest[0] < 0x80 { // as most are
+		n, d.rest = uint64(d.rest[0]), d.rest[1:]
+		return n
+	}
 	for i := range min(len(d.rest), 9) {
 		n |= uint64(d.rest[i]&0x7f) << (7 * i)
 		if d.rest[i] < 0x80 {
@@ -387,6 +394,15 @@ func (d *decoder) text() string {
 	s := d.bytes()
 	d.failed = d.failed || !utf8.ValidString(s)
 	return s
+}
+
+// following counts this field and those after it with the same number.
+func (d decoder) following() (n int) {
+	for field, more := d.field, true; more && d.field == field; more = d.next() {
+		d.bytes()
+		n++
+	}
+	return n
 }
 
 // enter goes on with the fields of a message within. What follows it is to be

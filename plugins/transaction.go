@@ -91,8 +91,10 @@ func (a *answers) statusAll(recipients []int, s backends.Status) {
 	wire := statusToWire(s)
 	for part := range slices.Chunk(recipients, statusesFor(wire)) {
 		m := &pb.ToGateway{Statuses: make([]*pb.RecipientStatus, len(part))}
+		statuses := make([]pb.RecipientStatus, len(part)) // in one piece
 		for n, i := range part {
-			m.Statuses[n] = &pb.RecipientStatus{Recipient: uint32(i), Status: wire}
+			m.Statuses[n] = &statuses[n]
+			statuses[n].Recipient, statuses[n].Status = uint32(i), wire
 		}
 		a.mu.Lock()
 		a.undecided -= len(part)
