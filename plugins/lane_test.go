@@ -515,3 +515,21 @@ func TestNothingIsSentAfterTheDeadline(t *testing.T) {
 		t.Error("the connection was used")
 	}
 }
+
+// The end of connections that are at rest is nothing to be logged.
+func TestConnectionsEndInSilence(t *testing.T) {
+	for range 10 {
+		h, log := run(t, "echo")
+		var clients sync.WaitGroup
+		for range 20 {
+			clients.Go(func() { deliver(t.Context(), h, message(long, "one")) })
+		}
+		clients.Wait()
+		if err := closeHost(t, t.Context(), h); err != nil {
+			t.Error(err)
+		}
+		if n := log.count("log"); n > 0 {
+			t.Fatalf("%d lines, such as %v", n, log.wait(t, 1, "log", "")[0])
+		}
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -121,10 +122,14 @@ func (l *laneServer) serve(conn *net.UnixConn) {
 	defer l.open.Add(-1)
 	defer conn.Close()
 	err := l.serveAll(conn)
-	if err != io.EOF && err != errGone && !errors.Is(err, unix.EPIPE) {
+	if !slices.ContainsFunc(laneEnds, func(end error) bool { return errors.Is(err, end) }) {
 		slog.Warn("lane", "error", err)
 	}
 }
+
+// laneEnds are the errors of a connection that the gateway has closed: hungUp may
+// be the first to see it.
+var laneEnds = []error{io.EOF, errGone, net.ErrClosed, unix.EPIPE, unix.ECONNRESET}
 
 func (l *laneServer) serveAll(conn *net.UnixConn) (err error) {
 	c := &laneServed{}
