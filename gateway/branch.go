@@ -38,20 +38,24 @@ func (b *branch) diverted() bool { return b.divertedBy != "" }
 type destination struct {
 	backends.Recipient
 	origin int // index of that recipient
-	decide func(backend string, s backends.Status)
+	answer func(origin int, backend string, s backends.Status)
 }
+
+func (to destination) decide(backend string, s backends.Status) { to.answer(to.origin, backend, s) }
 
 // branches groups the recipients by route.
 func (d *delivery) branches(m backends.Message) []*branch {
-	var branches []*branch
+	first := &branch{route: d.recipients[0].route, sender: d.sender, params: d.params, message: m}
+	first.to = make([]destination, 0, len(d.recipients)) // nearly always there is no other one
+	branches := []*branch{first}
+	answer := d.decide
 	for i, r := range d.recipients {
-		to := d.destination(r.Recipient, i)
 		at := slices.IndexFunc(branches, func(b *branch) bool { return b.route == r.route })
 		if at < 0 {
 			at = len(branches)
 			branches = append(branches, &branch{route: r.route, sender: d.sender, params: d.params, message: m})
 		}
-		branches[at].to = append(branches[at].to, to)
+		branches[at].to = append(branches[at].to, destination{r.Recipient, i, answer})
 	}
 	return branches
 }
@@ -515,7 +519,7 @@ func (d *delivery) redirect(from destination, addresses []string) ([]destination
 			return nil, fmt.Errorf("edit: redirect %q to %.400q: %w", from.Address, address, err)
 		}
 		var once sync.Once
-		decide := func(backend string, s backends.Status) {
+		answer := func(_ int, backend string, s backends.Status) {
 			once.Do(func() {
 				mu.Lock()
 				answers = append(answers, s.Sanitized())
@@ -526,7 +530,7 @@ func (d *delivery) redirect(from destination, addresses []string) ([]destination
 				}
 			})
 		}
-		to[i] = destination{backends.Recipient{Address: address, Params: from.Params}, from.origin, decide}
+		to[i] = destination{backends.Recipient{Address: address, Params: from.Params}, from.origin, answer}
 	}
 	return to, nil
 }

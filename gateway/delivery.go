@@ -325,7 +325,7 @@ func (d *delivery) add(to backends.Recipient) (destination, error) {
 	}
 	i := len(d.fates)
 	d.fates = append(d.fates, fate{address: to.Address, added: true})
-	return d.destination(to, i), nil
+	return destination{to, i, d.decide}, nil
 }
 
 // addFailed is for a backend that has added somebody, in vain: nobody is to
@@ -337,10 +337,6 @@ func (d *delivery) addFailed(backend, address string) {
 	}
 	d.mu.Unlock()
 	d.settleAll()
-}
-
-func (d *delivery) destination(to backends.Recipient, i int) destination {
-	return destination{to, i, func(backend string, s backends.Status) { d.decide(i, backend, s) }}
 }
 
 // adding notes that n calls begin, or end if it is negative, that may add

@@ -230,22 +230,26 @@ func (d *delivery) replyEach(block func(), yield func(smtp.Reply) bool) bool {
 			block()
 			s = d.wait(i)
 		}
-		// A long address must not push the reason out of the line.
-		prefix := ""
-		if len(r.Address) < 200 {
-			prefix = "<" + r.Address + "> "
-		}
-		if !yield(d.reply(prefix, s)) {
+		if !yield(d.reply(r.Address, s)) {
 			return false
 		}
 	}
 	return true
 }
 
-// reply tells a status, with the ID of the transaction by which it is found
-// in the log.
-func (d *delivery) reply(prefix string, s backends.Status) smtp.Reply {
-	s.Text = prefix + s.Text
+// reply tells a status, of the recipient to if there is one to be named, with the
+// ID of the transaction by which it is found in the log.
+func (d *delivery) reply(to string, s backends.Status) smtp.Reply {
+	open, end := "<", "> "
+	if to == "" || len(to) >= 200 { // a long address must not push the reason out of the line
+		to, open, end = "", "", ""
+	}
+	whole := s
+	whole.Text = open + to + end + s.Text + " (" + d.id + ")"
+	if whole == whole.Sanitized() { // nearly always, and at once
+		return statusReply(whole)
+	}
+	s.Text = open + to + end + s.Text
 	s = s.Sanitized()
 	s.Text += " (" + d.id + ")"
 	return statusReply(s)
