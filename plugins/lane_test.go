@@ -337,6 +337,22 @@ func TestCancelReachesPlugin(t *testing.T) {
 		}
 		log.wait(t, n+1, "log", "canceled")
 	}
+	h.Close(t.Context())
+	for _, r := range log.records {
+		if r["text"] == "lane" {
+			t.Errorf("the plugin tells of a connection that was closed: %v", r)
+		}
+	}
+}
+
+// The lane works where the plugin is another user's.
+func TestLaneOfAnotherUser(t *testing.T) {
+	needRoot(t)
+	c, _ := sandboxed(t, Sandbox{User: stranger})
+	h := runCommand(t, c, defaultTimes)
+	if h.running[0].lane == nil {
+		t.Error("there is no lane")
+	}
 }
 
 func TestLaneOfAnotherProcess(t *testing.T) {

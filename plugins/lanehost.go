@@ -37,11 +37,11 @@ type lane struct {
 	pid  int
 
 	mu     sync.Mutex
-	idle   []*laneLink // the one that was used last is the last
+	idle   []*laneLink        // the one that was used last is the last
 	open   map[*laneLink]bool // whether the connection is made
-	retry  time.Time     // there is no new connection before
-	closed bool          // there is no new transaction
-	left   chan struct{} // closed when closed is set and open is empty
+	retry  time.Time          // there is no new connection before
+	closed bool               // there is no new transaction
+	left   chan struct{}      // closed when closed is set and open is empty
 }
 
 // A laneLink is one of the connections.
@@ -191,6 +191,7 @@ func (k *laneLink) free() {
 func (l *lane) put(link *laneLink) {
 	link.release()
 	link.call, link.answer = nil, answer{}
+	link.room.clear()
 	link.since = time.Now()
 	l.mu.Lock()
 	closed := l.closed

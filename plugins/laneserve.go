@@ -137,10 +137,10 @@ func (l *laneServer) serveAll(conn *net.UnixConn) (err error) {
 		return err
 	}
 	defer c.release()
+	defer l.hangups.remove(c)
 	if err := l.hangups.add(c); err != nil {
 		return err
 	}
-	defer l.hangups.remove(c)
 	defer c.leave()
 	c.end, c.sent = laneFrame{kind: laneEnd}.appendTo(nil), c.leave
 	for {
@@ -152,7 +152,9 @@ func (l *laneServer) serveAll(conn *net.UnixConn) (err error) {
 			if err != nil {
 				return err
 			}
-			c.end = c.end[:0]
+			if c.end = c.end[:0]; cap(c.end) > smallBuffer {
+				c.end = nil
+			}
 		}
 		c.leave()
 		if err := l.next(c); err != nil {
@@ -229,7 +231,6 @@ type laneOutlet struct {
 
 // send leaves the end to be written when the next transaction is waited for, unless it
 // has a status.
-
 func (o *laneOutlet) send(m *pb.ToGateway, chunk mem.BufferSlice, last bool) (<-chan struct{}, error) {
 	buffer := chunks.Get(laneHeader)
 	defer chunks.Put(buffer)

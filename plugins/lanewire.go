@@ -267,6 +267,17 @@ type answerRoom struct {
 	statuses []*pb.RecipientStatus // with their statuses
 }
 
+// clear keeps no texts, and room for a few statuses.
+func (r *answerRoom) clear() {
+	const few = 64
+	if len(r.statuses) > few {
+		r.statuses = nil
+	}
+	for _, s := range r.statuses {
+		s.Status.Enhanced, s.Status.Text = "", ""
+	}
+}
+
 // decode decodes a ToGateway that has nothing but statuses, or that they are all.
 func (r *answerRoom) decode(octets []byte) (*pb.ToGateway, bool) {
 	m := &r.message
