@@ -163,9 +163,13 @@ func (d *delivery) call(backend *namedBackend, b *branch, adds bool) {
 		}
 	}
 	defer release()
-	if adds {
-		defer d.adding(-1)
+	added := func() {
+		if adds {
+			adds = false
+			d.adding(-1)
+		}
 	}
+	defer added()
 	defer d.recovered(backend, b)
 
 	tx := d.dataContext(b, body)
@@ -210,6 +214,7 @@ func (d *delivery) call(backend *namedBackend, b *branch, adds bool) {
 		context.AfterFunc(d.ctx, func() { tx.SetAll(backends.StatusOf(context.Cause(d.ctx))) })
 	}
 	d.proceed(backend, b, tx, undecided, err)
+	added()
 	witness.Returned(undecided, err, tx.Edits()) // at the end, so that mail does not wait
 }
 

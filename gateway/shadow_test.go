@@ -104,6 +104,23 @@ func TestShadowThatHangs(t *testing.T) {
 	})
 }
 
+// Nobody waits for who takes notes, not even where recipients may be added.
+func TestMailDoesNotWaitForRecording(t *testing.T) {
+	s, _ := shadowServer(t, byName("a"), byName("a"))
+	r, err := s.Record("filter", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.listeners[0].Limits.AnswerTimeout = 10 * time.Second
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	began := time.Now()
+	wantReplies(t, deliver(t, s, "to:b@x.example"), "250 2.0.0 <b@x.example> delivered (ID)")
+	if waited := time.Since(began); waited >= s.listeners[0].Limits.AnswerTimeout {
+		t.Errorf("it took %v", waited)
+	}
+}
+
 // Edits are compared by what comes of them: for each recipient where it goes, for
 // all together the envelope and the message. What cannot be done is a failure.
 func TestShadowComparesEdits(t *testing.T) {
