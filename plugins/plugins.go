@@ -2,10 +2,12 @@
 //
 // A plugin is a program whose main function calls [Serve]. The gateway calls
 // [Start], which starts the program and returns a [Host]. The Host is a
-// Backend itself: what is delivered to it is delivered in the plugin, over
-// one gRPC stream for each transaction. It is a [backends.Asker], too, for
-// the questions that the plugin announces. plugin.proto describes the protocol
-// for plugins in other languages.
+// Backend itself: what is delivered to it is delivered in the plugin. It is a
+// [backends.Asker], too, for the questions that the plugin announces.
+//
+// A transaction goes over the lane, connections of our own, or over a stream of
+// gRPC if the plugin has no lane, or none that is free. All else goes over gRPC.
+// docs/protocol.md describes the protocol for plugins in other languages.
 //
 // The Host keeps the plugin alive: one that ends or does not answer is killed
 // and started again. Transactions that were with it keep the statuses that
