@@ -1,7 +1,9 @@
 package plugins
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
 	"slices"
 	"testing"
 	"time"
@@ -63,5 +65,35 @@ func TestInstancesThatDoNotStart(t *testing.T) {
 	c.Settings = map[string]any{"path": "bad"}
 	if _, err := startHost(t, t.Context(), c, defaultTimes); err == nil {
 		t.Error("the plugin starts")
+	}
+}
+
+// endsOnce ends the start of a plugin once an instance has started.
+type endsOnce struct {
+	*gatewayLog
+	end func()
+}
+
+func (e endsOnce) Write(line []byte) (int, error) {
+	if bytes.Contains(line, []byte(`"event":"started"`)) {
+		e.end()
+	}
+	return e.gatewayLog.Write(line)
+}
+
+// Those that did start are stopped then, and not started again.
+func TestInstancesOfWhichOneDoesNotStart(t *testing.T) {
+	for range 5 {
+		ctx, cancel := context.WithCancel(t.Context())
+		log := newGatewayLog()
+		c := command(t, "answers", log)
+		c.Instances = 2
+		c.Log = slog.New(slog.NewJSONHandler(endsOnce{log, cancel}, nil))
+		if _, err := startHost(t, ctx, c, defaultTimes); err == nil {
+			t.Fatal("the plugin starts")
+		}
+		if started, stopped, again := log.count("started"), log.count("stopped"), log.count("restarting"); started != 1 || stopped != 1 || again != 0 {
+			t.Errorf("%d were started, %d stopped, %d started again", started, stopped, again)
+		}
 	}
 }

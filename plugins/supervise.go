@@ -246,7 +246,7 @@ func (s *supervisor) restart(lived time.Duration) *running {
 		s.h.mu.Lock()
 		closing := s.h.closing
 		s.h.mu.Unlock()
-		if closing {
+		if closing || s.h.ctx.Err() != nil {
 			return nil
 		}
 		delay, to := s.again.next(lived, time.Now()), restarting
