@@ -2,13 +2,39 @@ package exec
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"strings"
 	"testing"
+	"testing/iotest"
 )
 
-type closer struct{ bytes.Buffer }
+type closer struct {
+	bytes.Buffer
+	closed bool
+}
 
-func (*closer) Close() error { return nil }
+func (c *closer) Close() error {
+	c.closed = true
+	return nil
+}
+
+// The standard input of a program ends only where the message does: not even for the
+// moment before the program is killed.
+func TestOnlyAWholeMessageHasAnEnd(t *testing.T) {
+	for _, lf := range []bool{false, true} {
+		for _, broken := range []error{nil, errors.New("broken off")} {
+			var input closer
+			p := &process{stdin: &input, lf: lf, message: strings.NewReader(message)}
+			if broken != nil {
+				p.message = io.MultiReader(p.message, iotest.ErrReader(broken))
+			}
+			if err := p.feed(); !errors.Is(err, broken) || input.closed != (broken == nil) {
+				t.Errorf("lf %t, %v: got %v, closed: %t", lf, broken, err, input.closed)
+			}
+		}
+	}
+}
 
 // Wherever a message is cut, its lines end in LF for CRLF, and nothing else
 // changes.
