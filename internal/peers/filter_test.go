@@ -29,6 +29,7 @@ type way struct {
 	listener string // more lines of it
 	target   string // of the relay
 	relay    string // more lines of it
+	filters  string // before it, of the route: `"tag", `
 	flags    string // of mailgw postfix
 	edit     *strings.Replacer
 }
@@ -68,14 +69,14 @@ func newLoop(t *testing.T, w way) loop {
 name = "filter"
 address = %q
 %s%s[listener.routes]
-"*" = ["rules", "back"]
+"*" = [%s"rules", "back"]
 
 [backend.back]
 plugin = "relay"
 [backend.back.settings]
 targets = [%q]
 hello = "gw.peers.example"
-%s`, w.address, w.listener, trusted, w.target, w.relay)
+%s`, w.address, w.listener, trusted, w.filters, w.target, w.relay)
 	filter = strings.NewReplacer("QUEUE", filepath.Join(l.dir, "queue"), "BACK", l.back).Replace(filter)
 	l.g = gatewaytest.Start(t, gatewaytest.AsTested, gatewaytest.LMTP, l.trusted(), toPeers, filter, rules, gatewaytest.Inbox)
 	return l
@@ -249,6 +250,63 @@ func TestFilterAfterQueue(t *testing.T) {
 				t.Errorf("the notification is about %d recipients, want 1:\n%s", n, report)
 			}
 		})
+	}
+}
+
+// A filter adds a field, and Postfix has the same message as without it, whatever is
+// in it or missing.
+func TestOddMessagesAfterQueue(t *testing.T) {
+	t.Parallel()
+	l := startLoop(t, way{address: onUnix, listener: afterByLMTP, target: toTCP, filters: `"tag", `, relay: `
+[backend.tag]
+plugin = "exec"
+[backend.tag.settings]
+command = ["/bin/echo", "X-Tag: yes"]
+`}, "always_bcc =\n")
+	c, err := l.connectElsewhere()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	messages := []string{
+		"",
+		"\r\n",
+		"\r\n\r\n\r\n",
+		"Subject: only a header\r\n",
+		"Subject: an empty body\r\n\r\n",
+		"\r\nonly a body\r\n",
+		"\r\nSubject: of the body\r\n\r\n",
+		"no field\r\n",
+		"Subject: and then\r\nno field\r\n",
+		"X-Folded:\r\n \t\r\n\tx \r\n\r\n.\r\n",
+		"Subject: 8-bit, which nobody declared\r\n\r\n\x80\xff\r\n",
+		"X-8-bit: \x80\xff \u00e9\r\n\r\n\x01\x7f\x1b\r\n",
+		"Subject : a space\r\n\r\n \r\n",
+		"Bcc: bob@peers.example\r\n\r\nx\r\n",
+		"X-Long: " + strings.Repeat("x", 3000) + "\r\n\r\n" + strings.Repeat("y", 70000) + "\r\n",
+	}
+	for i, m := range messages {
+		if err := c.send([]byte(m), "sender@peers.example> RET=FULL ENVID=e+2B1", fmt.Sprintf("odd%d@peers.example> NOTIFY=NEVER", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Postfix does so by itself, before the filter sees it.
+	changed := map[string]string{
+		"no field\r\n":                        "\r\nno field\r\n",
+		"Subject: and then\r\nno field\r\n":   "Subject: and then\r\n\r\nno field\r\n",
+		"Subject : a space\r\n\r\n \r\n":      "Subject: a space\r\n\r\n \r\n",
+		"Bcc: bob@peers.example\r\n\r\nx\r\n": "\r\nx\r\n",
+	}
+	for i, m := range messages {
+		if as, ok := changed[m]; ok {
+			m = as
+		}
+		_, rest := l.mailOf(t, fmt.Sprintf("odd%d", i))
+		after, tagged := strings.CutPrefix(rest, "X-Tag: yes\r\n")
+		before, rest := hops(after)
+		if !tagged || len(before) != 1 || rest != m {
+			t.Errorf("%.80q has become\n%.2000q, of hops %+v", m, rest, before)
+		}
 	}
 }
 
