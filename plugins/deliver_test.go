@@ -256,6 +256,24 @@ func (d deadline) Err() error {
 	return context.DeadlineExceeded
 }
 
+// The timer of the plugin may be earlier than that of the gateway. The plugin has
+// not ended then.
+func TestDeadlineEndsInThePluginFirst(t *testing.T) {
+	h, _ := run(t, "late")
+	o := deliver(lateTimer{t.Context(), time.Now().Add(50 * time.Millisecond)}, h, message("", "never"))
+	if got := o.status(t, 0); got != backends.TimedOut {
+		t.Errorf("got %v, want %v", got, backends.TimedOut)
+	}
+}
+
+// A lateTimer is a ctx that does not end at its deadline.
+type lateTimer struct {
+	context.Context
+	deadline time.Time
+}
+
+func (l lateTimer) Deadline() (time.Time, bool) { return l.deadline, true }
+
 // A recipient that has a status must not go on to the next backend.
 func TestStatusSetByAnotherGoroutine(t *testing.T) {
 	h, _ := run(t, "races")

@@ -42,6 +42,7 @@ func TestWithoutLane(t *testing.T) {
 		"unreadable message":          TestMessageThatCannotBeRead,
 		"deadline":                    TestDeadlineCrossesTheBorder,
 		"end at the deadline":         TestDeadlineEndsDeliver,
+		"plugin's own deadline":       TestDeadlineEndsInThePluginFirst,
 		"status by others":            TestStatusSetByAnotherGoroutine,
 		"second status":               TestSecondStatusIsLogged,
 		"late deliveries":             TestLateDeliveries,

@@ -205,6 +205,11 @@ func (s *laneStream) explain(err error) error {
 		}
 	}
 	if _, lost := errors.AsType[*net.OpError](err); lost || err == io.EOF || err == io.ErrUnexpectedEOF {
+		// The plugin gives the transaction up at the same deadline, and its timer
+		// may be the first.
+		if deadline, ok := s.caller.Deadline(); ok && !time.Now().Before(deadline) {
+			return noAnswer(deadline.Sub(s.began))
+		}
 		return errVanished{s.plugin}
 	}
 	return err
