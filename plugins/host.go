@@ -122,6 +122,7 @@ type Host struct {
 // times are what tests shorten.
 type times struct {
 	handshake    time.Duration // of a plugin that starts
+	configure    time.Duration // until it has taken its settings
 	checkEvery   time.Duration // between health checks
 	checkTimeout time.Duration // of a health check
 	patience     time.Duration // of a transaction or question while no plugin runs
@@ -130,6 +131,7 @@ type times struct {
 
 var defaultTimes = times{
 	handshake:    10 * time.Second,
+	configure:    configureTimeout,
 	checkEvery:   5 * time.Second,
 	checkTimeout: 10 * time.Second,
 	patience:     2 * time.Second,

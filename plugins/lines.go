@@ -194,10 +194,13 @@ type words struct {
 	trace bool
 }
 
+// traces is how the trace of a Go program begins.
+var traces = []string{"panic: ", "fatal error: ", "runtime/cgo: "}
+
 func (w *words) add(line string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: ") {
+	if slices.ContainsFunc(traces, func(begins string) bool { return strings.HasPrefix(line, begins) }) {
 		w.lines, w.trace = nil, true
 	}
 	if len(w.lines) == lastWords {

@@ -132,6 +132,7 @@ func TestLastWords(t *testing.T) {
 		// The cause of a crash is at the top of its trace.
 		{append(append(numbers(0, 100), "panic: bug"), numbers(0, 100)...), "panic: bug", "18"},
 		{append([]string{"panic: one"}, append(numbers(0, 100), "fatal error: two", "end")...), "fatal error: two", "end"},
+		{append(append(numbers(0, 100), "runtime/cgo: pthread_create failed"), numbers(0, 100)...), "runtime/cgo: pthread_create failed", "18"},
 	} {
 		var w words
 		for _, line := range test.lines {

@@ -15,8 +15,10 @@ import (
 	"github.com/hashicorp/go-plugin"
 	"github.com/hashicorp/go-plugin/runner"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 
 	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/internal/settings"
@@ -73,7 +75,7 @@ type running struct {
 func launch(ctx context.Context, c Command, t times, sockets string, request *pb.ConfigureRequest) (*running, error) {
 	r := &running{log: c.Log, launched: time.Now(), idle: make(chan struct{}, 1), suspect: make(chan struct{}, 1), stopped: make(chan struct{}), words: &words{}, rate: &rate{}}
 	var err error
-	patience := configureTimeout
+	patience := t.configure
 	if c.Attach != "" {
 		patience = attachTimeout
 		err = r.attach(ctx, c.Attach, t.handshake)
@@ -206,6 +208,9 @@ func (r *running) configure(ctx context.Context, request *pb.ConfigureRequest, t
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	answer, err := r.plugin.Configure(ctx, request)
+	if status.Code(err) == codes.DeadlineExceeded {
+		return nil, fmt.Errorf("it has not taken its settings within %v", timeout)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("configure: %w", err)
 	}

@@ -42,6 +42,8 @@ func serveSettings() {
 			os.Exit(4)
 		case "nil":
 			return nil, nil
+		case "hang":
+			hang()
 		}
 		return configured{s}, nil
 	})
@@ -112,12 +114,17 @@ func TestBackendThatCannotBeOpened(t *testing.T) {
 		"panic": "backend settings: panic: a bug",
 		"nil":   "backend settings: there is no backend",
 		"exit":  `backend settings: ended at its start: exit status 4; it wrote: ["giving up"]`,
+		"hang":  "backend settings: it has not taken its settings within 3s",
 	} {
 		t.Run(path, func(t *testing.T) {
 			checkLeaks(t)
 			c := command(t, "settings", newGatewayLog())
 			c.Settings = map[string]any{"path": path}
-			if _, err := startHost(t, t.Context(), c, defaultTimes); err == nil || err.Error() != want {
+			times := defaultTimes
+			if path == "hang" {
+				times.configure = 3 * time.Second
+			}
+			if _, err := startHost(t, t.Context(), c, times); err == nil || err.Error() != want {
 				t.Errorf("got the error %v, want %s", err, want)
 			}
 		})
