@@ -273,7 +273,8 @@ func (d *delivery) outcome(backend *namedBackend, b *branch, tx *backends.DataCo
 		}
 		return slices.DeleteFunc([]*branch{&on}, func(b *branch) bool { return len(b.to) == 0 }), nil
 	case "reject":
-		return nil, errors.Join(unchecked, err)
+		d.logFailure(backend, err, "they are refused")
+		return nil, unchecked
 	}
 	return nil, err
 }

@@ -79,8 +79,12 @@ func TestFailurePolicy(t *testing.T) {
 				if got[1] != want {
 					t.Errorf("%s, %s: %q, want %q", name, policy, got[1], want)
 				}
-				if failed := strings.Contains(log.String(), "event=failure"); failed != (name != "answer") {
-					t.Errorf("%s, %s: logged as a failure: %t", name, policy, failed)
+				if failed := strings.Count(log.String(), "event=failure"); (failed == 1) != (name != "answer") {
+					t.Errorf("%s, %s: logged as a failure %d times", name, policy, failed)
+				}
+				effect := map[string]string{passed: `effect="they go on to the next backend"`, refused: `effect="they are refused"`}[want]
+				if !strings.Contains(log.String(), effect) || strings.Contains(log.String(), "effect=") != (effect != "") {
+					t.Errorf("%s, %s: want %q in the log\n%s", name, policy, effect, log.String())
 				}
 			})
 		}
