@@ -150,7 +150,7 @@ func (e FieldEdit) check() error {
 
 // ReplaceMessage puts the message that r gives, header and all, in the place
 // of the one at hand. It reads r to its end. Lines end in CRLF. The last call
-// counts.
+// counts. With edits of single fields beside it, it is an error of the delivery.
 func (tx *DataContext) ReplaceMessage(r io.Reader) error {
 	tx.mu.Lock()
 	store, err := tx.hooks.Replace, tx.mayReplace()

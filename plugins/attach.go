@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -88,6 +89,10 @@ func (r *running) detach() {
 func serveAttached(open opener, path string) error {
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer cancel()
+	path, err := filepath.Abs(path) // the gateway may have another working directory
+	if err != nil {
+		return err
+	}
 	l, err := listenAttached(path)
 	if err != nil {
 		return err
@@ -125,6 +130,7 @@ func listenAttached(path string) (net.Listener, error) {
 	if conn, e := net.Dial("unix", path); !errors.Is(e, syscall.ECONNREFUSED) {
 		if e == nil {
 			conn.Close()
+			err = fmt.Errorf("%w: a plugin that was started before listens there", err)
 		}
 		return nil, err
 	}

@@ -3,7 +3,9 @@ package plugins
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -76,6 +78,19 @@ func runAttached(t *testing.T, name string, times times) (*byHand, *Host, *gatew
 	h := runCommand(t, c, times)
 	t.Cleanup(func() { p.end(syscall.SIGKILL) }) // before runCommand looks for children
 	return p, h, log
+}
+
+// What the plugin tells to write into gateway.toml is right wherever that is.
+func TestStartedByHandAtARelativePath(t *testing.T) {
+	t.Chdir(t.TempDir())
+	p := startByHand(t, "answers", "s")
+	directory, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("plugin = %q\n", "unix:"+filepath.Join(directory, "s")); !strings.Contains(p.stderr.text.String(), want) {
+		t.Errorf("it says\n%s\nwant %s", p.stderr.text.String(), want)
+	}
 }
 
 func TestAttachedPluginThatIsStartedAgain(t *testing.T) {
@@ -219,7 +234,7 @@ func TestSocketOfAnotherPlugin(t *testing.T) {
 	p := program(t, command(t, "answers", newGatewayLog()))
 	p.Env = []string{"MAILGW_ATTACH=" + socket, "GORACE=atexit_sleep_ms=0"}
 	output, _ := p.CombinedOutput()
-	if code := p.ProcessState.ExitCode(); code != 71 || !strings.Contains(string(output), "address already in use") {
+	if code := p.ProcessState.ExitCode(); code != 71 || !strings.Contains(string(output), "a plugin that was started before listens there") {
 		t.Errorf("exit code %d: %s", code, output)
 	}
 }

@@ -104,6 +104,7 @@ func TestErrorOfPythonBackend(t *testing.T) {
 		"exits":            {"SystemExit: a bug", backends.TryLater},
 		"nonsense":         {"TypeError: deliver returned 250", backends.TryLater},
 		"no code":          {"is no answer", backends.TryLater},
+		"no status":        {"'250 ok' is no answer, want a Status", backends.TryLater},
 		"raises nonsense":  {"is no answer", backends.TryLater},
 		"raises none":      {"AttributeError", backends.TryLater},
 		"unspeakable":      {"Unspeakable", backends.TryLater},
@@ -122,7 +123,7 @@ func TestErrorOfPythonBackend(t *testing.T) {
 		}
 		o.wantUndecided(t, 0, 1)
 	}
-	records := log.wait(t, 13, "log", "deliver")
+	records := log.wait(t, 14, "log", "deliver")
 	if !slices.ContainsFunc(records, func(r map[string]any) bool {
 		return r["level"] == "ERROR" && r["tx"] == "T1" && strings.Contains(fmt.Sprint(r["stack"]), "in fails\n")
 	}) {
@@ -333,7 +334,7 @@ func TestQuestionsToPython(t *testing.T) {
 	if a, err := h.Ask(t.Context(), about(backends.AboutEXPN, "no opinion")); err != nil || !a.IsZero() {
 		t.Errorf("got %+v, %v; want no opinion", a, err)
 	}
-	if _, err := h.Ask(t.Context(), about(backends.AboutEXPN, "letters")); err == nil || !strings.Contains(err.Error(), "TypeError: str is no answer") {
+	if _, err := h.Ask(t.Context(), about(backends.AboutEXPN, "letters")); err == nil || !strings.Contains(err.Error(), "TypeError: expand returned str, which is no answer") {
 		t.Errorf("got the error %v", err)
 	}
 	// Credentials are not shown by accident.
@@ -454,6 +455,7 @@ func TestLogOfPython(t *testing.T) {
 		{"stored", map[string]any{"level": "INFO", "session": "S1", "tx": "T1", "ident": "4F3A2C", "path": "/var/mail", "plugin.event": "forged"}},
 		{"5 octets", map[string]any{"level": "DEBUG", "tx": "T1"}},
 		{"on fire", map[string]any{"level": "ERROR", "tx": "T1"}},
+		{"from a thread", map[string]any{"level": "INFO", "tx": "T1"}},
 		{"to stdout", map[string]any{"level": "INFO"}},
 		{"to stderr", map[string]any{"level": "WARN"}},
 	} {
@@ -633,7 +635,7 @@ func TestPythonStartedByHandTakesNobodysSocket(t *testing.T) {
 	second := program(t, python(t, newGatewayLog()))
 	second.Env = []string{"MAILGW_ATTACH=" + socket, "PYTHONPATH=python", "PYTHONDONTWRITEBYTECODE=1"}
 	output, _ := second.CombinedOutput()
-	if code := second.ProcessState.ExitCode(); code != 71 || !strings.Contains(string(output), "Address already in use") {
+	if code := second.ProcessState.ExitCode(); code != 71 || !strings.Contains(string(output), "Address already in use: a plugin that was started before listens there") {
 		t.Errorf("exit code %d: %s", code, output)
 	}
 }

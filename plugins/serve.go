@@ -188,8 +188,8 @@ func manual(args []string) string {
     [backend.NAME]
     plugin = %q
 
-and name the backend in a route of a listener. To look into it with a debugger, start
-it by hand with the path of a socket in the variable %s.
+and name the backend in a route of a listener. For a debugger, start it yourself with
+%s=PATH in its environment, and name the socket: plugin = "unix:PATH".
 `, program, attachEnv)
 }
 

@@ -374,6 +374,9 @@ class DataContext:
         """Says that recipient i is being delivered beyond the return of deliver, in another
         thread, which calls set_status. If it does not before the deadline of the
         transaction, the recipient gets 451. It never goes on to the next backend.
+
+        What a thread logs has the attributes of the transaction if its target is
+        contextvars.copy_context().run, with your function as the first of its args.
         """
         self._check(i)
         with self._lock:
@@ -414,7 +417,8 @@ class DataContext:
 
     def replace_message(self, message: bytes | BinaryIO) -> None:
         """Puts another message, header and all, in the place of the one at hand. A file is
-        read to its end, and never in memory as a whole. The last call counts.
+        read to its end, and never in memory as a whole. The last call counts. Fields of the
+        header cannot be edited beside it.
         """
         file = io.BytesIO(message) if isinstance(message, bytes) else message
         with self._replacing:
@@ -874,7 +878,8 @@ def _listen_attached(path: str) -> socket.socket:
             listener.bind(path)
         listener.listen()
     except OSError as e:
-        print(f"listen on {path}: {e.strerror}", file=sys.stderr)
+        hint = ": a plugin that was started before listens there" if e.errno == errno.EADDRINUSE else ""
+        print(f"listen on {path}: {e.strerror}{hint}", file=sys.stderr)
         sys.exit(os.EX_OSERR)
     finally:
         os.umask(umask)
@@ -1113,8 +1118,8 @@ def _describe(e: BaseException) -> str:
 
 
 def _status(s: Status) -> pb.Status:
-    if not 200 <= s.code <= 599:
-        raise ValueError(f"{s} is no answer")
+    if not (isinstance(s, Status) and isinstance(s.code, int) and 200 <= s.code <= 599):
+        raise ValueError(f"{s!r:.100} is no answer, want a Status with a code from 200 to 599")
     return pb.Status(code=s.code, enhanced=_clean(s.enhanced), text=_clean(s.text))
 
 
@@ -1156,7 +1161,7 @@ def _answer(topic: int, answer: Any) -> pb.Answer:
             return pb.Answer(scram=pb.SCRAMVerifier(**{**dataclasses.asdict(answer), "user": _octets(answer.user)}))
         case list() | tuple():
             return pb.Answer(members=pb.Members(members=map(_octets, answer)))
-    raise TypeError(f"{type(answer).__name__} is no answer")
+    raise TypeError(f"{_QUESTIONS[topic][0]} returned {type(answer).__name__}, which is no answer")
 
 
 _hints = functools.cache(typing.get_type_hints)

@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """A plugin that does what the address of the first recipient says, for tests of mailgw.py."""
 
+import contextvars
 import dataclasses
 import hashlib
 import io
@@ -131,6 +132,9 @@ class Contract:
     def no_code(self, tx: mailgw.DataContext) -> None:
         tx.set_status(0, mailgw.Status(0))
 
+    def no_status(self, tx: mailgw.DataContext) -> None:
+        tx.set_status(0, "250 ok")  # type: ignore[arg-type]
+
     def raises_nonsense(self, tx: mailgw.DataContext) -> None:
         raise mailgw.StatusError(mailgw.Status(0))
 
@@ -238,6 +242,7 @@ class Contract:
         logging.info("stored", extra={"path": Path("/var/mail"), "event": "forged"})
         logging.debug("%d octets", 5)
         logging.critical("on fire")
+        threading.Thread(target=contextvars.copy_context().run, args=(logging.info, "from a thread")).start()
         print("to stdout")
         print("to stderr", file=sys.stderr)
         return mailgw.DELIVERED
