@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
 	"os"
@@ -206,7 +207,7 @@ func TestReplayRefused(t *testing.T) {
 	good, bad := filepath.Join(dir, "good"), filepath.Join(dir, "bad")
 	os.WriteFile(good, fmt.Appendf(nil, handWritten, "a"), 0o600)
 	settings := filepath.Join(dir, "settings.toml")
-	os.WriteFile(settings, []byte("colour = 'red'\n"), 0o600)
+	os.WriteFile(settings, []byte("# none\ncolour = 'red'\n"), 0o600)
 	os.WriteFile(bad, []byte("MAILGW RECORD 1\nMAIL FROM:<>\n"), 0o600)
 	for _, test := range []struct {
 		args []string
@@ -220,7 +221,7 @@ func TestReplayRefused(t *testing.T) {
 		{[]string{good, bad, "--plugin", "discard"}, exitData, bad + ":3: the record ends without END"},
 		{[]string{dir + "/none", "--plugin", "discard"}, exitSystem, "no such file"},
 		{[]string{good, "--plugin", "./none"}, exitConfig, "/none: no such file"},
-		{[]string{good, "--plugin", "discard", "--settings", settings}, exitConfig, "colour: unknown key"},
+		{[]string{good, "--plugin", "discard", "--settings", settings}, exitConfig, settings + ":2: colour: unknown key"},
 		{[]string{good, "--plugin", "discard", "--settings", good}, exitConfig, good + ": toml: "},
 		{[]string{good, "--plugin", "discord"}, exitConfig, `no plugin "discord" ships`},
 		{[]string{good, "--config", file, "--backend", "dorp"}, exitConfig, "has no [backend.dorp]"},
@@ -231,6 +232,49 @@ func TestReplayRefused(t *testing.T) {
 		}
 	}
 }
+
+// A plugin under a debugger can be given real mail.
+func TestReplayToAPluginStartedByHand(t *testing.T) {
+	t.Parallel() // it waits for processes
+	dir := t.TempDir()
+	socket, file := filepath.Join(dir, "s"), filepath.Join(dir, "gateway.toml")
+	if err := os.WriteFile(file, fmt.Appendf(nil, attachedTOML, socket), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mail := filepath.Join(dir, "mail")
+	if err := os.WriteFile(mail, fmt.Appendf(nil, handWritten, "a"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	byHand := program(t, "plugin", "discard")
+	byHand.Env = append(byHand.Environ(), "MAILGW_ATTACH="+socket)
+	stderr, err := byHand.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := byHand.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { byHand.Process.Kill(); byHand.Wait() })
+	if line, err := bufio.NewReader(stderr).ReadString('\n'); err != nil {
+		t.Fatalf("it says %q, %v", line, err)
+	}
+	for range 2 { // it is there for more than one
+		stdout, stderr, code := runToEnd(t, "replay", mail, "--config", file, "--backend", "debugged")
+		if want := mail + ": a@example.org  differs: was nothing, is 250 2.0.0 discarded\n"; stdout != want || code != exitDiffers {
+			t.Errorf("exit code %d\n%s%s\nwant\n%s", code, stdout, stderr, want)
+		}
+	}
+}
+
+const attachedTOML = `
+[[listener]]
+name = "lmtp"
+address = "unix:lmtp.sock"
+protocol = "lmtp"
+routes = { "*" = ["debugged"] }
+[backend.debugged]
+plugin = "unix:%s"
+`
 
 // A plugin that does not answer in time has failed, and the next file is given
 // to it all the same. A record without answers gets them by --update.

@@ -35,8 +35,9 @@ one after the other, and prints a line for each recipient, and for each edit: "s
 or "differs", with what was and what is. So real mail becomes the tests of a plugin.
 
 The plugin is a program, or one that ships, with the settings of a file; or that of a
-backend of a configuration, with all that it has there. The transactions are real to
-the plugin: what it does with mail, it does.
+backend of a configuration, with all that it has there, also one that was started by
+hand, under a debugger. The transactions are real to the plugin: what it does with mail,
+it does.
 
 Of an answer the code and the enhanced code decide. What else it says may be another
 queue ID each time: where it differs that is shown, and is the same all the same,
@@ -94,7 +95,7 @@ func (f *replayFlags) run(ctx context.Context, names []string, stdout, stderr io
 	}
 	plugin, err := startHost(ctx, command)
 	if err != nil {
-		return exitError{exitConfig, err}
+		return exitError{exitConfig, f.placed(err)}
 	}
 	defer hosts{"": plugin}.close(log)
 	differs := false

@@ -98,6 +98,12 @@ func testPlugin(ctx context.Context, f testPluginFlags, args []string, stdout, s
 	if err != nil {
 		return exitError{exitConfig, err}
 	}
+	if command.Attach != "" {
+		return exitError{exitConfig, fmt.Errorf("[backend.%s] is started by hand, and cannot be started again and again; name its program", f.backend)}
+	}
+	if command.Attach != "" {
+		return exitError{exitConfig, fmt.Errorf("[backend.%s] is started by hand, and cannot be started again and again; name its program", f.backend)}
+	}
 	checks, failed := 0, 0
 	f.options.Report = func(check string, err error) {
 		checks++

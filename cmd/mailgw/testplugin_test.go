@@ -71,7 +71,7 @@ plugin = "unix:/tmp/socket"
 		{reads, exitSoftware, `it wrote: ["paht = \"x\""]`, ""}, // no sandbox keeps it from reading
 		{"--config " + config + " --backend faulty", exitConfig, "", "gateway.toml:18: backend.faulty.plugin: "},
 		{"--config " + config + " --backend nobody", exitConfig, "", "has no [backend.nobody]"},
-		{"--config " + config + " --backend attached", exitConfig, "", "is started by hand"},
+		{"--config " + config + " --backend attached", exitConfig, "", "is started by hand, and cannot be started again and again"},
 		{"--config " + config, exitUsage, "", "--config is for --backend"},
 		{"--backend storage", exitConfig, "", "gateway.toml: "},
 		{"--config " + config + " --backend storage ./x", exitUsage, "", "want a program, or --backend"},

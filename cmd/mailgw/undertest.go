@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -49,6 +51,25 @@ func (u underTest) command(program []string, log *slog.Logger, stderr io.Writer)
 	return pluginOf(&gateway.Config{Backends: map[string]gateway.BackendConfig{name: b}}, name, log), nil
 }
 
+// placed gives the faults that a plugin found in a file of settings their places
+// there.
+func (u underTest) placed(err error) error {
+	found, ok := errors.AsType[plugins.SettingsError](err)
+	if !ok || u.settings == "" {
+		return err
+	}
+	text, unread := os.ReadFile(u.settings)
+	if unread != nil {
+		return err
+	}
+	lines := settings.FindLines(string(text))
+	var faults []error
+	for _, f := range found.Faults {
+		faults = append(faults, fmt.Errorf("%s:%d: %s: %s", u.settings, lines.Of(f.Key), f.Key, f.Text))
+	}
+	return errors.Join(faults...)
+}
+
 // ofBackend says it of a backend of the configuration.
 func (u underTest) ofBackend(log *slog.Logger, stderr io.Writer) (plugins.Command, error) {
 	c, problems, err := loadConfig(u.config, stderr)
@@ -57,14 +78,12 @@ func (u underTest) ofBackend(log *slog.Logger, stderr io.Writer) (plugins.Comman
 	}
 	key := settings.Join("backend", u.backend)
 	problems = slices.DeleteFunc(problems, func(p gateway.Problem) bool { return !gateway.Problems{p}.In(key) })
-	b, there := c.Backends[u.backend]
+	_, there := c.Backends[u.backend]
 	switch {
 	case len(problems) > 0:
 		return plugins.Command{}, problems
 	case !there:
 		return plugins.Command{}, fmt.Errorf("%s has no [%s]", u.config, key)
-	case b.Attached() != "":
-		return plugins.Command{}, fmt.Errorf("[%s] is started by hand, and nobody else can start it again", key)
 	}
 	return pluginOf(c, u.backend, log), nil
 }
