@@ -53,8 +53,19 @@ func ReadLine(r *bufio.Reader, limit int) ([]byte, error) {
 // beginsBDAT reports whether a line, or the beginning of one, has the verb
 // BDAT.
 func beginsBDAT(line []byte) bool {
-	line = bytes.TrimLeft(line, " \t")
-	return len(line) >= 4 && upper(string(line[:4])) == "BDAT"
+	for len(line) > 0 && isBlank(rune(line[0])) {
+		line = line[1:]
+	}
+	const verb = "BDAT"
+	if len(line) < len(verb) {
+		return false
+	}
+	for i := range len(verb) {
+		if line[i]&^0x20 != verb[i] { // a letter in either case
+			return false
+		}
+	}
+	return true
 }
 
 // ParseCommand parts a line into the verb, in upper case, and what follows

@@ -15,6 +15,9 @@ import (
 // in a local part, and it may be longer than 64 octets, because such
 // addresses exist. Non-ASCII is taken only if utf8Allowed is set.
 func CheckMailbox(path string, utf8Allowed bool) (address string, err error) {
+	if isPlain(path) {
+		return path, nil
+	}
 	switch {
 	case !utf8.ValidString(path):
 		return "", errors.New("neither US-ASCII nor UTF-8")
@@ -37,6 +40,33 @@ func CheckMailbox(path string, utf8Allowed bool) (address string, err error) {
 		return "", err
 	}
 	return address, nil
+}
+
+// isPlain reports whether path is a mailbox like nearly all, of letters, digits,
+// dots and hyphens. It is only quicker than to look at all that a path may have.
+func isPlain(path string) bool {
+	at := strings.IndexByte(path, '@')
+	if at <= 0 || len(path) > 255 {
+		return false
+	}
+	for i := range at {
+		if c := path[i]; !isAlnum(c) && c != '.' && c != '-' {
+			return false
+		}
+	}
+	before := byte('.')
+	for i := at + 1; i < len(path); i++ {
+		c := path[i]
+		switch {
+		case isAlnum(c):
+		case c == '-' && before != '.':
+		case c == '.' && before != '.' && before != '-':
+		default:
+			return false
+		}
+		before = c
+	}
+	return before != '.' && before != '-'
 }
 
 // cutRoute returns path without the source route "@a,@b:" before it. A route

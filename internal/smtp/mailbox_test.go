@@ -192,6 +192,9 @@ func TestSplitMailbox(t *testing.T) {
 func FuzzCheckMailbox(f *testing.F) {
 	f.Fuzz(func(t *testing.T, path string) {
 		address, err := CheckMailbox(path, true)
+		if isPlain(path) && (checkLocal(path[:lastAt(path)]) != nil || checkName(path[lastAt(path)+1:]) != nil) {
+			t.Errorf("%q is no plain mailbox", path)
+		}
 		if err != nil {
 			if text := err.Error(); !IsASCII(text) || strings.ContainsFunc(text, isControl) {
 				t.Errorf("CheckMailbox(%q): %q is no text for a reply", path, text)
