@@ -275,16 +275,8 @@ func (c *call) recipients(m *pb.ToGateway) error {
 		}
 		c.tx.Wrote(d)
 	}
-	var wrong error
-	c.tx.Together(func() {
-		for _, s := range m.Statuses {
-			if wrong = c.decide(int(s.GetRecipient()), s.GetStatus()); wrong != nil {
-				return
-			}
-		}
-	})
-	if wrong != nil {
-		return wrong
+	if err := c.decideAll(m.Statuses); err != nil {
+		return err
 	}
 	if m.SmtpResponse != nil {
 		s, err := statusFromWire(m.SmtpResponse)
@@ -294,6 +286,28 @@ func (c *call) recipients(m *pb.ToGateway) error {
 		c.tx.SetSMTPResponse(s)
 	}
 	return nil
+}
+
+// decideAll decides the recipients of one message together.
+func (c *call) decideAll(statuses []*pb.RecipientStatus) error {
+	switch len(statuses) {
+	case 0:
+		return nil
+	case 1: // most have one, for which nothing is to be allocated
+		return c.decide(int(statuses[0].GetRecipient()), statuses[0].GetStatus())
+	}
+	return c.decideTogether(statuses)
+}
+
+func (c *call) decideTogether(statuses []*pb.RecipientStatus) (wrong error) {
+	c.tx.Together(func() {
+		for _, s := range statuses {
+			if wrong = c.decide(int(s.GetRecipient()), s.GetStatus()); wrong != nil {
+				return
+			}
+		}
+	})
+	return wrong
 }
 
 // maxIgnored is how many answers that do not count a plugin may give for one
