@@ -6,10 +6,12 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/plugins/internal/pb"
 )
 
 // What a backend does at the end of a transaction, and after it, is no part of the next
@@ -78,6 +80,64 @@ func TestLongEnd(t *testing.T) {
 	if _, err := c.message(f.length); err != nil {
 		t.Error(err)
 	}
+}
+
+// A connection that waits does not hold what a large answer needed.
+func TestLaneKeepsLittle(t *testing.T) {
+	room, large := &answerRoom{}, &pb.ToGateway{}
+	for range maxParts / 2 {
+		large.Statuses = append(large.Statuses, status250(0)...)
+	}
+	before := inUse()
+	for range 20 {
+		room.decode(octetsOf(t, large))
+		room.clear()
+	}
+	if n := inUse() - before; n > 64<<10 {
+		t.Errorf("%d octets are kept", n)
+	}
+	runtime.KeepAlive(room)
+	runtime.KeepAlive(large)
+}
+
+// Nor does it hold what a large envelope needed, in the plugin.
+func TestPluginKeepsLittleOfTheLane(t *testing.T) {
+	h, err := newHangups()
+	if err != nil {
+		t.Fatal(err)
+	}
+	near, far := socketPair(t)
+	defer near.Close()
+	before := inUse()
+	l := &laneServer{server: &server{backend: testBackends["discard"]}, hangups: h}
+	go l.serve(far)
+	c, err := newLaneConn(near)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.frame(0) // with which a connection begins
+	for i, size := range []int{32 << 20, 1, 1} {
+		octets := appendTransaction(nil, &backends.DataContext{Envelope: backends.Envelope{Sender: strings.Repeat("x", size)}})
+		near.Write(rawFrame(1, []byte{0, 0, 0, byte(i + 1)}, octets, nil))
+		if f, err := c.frame(maxMessage); err != nil || f.kind != laneEnd {
+			t.Fatalf("got the frame %+v and the error %v", f, err)
+		} else if _, err := c.message(f.length); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := inUse() - before; n > 16<<20 {
+		t.Errorf("%d octets are kept", n)
+	}
+	runtime.KeepAlive(c)
+}
+
+// inUse is how much memory is in use.
+func inUse() int64 {
+	runtime.GC()
+	runtime.GC() // what is in a pool is there for one more
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
 
 // A connection that was closed takes nothing of the transaction, which goes by another

@@ -273,6 +273,7 @@ func (r *answerRoom) clear() {
 	if len(r.statuses) > few {
 		r.statuses = nil
 	}
+	r.message.Statuses = nil
 	for _, s := range r.statuses {
 		s.Status.Enhanced, s.Status.Text = "", ""
 	}
