@@ -151,6 +151,9 @@ func TestEnvelopeIsChanged(t *testing.T) {
 		{[]string{"q|", "-<ann@example.org>|", "-<bob@example.org>|", "+<carl@example.org>|"}, backends.Edits{
 			Diversions: map[int]string{0: "quarantine"},
 			Redirects:  map[int][]string{0: {"carl@example.org"}}}},
+		{[]string{"q|", "-<ann@example.org>|", "-<bob@example.org>|", "2<carl@example.org>|NOTIFY=NEVER|"}, backends.Edits{
+			Diversions: map[int]string{0: "quarantine"},
+			Redirects:  map[int][]string{0: {"carl@example.org"}}}},
 		{[]string{"qspam|"}, backends.Edits{Diversions: map[int]string{0: "quarantine", 1: "quarantine"}}},
 		{[]string{"qspam|", "-<ann@example.org>|"}, backends.Edits{Diversions: map[int]string{1: "quarantine"}}},
 		{[]string{"+<carl@example.org>|", "q|"}, backends.Edits{
@@ -161,6 +164,29 @@ func TestEnvelopeIsChanged(t *testing.T) {
 		tx := transaction(message)
 		if _, err := run(t.Context(), newBackend(t, play(t, script{"E": append(tt.answers, "c")}), nil), tx); err != nil {
 			t.Errorf("%q: %v", tt.answers, err)
+		}
+		if got := tx.Edits(); !reflect.DeepEqual(got, tt.want) {
+			t.Errorf("%q: got %+v, want %+v", tt.answers, got, tt.want)
+		}
+	}
+}
+
+// No change is of a recipient that the milter has refused before.
+func TestWhoWasRefusedIsLeftAlone(t *testing.T) {
+	carl, bob := []backends.Recipient{{Address: "carl@example.org"}}, []backends.Recipient{{Address: "bob@example.org"}}
+	tests := []struct {
+		answers []string
+		want    backends.Edits
+	}{
+		{[]string{"-<bob@example.org>|", "+<carl@example.org>|", "c"}, backends.Edits{Added: carl}},
+		{[]string{"+<bob@example.org>|", "c"}, backends.Edits{Added: bob}},
+		{[]string{"q|", "c"}, backends.Edits{Diversions: map[int]string{0: "quarantine"}}},
+	}
+	for _, tt := range tests {
+		tx := transaction(message)
+		got, err := run(t.Context(), newBackend(t, play(t, script{"R<bob": {"r"}, "E": tt.answers}), nil), tx)
+		if err != nil || !slices.Equal(got, []string{"", "550 5.7.1 rejected by a mail filter"}) {
+			t.Errorf("%q: got %q, %v", tt.answers, got, err)
 		}
 		if got := tx.Edits(); !reflect.DeepEqual(got, tt.want) {
 			t.Errorf("%q: got %+v, want %+v", tt.answers, got, tt.want)

@@ -258,9 +258,23 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
+// Without a recipient there is no DATA.
+func TestNothingIsToldForNobody(t *testing.T) {
+	m := play(t, script{"R": {"r"}})
+	if _, err := run(t.Context(), newBackend(t, m, nil), transaction(message)); err != nil {
+		t.Fatal(err)
+	}
+	heard := <-m.heard
+	want := []string{"R<bob@example.org>|NOTIFY=NEVER|", "A", "Q"}
+	if got := heard[max(0, len(heard)-len(want)):]; !slices.Equal(got, want) {
+		t.Errorf("the milter heard %q in the end, want %q", got, want)
+	}
+}
+
 // A message that cannot be read to its end is never a success.
 func TestDiscardedMessageIsReadToItsEnd(t *testing.T) {
-	for _, s := range []script{{"M": {"d"}}, {"B": {"s"}, "E": {"-<ann@example.org>|", "c"}}} {
+	noBody := optneg(6, offeredActions&^actionSymbols, stepBody.unwanted, "")
+	for _, s := range []script{{"M": {"d"}}, {"O": {noBody}, "E": {"-<ann@example.org>|", "c"}}} {
 		tx := transaction(message)
 		tx.Body = iotest.TimeoutReader(strings.NewReader(strings.Repeat(message, 2000)))
 		got, err := run(t.Context(), newBackend(t, play(t, s), nil), tx)
