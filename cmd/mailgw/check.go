@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -85,6 +86,9 @@ func check(ctx context.Context, config, smuggling string, stdout, stderr io.Writ
 		return exitError{exitConfig, err}
 	}
 	fmt.Fprintf(stdout, "hostname %s, shutdown_timeout %v\n", c.Hostname, c.ShutdownTimeout)
+	if user := c.Credential; user != nil {
+		fmt.Fprintf(stdout, "runs as %s\n", userText(c.User, user))
+	}
 	fmt.Fprintf(stdout, "spool: memory %v, threshold %v, directory %s\n", c.Spool.Memory, c.Spool.Threshold, c.Spool.Directory)
 	for i := range c.Listeners {
 		printListener(stdout, &c.Listeners[i], c.AuthOffered(&c.Listeners[i], hosts.backends()))
@@ -228,7 +232,7 @@ func printSandbox(w io.Writer, b gateway.BackendConfig) {
 	s := b.Sandbox
 	add(b.Checksum != "", "program %s", b.Checksum)
 	if user := s.Credential; user != nil {
-		add(true, "uid %d, gid %d", user.Uid, user.Gid)
+		add(true, "%s", userText(s.User, user))
 	}
 	add(s.Directory != "", "directory %s", s.Directory)
 	add(s.Memory > 0, "memory %v", s.Memory)
@@ -273,4 +277,8 @@ func limit(v any) string {
 		return "none"
 	}
 	return fmt.Sprint(v)
+}
+
+func userText(name string, ids *syscall.Credential) string {
+	return fmt.Sprintf("user %s (uid %d, gid %d)", name, ids.Uid, ids.Gid)
 }

@@ -206,9 +206,10 @@ func TestCheckBecomesUser(t *testing.T) {
 	}
 	give(t, filepath.Join(dir, "mail"), 54331, 54332)
 	stdout, stderr, code = runToEnd(t, "check", "--config", file)
-	want := "\n  sandbox: uid 54331, gid 54332; open_files 100; reads /; writes " + dir + "/mail\n"
+	runs := "\nruns as user 54321 (uid 54321, gid 54322)\n"
+	want := "\n  sandbox: user 54331 (uid 54331, gid 54332); open_files 100; reads /; writes " + dir + "/mail\n"
 	needs := `  needs "writes mail"` + "\n"
-	if code != 0 || strings.Contains(stderr, warning) || !strings.Contains(stdout, want) || !strings.Contains(stdout, needs) {
+	if code != 0 || strings.Contains(stderr, warning) || !strings.Contains(stdout, runs) || !strings.Contains(stdout, want) || !strings.Contains(stdout, needs) {
 		t.Errorf("exit code %d, printed\n%s%s", code, stdout, stderr)
 	}
 }
