@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -19,6 +20,7 @@ import (
 type generation struct {
 	log        *slog.Logger
 	name       string // of the process, random
+	machine    string // the hostname that the system has
 	spool      *spool
 	backends   map[string]*namedBackend
 	digests    bool                     // a backend tells the digest of what it has written
@@ -38,8 +40,9 @@ func newGeneration(c *Config, all map[string]backends.Backend, log *slog.Logger,
 	if problems := c.checkCapabilities(all); len(problems) > 0 {
 		return nil, problems
 	}
+	machine, _ := os.Hostname()
 	g := &generation{
-		log: log, name: name, spool: newSpool(c.Spool), left: make(chan struct{}),
+		log: log, name: name, machine: machine, spool: newSpool(c.Spool), left: make(chan struct{}),
 		backends: map[string]*namedBackend{}, routes: map[string]*route{},
 		shadows: map[string]*namedBackend{}, shadowing: &shadowing{}, recordings: &recordings{},
 	}

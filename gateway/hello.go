@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"os"
 	"strconv"
 	"strings"
 	"unicode"
@@ -101,8 +100,7 @@ func (d *dialog) keywords() []string {
 // message goes through a relay, so that it has to notice at once that it talks to
 // ourselves.
 func (d *dialog) hasOurName() bool {
-	machine, _ := os.Hostname()
-	return strings.EqualFold(d.session.HELO, machine) || strings.EqualFold(d.session.HELO, d.hostname)
+	return strings.EqualFold(d.session.HELO, d.gen.machine) || strings.EqualFold(d.session.HELO, d.hostname)
 }
 
 // greet takes the name of the client, unless a backend refuses it. The reply
