@@ -44,7 +44,8 @@ type destination struct {
 func (to destination) decide(backend string, s backends.Status) { to.answer(to.origin, backend, s) }
 
 // branches groups the recipients by route.
-func (d *delivery) branches(m backends.Message) []*branch {
+func (d *delivery) branches() []*branch {
+	m := d.message
 	first := &branch{route: d.recipients[0].route, sender: d.sender, params: d.params, message: m}
 	first.to = make([]destination, 0, len(d.recipients)) // nearly always there is no other one
 	branches := []*branch{first}
@@ -80,38 +81,73 @@ func (d *delivery) mayAdd(b *branch) bool {
 // what a plugin may have of a message before it reads.
 const maxParts = 8
 
-// run calls the next backend of b, several times if it wants few recipients
-// at once, and returns without waiting.
-func (d *delivery) run(b *branch) {
+// A job is calls of a backend that one goroutine makes, one after the other.
+type job struct {
+	delivery *delivery
+	backend  *namedBackend
+	branch   *branch
+	adds     bool               // they may add recipients
+	waiting  chan []destination // parts of the branch; nil if it is called for all at once
+}
+
+// run begins to call the next backends of all, several times if one wants few
+// recipients at once. It returns without waiting, and leaves one job to the caller.
+func (d *delivery) run(all ...*branch) (mine *job) {
+	for _, b := range all {
+		j, n := d.job(b)
+		for range n {
+			if mine != nil {
+				go mine.begin()
+			}
+			mine = j
+		}
+	}
+	return mine
+}
+
+// job returns the job of the next backend of b, which n goroutines are to do.
+func (d *delivery) job(b *branch) (j *job, n int) {
 	backend := d.backends[b.route.backends[b.stage]]
 	most := cmp.Or(backend.RecipientsPerTransaction, len(b.to))
 	parts := (len(b.to) + most - 1) / most
 	d.hold(backend.name, b)
 	d.busy.Add(int32(parts))
-	adds := d.mayAdd(b)
-	if adds {
+	j = &job{delivery: d, backend: backend, branch: b, adds: d.mayAdd(b)}
+	if j.adds {
 		d.adding(parts)
 	}
-	if parts == 1 {
-		go func() {
-			growStack()
-			d.call(backend, b, adds)
-		}()
-		return
+	if parts > 1 {
+		j.waiting = make(chan []destination, parts)
+		for part := range slices.Chunk(b.to, most) {
+			j.waiting <- part
+		}
+		close(j.waiting)
 	}
-	waiting := make(chan []destination, parts)
-	for part := range slices.Chunk(b.to, most) {
-		waiting <- part
-	}
-	close(waiting)
-	for range min(parts, maxParts) {
-		go func() {
-			for to := range waiting {
-				part := *b
-				part.to = to
-				d.call(backend, &part, adds)
-			}
-		}()
+	return j, min(parts, maxParts)
+}
+
+// begin does the job in a new goroutine.
+func (j *job) begin() {
+	growStack()
+	j.do()
+}
+
+// do does the job, and then what it is left of what follows. A nil job is done.
+func (j *job) do() {
+	for j != nil {
+		if j.waiting == nil {
+			j = j.delivery.call(j.backend, j.branch, j.adds)
+			continue
+		}
+		to, ok := <-j.waiting
+		if !ok {
+			return
+		}
+		part := *j.branch
+		part.to = to
+		if next := j.delivery.call(j.backend, &part, j.adds); next != nil {
+			go next.begin()
+		}
 	}
 }
 
@@ -148,8 +184,9 @@ func (d *delivery) hold(backend string, b *branch) {
 }
 
 // call carries b through its next backend and hands what is left to the one
-// after it. adds says that it is one of the calls that may add recipients.
-func (d *delivery) call(backend *namedBackend, b *branch, adds bool) {
+// after it: it leaves one job of that to the caller. adds says that it is one of the
+// calls that may add recipients.
+func (d *delivery) call(backend *namedBackend, b *branch, adds bool) (next *job) {
 	ctx, cancel := context.WithTimeout(d.ctx, backend.Timeout)
 	body := newBody(b.message)
 	// The call itself and each started delivery hold the message.
@@ -178,7 +215,7 @@ func (d *delivery) call(backend *namedBackend, b *branch, adds bool) {
 		for _, to := range b.to {
 			to.decide(backend.name, backends.StatusOf(err))
 		}
-		return
+		return nil
 	}
 	witness := d.witness(backend, b)
 	started := make([]bool, len(b.to))
@@ -213,26 +250,34 @@ func (d *delivery) call(backend *namedBackend, b *branch, adds bool) {
 	if holders.Load() > 1 {
 		context.AfterFunc(d.ctx, func() { tx.SetAll(backends.StatusOf(context.Cause(d.ctx))) })
 	}
-	d.proceed(backend, b, tx, undecided, err)
+	next = d.proceed(backend, b, tx, undecided, err)
 	added()
-	witness.Returned(undecided, err, tx.Edits()) // at the end, so that mail does not wait
+	if witness != nil {
+		if next != nil { // mail does not wait for who takes notes
+			go next.begin()
+		}
+		witness.Returned(undecided, err, tx.Edits())
+		return nil
+	}
+	return next
 }
 
 // proceed carries the recipients that backend left undecided on to the next
-// backends, or answers them if the route ends or the backend failed.
-func (d *delivery) proceed(backend *namedBackend, b *branch, tx *backends.DataContext, undecided []int, err error) {
+// backends, or answers them if the route ends or the backend failed. It leaves one
+// job to the caller.
+func (d *delivery) proceed(backend *namedBackend, b *branch, tx *backends.DataContext, undecided []int, err error) *job {
 	branches, err := d.outcome(backend, b, tx, undecided, err)
 	if err != nil {
 		d.fail(backend, b, undecided, err)
-		return
+		return nil
 	}
-	for _, next := range branches {
-		if next.stage == len(next.route.backends) {
+	return d.run(slices.DeleteFunc(branches, func(next *branch) bool {
+		ends := next.stage == len(next.route.backends)
+		if ends {
 			d.fail(backend, next, everybody(len(next.to)), errUndecided)
-		} else {
-			d.run(next)
 		}
-	}
+		return ends
+	})...)
 }
 
 // outcome returns the branches of those that backend left undecided. A failure

@@ -15,7 +15,7 @@ import (
 // not while a backend may still add one, nor while one has no answer.
 func TestAddedRecipientComesFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		told := func(d *delivery) (n int) {
+		told := func(d begun) (n int) {
 			for i := range 2 {
 				if !d.poll(i).IsZero() {
 					n++
@@ -282,7 +282,7 @@ func TestReplacedMessageIsGivenBack(t *testing.T) {
 	if got := d.wait(0).Text; got != `"A: 1\r\n\r\nreplaced\r\n"` {
 		t.Errorf("got %q", got)
 	}
-	<-d.ctx.Done() // the end of the transaction
+	<-d.back // at the end of the transaction
 	if n := len(d.messages); n != 0 || s.spool.free.Load() != before {
 		t.Errorf("%d messages and %d octets are left", n, before-s.spool.free.Load())
 	}
@@ -300,7 +300,7 @@ func TestReplaceAtTheEnd(t *testing.T) {
 	before := s.spool.free.Load()
 	for range 2000 {
 		d := begin(t, s, "to:a@x.example")
-		<-d.ctx.Done()
+		<-d.back
 	}
 	late.Wait()
 	if after := s.spool.free.Load(); after != before {

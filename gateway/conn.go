@@ -34,6 +34,7 @@ type conn struct {
 	tells  bool             // said has answers, of which the log is to tell first
 	named  *backends.Client // that logger names
 	debugs bool             // the log has the dialogue
+	ended  func()           // is called at the end of the session
 
 	rests    time.Time // when the session rests, if it is to, before the deadline
 	armed    time.Time // the deadline of the socket for reading; zero once it has come
@@ -49,45 +50,63 @@ type conn struct {
 var errClosing = errors.New("the server shuts down")
 
 func newConn(d *dialog, socket net.Conn) *conn {
-	c := &conn{dialog: d, socket: socket, stream: socket}
+	c := &conn{dialog: d, socket: socket, stream: socket, ended: func() {}}
 	c.resetLog()
 	c.ends = time.Now().Add(d.Limits.SessionTimeout)
 	c.takeReader()
 	return c
 }
 
-// serve holds the session until it ends.
+// serve holds the session from its beginning.
 func (c *conn) serve(ctx context.Context) {
-	defer func() {
-		c.stream.Close()
-		c.giveReader()
-		c.reset() // of a transaction that the client has left
-	}()
+	c.hold(ctx, func() error { return c.open(ctx) })
+}
+
+// hold holds the session, which goes on with what first does, until it ends or
+// another goroutine holds it.
+func (c *conn) hold(ctx context.Context, first func() error) {
+	err := errHungUp // if it panics
 	defer func() {
 		if r := recover(); r != nil {
 			c.log().Error("refused", "error", fmt.Sprintf("panic: %v", r), "stack", string(debug.Stack()))
 			c.say(c.farewell("4.3.0", "internal error"))
+			err = errHungUp
 		}
-		c.flush()
+		if err != errHandedOn {
+			c.finish()
+		}
 	}()
+	for err = first(); err == nil; {
+		err = c.converse(ctx)
+	}
+	if err != errHungUp && err != errHandedOn {
+		c.hangUp(err)
+	}
+}
+
+// open begins the session.
+func (c *conn) open(ctx context.Context) error {
 	c.debug("connected")
 	if len(c.Proxy) > 0 {
 		if c.introduce() != nil {
-			return
+			return errHungUp
 		}
 	}
 	if c.TLS.Mode == "implicit" {
 		if err := c.startTLS(ctx, c.ahead()); err != nil {
-			return
+			return errHungUp
 		}
 	}
-	err := c.begin(ctx)
-	for err == nil {
-		err = c.converse(ctx)
-	}
-	if err != errHungUp {
-		c.hangUp(err)
-	}
+	return c.begin(ctx)
+}
+
+// finish ends the session.
+func (c *conn) finish() {
+	c.flush()
+	c.stream.Close()
+	c.giveReader()
+	c.reset() // of a transaction that the client has left
+	c.ended()
 }
 
 // converse reads a command and does what it asks for.
@@ -166,8 +185,13 @@ func (c *conn) debug(message string, attrs ...any) {
 	}
 }
 
-// errHungUp says that the session has ended, and all is said.
-var errHungUp = errors.New("hung up")
+var (
+	// errHungUp says that the session has ended, and all is said.
+	errHungUp = errors.New("hung up")
+
+	// errHandedOn says that another goroutine holds the session.
+	errHandedOn = errors.New("handed on")
+)
 
 // do does what follows a reply.
 func (c *conn) do(ctx context.Context, next action) error {
@@ -268,14 +292,19 @@ func (c *conn) logRefused(line string, r smtp.Reply) {
 
 // say keeps a reply until flush. Read sends it before it waits.
 func (c *conn) say(r smtp.Reply) {
+	if c.put(r); len(c.said) >= mostSaid {
+		c.flush() // the next one has its error
+	}
+}
+
+// put keeps a reply.
+func (c *conn) put(r smtp.Reply) {
 	if c.debugs {
 		for line := range strings.SplitSeq(r.String(), "\n") {
 			c.debug("dialog", "S", line)
 		}
 	}
-	if c.said = r.AppendTo(c.said); len(c.said) >= mostSaid {
-		c.flush() // the next one has its error
-	}
+	c.said = r.AppendTo(c.said)
 }
 
 // soonest returns the time d from now, or the end of the session if that is
@@ -340,7 +369,7 @@ func (c *conn) readMessage(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.sayAnswers(ctx, d)
+	return c.carry(ctx, d)
 }
 
 // readChunk reads a part of the message, and after the last part goes on as
@@ -351,7 +380,7 @@ func (c *conn) readChunk(ctx context.Context) (action, error) {
 	case err != nil:
 		return hangUp, err
 	case d != nil:
-		return readCommand, c.sayAnswers(ctx, d)
+		return readCommand, c.carry(ctx, d)
 	}
 	next := readCommand
 	if r.Code >= 400 {
@@ -365,22 +394,8 @@ func (c *conn) readChunk(ctx context.Context) (action, error) {
 	return next, nil
 }
 
-// sayAnswers says what became of a message. One that nobody got counts as a
-// refused command.
-func (c *conn) sayAnswers(ctx context.Context, d *delivery) (err error) {
-	flush := func() { err = errors.Join(err, c.flush()) }
-	taken := false
-	for r := range d.replies(c.Protocol, flush) {
-		if r.Code/100 == 2 {
-			c.forgive()
-			taken = true
-		}
-		c.tells = true
-		c.say(r)
-	}
-	if err != nil || taken {
-		return err
-	}
+// tookNothing is for a message that nobody got: it counts as a refused command.
+func (c *conn) tookNothing(ctx context.Context) error {
 	if r, next := c.refuse(smtp.Reply{}); next == hangUp {
 		c.logRefused("end of the message", r)
 		c.say(r)

@@ -77,13 +77,14 @@ type delivery struct {
 	maxSize  int64           // of a replaced message; zero is no limit
 	digest   backends.Digest // of the message as it came, if there is a digester
 	received time.Time
+	budget   time.Duration // for all answers
+	tell     func()        // is called after answers were given
 
 	ctx     context.Context
 	cancel  context.CancelFunc
 	unwatch func() bool // stops waiting for the end of ctx
 
-	original *message               // as it came
-	content  func() ([]byte, error) // its digest, made once
+	content func() ([]byte, error) // the digest of the message as it came, made once
 
 	shadows    map[string]*namedBackend // by whose shadow they are
 	shadowing  *shadowing
@@ -96,7 +97,6 @@ type delivery struct {
 	adders   int             // calls that may still add recipients
 	ended    bool            // all have answers, so that nobody may be added
 	response backends.Status // by SetSMTPResponse
-	progress chan struct{}   // has a token after an answer was given
 
 	gathering  int // calls of together
 	first, end int // of the recipients that were decided since one began or ended
@@ -120,21 +120,29 @@ type fate struct {
 // edits tell how a message differs from the one that came.
 type edits struct{ body, header string }
 
-// begin starts the delivery of m, which it closes at the end. The caller
-// asks wait or fold for the answers.
-func (d *delivery) begin(ctx context.Context, m *message, budget time.Duration) {
+// carry has the message delivered, or refuses it. It closes the message in the
+// end. It does itself what one goroutine can do, and does not wait for others: tell
+// is called when answers have come.
+func (d *delivery) carry(ctx context.Context) {
+	if refusal, ok := refusalOf(d.fault); ok {
+		d.refuse(refusal, d.fault)
+		return
+	}
+	if d.digester != nil {
+		d.digest = d.digester.Digest()
+	}
+	d.logReceived()
 	d.parent = ctx
-	d.ctx, d.cancel = context.WithTimeout(ctx, budget)
+	d.ctx, d.cancel = context.WithTimeout(ctx, d.budget)
 	d.unwatch = context.AfterFunc(d.ctx, func() { d.answerAll(backends.StatusOf(context.Cause(d.ctx))) })
-	d.original, d.messages = m, []*message{m}
-	d.content = sync.OnceValues(m.sum)
+	d.messages = []*message{d.message}
+	d.content = sync.OnceValues(d.message.sum)
 	d.busy.Store(1)
 	d.adding(1) // until all branches have begun
-	for _, b := range d.branches(m) {
-		d.run(b)
-	}
+	mine := d.run(d.branches()...)
 	d.adding(-1)
 	d.finish()
+	mine.do()
 }
 
 // finish notes that a call that may read messages has ended. After the last
@@ -173,7 +181,7 @@ func (d *delivery) decide(i int, backend string, s backends.Status) {
 	}
 	d.mu.Lock()
 	f := &d.fates[i]
-	late := !f.decided.IsZero()
+	late, news := !f.decided.IsZero(), false
 	if !late {
 		f.holder, f.decided = backend, s
 		first, end := i, i+1
@@ -183,10 +191,13 @@ func (d *delivery) decide(i int, backend string, s backends.Status) {
 		if d.gathering > 0 {
 			d.first, d.end = min(d.first, first), max(d.end, end)
 		} else {
-			d.settle(first, end)
+			news = d.settle(first, end)
 		}
 	}
 	d.mu.Unlock()
+	if news {
+		d.tell()
+	}
 	// That the deadline has passed is known already.
 	if late && (d.ctx == nil || s != backends.StatusOf(context.Cause(d.ctx))) {
 		d.ignored(backend, d.addressOf(i), s, "the recipient was answered already")
@@ -209,35 +220,38 @@ func (d *delivery) together(f func()) {
 // gather notes that n calls of together begin, or end if it is negative. At the
 // end of each, all are answered who have been decided.
 func (d *delivery) gather(n int) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.gathering += n
-	if d.first < d.end {
-		d.settle(d.first, d.end)
-	}
-	d.first, d.end = len(d.fates), 0
+	d.settling(func() (first, end int) {
+		d.gathering += n
+		first, end = d.first, d.end
+		d.first, d.end = len(d.fates), 0
+		return first, end
+	})
 }
 
-// settleAll is for when what is known of added recipients has changed.
-func (d *delivery) settleAll() {
+// settling settles, after a change of what is known, the recipients that it names.
+func (d *delivery) settling(change func() (first, end int)) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.settle(0, len(d.fates))
+	first, end := change()
+	news := first < end && d.settle(first, end)
+	d.mu.Unlock()
+	if news {
+		d.tell()
+	}
 }
 
 // settle answers those of the recipients from first up to end that are
 // decided, but for a success that an added recipient may still turn into a
-// failure. The caller holds d.mu.
-func (d *delivery) settle(first, end int) {
+// failure. The caller holds d.mu, and is to call tell when it does not any more, if
+// settle returns true.
+func (d *delivery) settle(first, end int) (news bool) {
 	final, failure := d.added()
-	progress := false
 	now := time.Now()
 	for i := first; i < end; i++ {
 		f := &d.fates[i]
 		if f.decided.IsZero() || !f.answer.IsZero() || !final && !f.added && f.decided.Positive() {
 			continue
 		}
-		progress = true
+		news = true
 		f.answer = f.decided
 		if !f.added && f.answer.Positive() && !failure.IsZero() {
 			f.answer = failure
@@ -251,12 +265,7 @@ func (d *delivery) settle(first, end int) {
 		// The client goes on, and need not wait until all calls have ended.
 		d.rates.leave(d.transaction)
 	}
-	if progress {
-		select {
-		case d.progress <- struct{}{}:
-		default:
-		}
-	}
+	return news
 }
 
 // added tells whether all recipients that backends add are known and decided,
@@ -305,15 +314,15 @@ func (d *delivery) logAnswer(f *fate, now time.Time) {
 // the backend that has it. Nobody is added from then on.
 func (d *delivery) answerAll(s backends.Status) {
 	s = s.Sanitized()
-	d.mu.Lock()
-	d.ended = true
-	for i := range d.fates {
-		if f := &d.fates[i]; f.decided.IsZero() {
-			f.decided = s
+	d.settling(func() (first, end int) {
+		d.ended = true
+		for i := range d.fates {
+			if f := &d.fates[i]; f.decided.IsZero() {
+				f.decided = s
+			}
 		}
-	}
-	d.mu.Unlock()
-	d.settleAll()
+		return 0, len(d.fates)
+	})
 }
 
 // add makes a recipient that a backend adds one of the transaction's.
@@ -331,37 +340,27 @@ func (d *delivery) add(to backends.Recipient) (destination, error) {
 // addFailed is for a backend that has added somebody, in vain: nobody is to
 // believe that the added one has the message.
 func (d *delivery) addFailed(backend, address string) {
-	d.mu.Lock()
-	if !d.ended {
-		d.fates = append(d.fates, fate{address: address, added: true, holder: backend, decided: backends.TryLater})
-	}
-	d.mu.Unlock()
-	d.settleAll()
+	d.settling(func() (first, end int) {
+		if !d.ended {
+			d.fates = append(d.fates, fate{address: address, added: true, holder: backend, decided: backends.TryLater})
+		}
+		return 0, len(d.fates)
+	})
 }
 
 // adding notes that n calls begin, or end if it is negative, that may add
 // recipients.
 func (d *delivery) adding(n int) {
-	d.mu.Lock()
-	d.adders += n
-	d.mu.Unlock()
-	if n < 0 {
-		d.settleAll()
-	}
+	d.settling(func() (first, end int) {
+		if d.adders += n; n > 0 {
+			return 0, 0
+		}
+		return 0, len(d.fates)
+	})
 }
 
 func (d *delivery) ignored(backend, to string, s backends.Status, why string) {
 	d.log.Warn("backend", "backend", backend, "event", "ignored", "to", to, "status", s.Error(), "reason", why)
-}
-
-// wait blocks until recipient i is answered and returns its status.
-func (d *delivery) wait(i int) backends.Status {
-	for {
-		if s := d.poll(i); !s.IsZero() {
-			return s
-		}
-		<-d.progress
-	}
 }
 
 // poll returns the status of recipient i if it has one.
@@ -371,20 +370,30 @@ func (d *delivery) poll(i int) backends.Status {
 	return d.fates[i].answer
 }
 
-// all returns the statuses of the recipients that the client has named. It
-// waits for them.
-func (d *delivery) all() []backends.Status {
+// isAnswered reports whether all recipients that the client has named have their
+// statuses.
+func (d *delivery) isAnswered() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.answered == len(d.recipients)
+}
+
+// answers returns the statuses of the recipients that the client has named, when
+// all have theirs.
+func (d *delivery) answers() []backends.Status {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	all := make([]backends.Status, len(d.recipients))
 	for i := range all {
-		all[i] = d.wait(i)
+		all[i] = d.fates[i].answer
 	}
 	return all
 }
 
 // fold makes one answer of all: any 4yz gives the first 4yz; else any 5yz
-// gives the first 5yz; else it is a success. It waits for all answers.
+// gives the first 5yz; else it is a success. All are known.
 func (d *delivery) fold() backends.Status {
-	worst := worstOf(d.all())
+	worst := worstOf(d.answers())
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if response := d.response.Sanitized(); worst.Positive() && response.Positive() {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"slices"
 	"strings"
@@ -16,22 +17,76 @@ import (
 	"time"
 
 	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/internal/smtp"
 )
 
 // deliver runs one transaction in LMTP through a route of the given backends
 // and returns the replies, without the ID.
 func deliver(t *testing.T, s *Server, to ...string) []string {
 	t.Helper()
-	delivery := begin(t, s, to...)
 	var replies []string
-	for r := range delivery.replies("lmtp", func() {}) {
+	for r := range begin(t, s, to...).told("lmtp") {
 		replies = append(replies, masked(r.String()))
 	}
 	return replies
 }
 
+// begun is a delivery that is carried by another goroutine.
+type begun struct {
+	*delivery
+	news chan struct{} // has an element after answers were given
+	back chan struct{} // closed when that goroutine has done its part
+}
+
+func carry(t *testing.T, d *delivery) begun {
+	t.Helper()
+	b := begun{d, make(chan struct{}, 1), make(chan struct{})}
+	d.tell = func() {
+		select {
+		case b.news <- struct{}{}:
+		default:
+		}
+	}
+	go func() {
+		defer close(b.back)
+		d.carry(t.Context())
+	}()
+	return b
+}
+
+// told gives the replies, for which it waits.
+func (b begun) told(protocol string) iter.Seq[smtp.Reply] {
+	return func(yield func(smtp.Reply) bool) {
+		for r := (replies{delivery: b.delivery, protocol: protocol}); !r.over; {
+			if reply, known := r.next(); !known {
+				<-b.news
+			} else if !yield(reply) {
+				return
+			}
+		}
+	}
+}
+
+// wait waits for the status of recipient i.
+func (b begun) wait(i int) backends.Status {
+	for {
+		if s := b.poll(i); !s.IsZero() {
+			return s
+		}
+		<-b.news
+	}
+}
+
+// all waits for all statuses.
+func (b begun) all() []backends.Status {
+	for !b.isAnswered() {
+		<-b.news
+	}
+	return b.answers()
+}
+
 // begin begins the delivery of one transaction.
-func begin(t *testing.T, s *Server, to ...string) *delivery {
+func begin(t *testing.T, s *Server, to ...string) begun {
 	t.Helper()
 	d := s.listeners[0].dialog(backends.Peer{}, "test")
 	for _, line := range append([]string{"LHLO client", "MAIL FROM:<sender@example.net>"}, to...) {
@@ -46,7 +101,7 @@ func begin(t *testing.T, s *Server, to ...string) *delivery {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return delivery
+	return carry(t, delivery)
 }
 
 func chainServer(t *testing.T, chain ...backends.Backend) *Server {

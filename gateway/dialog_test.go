@@ -358,7 +358,7 @@ func (s *script) runAlone(t *testing.T, path string) {
 		case err != nil:
 			t.Fatalf("%s: %v", path, err)
 		case delivery != nil:
-			for answer := range delivery.replies(d.Protocol, func() {}) {
+			for answer := range carry(t, delivery).told(d.Protocol) {
 				if answer.Code/100 == 2 {
 					d.forgive()
 				}

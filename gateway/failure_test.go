@@ -113,7 +113,7 @@ func TestSpoolThatCannotBeReadIsNoFailure(t *testing.T) {
 			s.spool.threshold, s.spool.directory = 0, t.TempDir()
 			s.backends["backend0"].OnFailure = policy
 			d := begin(t, s, "to:ok@x.example")
-			d.original.file.Close()
+			d.message.file.Close()
 			close(broken)
 			if got := d.all()[0]; got != backends.TryLater {
 				t.Errorf("%s, %s: got %v", name, policy, got)

@@ -91,7 +91,7 @@ func FuzzDialog(f *testing.F) {
 				continue
 			}
 			replies := 0
-			for answer := range delivery.replies(protocol, func() {}) {
+			for answer := range carry(t, delivery).told(protocol) {
 				replies++
 				checkReply(t, answer)
 				if answer.Code < 300 && !word.Load() {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"iter"
 	"log/slog"
 	"time"
 
@@ -13,8 +12,8 @@ import (
 	"github.com/mailgw/mailgw/internal/smtp"
 )
 
-// receive reads the message after DATA and starts its delivery. The caller
-// asks replies for the answers. An error means that the client was lost
+// receive reads the message after DATA and returns its delivery, which is to be
+// carried. An error means that the client was lost
 // before the end of the message, so there is nobody to answer and nothing is
 // delivered. bare tells, at the end of r, whether a CR or LF stood alone.
 func (g *generation) receive(ctx context.Context, d *dialog, r io.Reader, bare func() bool, log *slog.Logger) (*delivery, error) {
@@ -24,11 +23,11 @@ func (g *generation) receive(ctx context.Context, d *dialog, r io.Reader, bare f
 	if d.tx.fault == nil && bare() && d.BareNewlines == "refuse" {
 		d.tx.fault = errBareNewline
 	}
-	return g.deliver(ctx, d, log), nil
+	return g.prepare(ctx, d, log), nil
 }
 
-// receiveChunk reads the chunk after BDAT. After the last one it starts the
-// delivery, as receive does; before, it returns the reply to the chunk.
+// receiveChunk reads the chunk after BDAT. After the last one it returns the
+// delivery, as receive does; before, the reply to the chunk.
 func (g *generation) receiveChunk(ctx context.Context, d *dialog, r io.Reader, log *slog.Logger) (*delivery, smtp.Reply, error) {
 	tx := d.tx
 	if err := g.take(d, io.TeeReader(r, writerFunc(tx.lines.scan)), log); err != nil {
@@ -43,7 +42,7 @@ func (g *generation) receiveChunk(ctx context.Context, d *dialog, r io.Reader, l
 	if tx.fault == nil && !tx.binary && tx.lines.end() && d.BareNewlines == "refuse" {
 		tx.fault = errBareNewline
 	}
-	return g.deliver(ctx, d, log), smtp.Reply{}, nil
+	return g.prepare(ctx, d, log), smtp.Reply{}, nil
 }
 
 type writerFunc func(p []byte)
@@ -85,9 +84,9 @@ func (g *generation) take(d *dialog, r io.Reader, log *slog.Logger) error {
 	return err
 }
 
-// deliver ends the transaction that d is in and starts its delivery, or
-// refuses its message.
-func (g *generation) deliver(ctx context.Context, d *dialog, log *slog.Logger) *delivery {
+// prepare ends the transaction that d is in and returns its delivery. The fault of
+// the transaction is final then.
+func (g *generation) prepare(ctx context.Context, d *dialog, log *slog.Logger) *delivery {
 	tx, m := d.tx, d.tx.message
 	if tx.fault == nil {
 		tx.fault = checkHeader(m, d.Limits)
@@ -95,18 +94,7 @@ func (g *generation) deliver(ctx context.Context, d *dialog, log *slog.Logger) *
 	if tx.fault == nil {
 		tx.fault = checkMIME(ctx, m, d.Limits)
 	}
-	delivery := g.newDelivery(d, log) // which takes from d what d would give back
-	if refusal, ok := refusalOf(delivery.fault); ok {
-		m.Close()
-		delivery.refuse(refusal, delivery.fault)
-		return delivery
-	}
-	if delivery.digester != nil {
-		delivery.digest = delivery.digester.Digest()
-	}
-	delivery.logReceived(m)
-	delivery.begin(ctx, m, d.Limits.AnswerTimeout)
-	return delivery
+	return g.newDelivery(d, log) // which takes from d what d would give back
 }
 
 var (
@@ -159,7 +147,8 @@ func (g *generation) newDelivery(d *dialog, log *slog.Logger) *delivery {
 		log:         log.With("tx", tx.id, "ident", ident, "from", tx.sender),
 		received:    time.Now(),
 		fates:       fates,
-		progress:    make(chan struct{}, 1),
+		budget:      d.Limits.AnswerTimeout,
+		tell:        func() {},
 	}
 }
 
@@ -172,9 +161,9 @@ func maxReplaced(limit int64) int64 {
 	return 2*limit + 1<<20
 }
 
-func (d *delivery) logReceived(m *message) {
+func (d *delivery) logReceived() {
 	attrs := append(make([]slog.Attr, 0, 11),
-		slog.Int64("size", m.size),
+		slog.Int64("size", d.message.size),
 		slog.Int("recipients", len(d.recipients)),
 		slog.String("protocol", d.session.Protocol),
 		slog.String("helo", d.session.HELO))
@@ -188,9 +177,10 @@ func (d *delivery) logReceived(m *message) {
 	logTogether(d.log, d.received, "received", attrs...)
 }
 
-// refuse answers all recipients without asking a backend. Trouble of the spool is
-// the operator's.
+// refuse answers all recipients of a message that is not taken. Trouble of the
+// spool is the operator's.
 func (d *delivery) refuse(s backends.Status, err error) {
+	d.message.Close()
 	level := slog.LevelInfo
 	if _, ok := errors.AsType[spoolError](err); ok {
 		level = slog.LevelError
@@ -198,43 +188,6 @@ func (d *delivery) refuse(s backends.Status, err error) {
 	d.log.Log(context.Background(), level, "refused", "reply", s.Error(), "reason", err.Error())
 	d.answerAll(s)
 	d.release()
-}
-
-// replies gives what the client is told. In LMTP that is one reply for each
-// recipient, in the order of RCPT, as soon as it and its predecessors are known
-// (RFC 2033, section 4.2). In SMTP it is one for all, unless the client asked
-// for PRDR. It calls block before it waits.
-func (d *delivery) replies(protocol string, block func()) iter.Seq[smtp.Reply] {
-	return func(yield func(smtp.Reply) bool) {
-		switch {
-		case protocol == "lmtp":
-			d.replyEach(block, yield)
-		case d.prdr && len(d.recipients) > 1:
-			// Exim takes the last one for what became of the message: a
-			// refusal there would override the answers before it.
-			_ = yield(reply(353, "", "an answer for each recipient follows")) &&
-				d.replyEach(block, yield) && yield(d.reply("", bestOf(d.all())))
-		default:
-			block()
-			yield(d.reply("", d.fold()))
-		}
-	}
-}
-
-// replyEach gives one reply for each recipient. It reports false if nobody
-// wants more.
-func (d *delivery) replyEach(block func(), yield func(smtp.Reply) bool) bool {
-	for i, r := range d.recipients {
-		s := d.poll(i)
-		if s.IsZero() {
-			block()
-			s = d.wait(i)
-		}
-		if !yield(d.reply(r.Address, s)) {
-			return false
-		}
-	}
-	return true
 }
 
 // reply tells a status, of the recipient to if there is one to be named, with the

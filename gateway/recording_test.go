@@ -97,8 +97,7 @@ func TestRecord(t *testing.T) {
 		if want := "250 2.0.0 delivered"; answers != want || got.Envelope.Recipients[0].Address != "c@x.example" || string(got.Message) != "A: 2\r\n\r\nnew\r\n" {
 			t.Errorf("answers %q, %+v; want %q", answers, got, want)
 		}
-		for range d.replies("lmtp", func() {}) {
-		}
+		d.all()
 		first.Close()
 		second.Close()
 		wantNoRecordings(t, s)
@@ -151,8 +150,7 @@ func TestRecordDelaysNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for range d.replies("lmtp", func() {}) {
-		}
+		carry(t, d).all()
 		if got, want := r.Close(), (LeftOut{TooLarge: 1, Dropped: 5}); got != want {
 			t.Errorf("left out %+v, want %+v", got, want)
 		}

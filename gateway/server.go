@@ -222,14 +222,12 @@ func (s *Server) session(p *port, socket net.Conn) {
 		l.gen.leave()
 		return
 	}
-	go func() {
-		defer s.remove(c)
-		defer func() {
-			c.port.leave(c.counted)
-			c.gen.leave()
-		}()
-		c.serve(s.ctx)
-	}()
+	c.ended = func() {
+		c.port.leave(c.counted)
+		c.gen.leave()
+		s.remove(c)
+	}
+	go c.serve(s.ctx)
 }
 
 // admit returns the session of a socket, or refuses it.

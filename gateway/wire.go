@@ -167,9 +167,28 @@ func (c *conn) rest() error {
 }
 
 // isReadable reports whether a read would not block.
-func isReadable(fd uintptr) bool {
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+func isReadable(fd uintptr) bool { return isReady(fd, unix.POLLIN) }
+
+// isReady reports whether one of the events has come, or none will.
+func isReady(fd uintptr, events int16) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: events}}, 0)
 	return n > 0 || err != nil && err != unix.EINTR
+}
+
+// takesMore reports whether the client takes what was said without being waited
+// for: a socket that can be written has room for several times mostSaid.
+func (c *conn) takesMore() bool {
+	raw, ok := c.socket.(syscall.Conn)
+	if len(c.said) == 0 || !ok {
+		return len(c.said) == 0
+	}
+	socket, err := raw.SyscallConn()
+	if err != nil {
+		return true
+	}
+	takes := true
+	socket.Control(func(fd uintptr) { takes = isReady(fd, unix.POLLOUT) })
+	return takes
 }
 
 // flush sends what was said. After an error nothing more is sent.
