@@ -149,7 +149,6 @@ func (d *dialog) loggable(line string) string {
 		return "(response)"
 	}
 	verb, args := smtp.ParseCommand(line)
-	_, known := verbs[verb]
 	switch {
 	case verb == "AUTH":
 		// What stands in the place of the mechanism may be a password.
@@ -158,8 +157,10 @@ func (d *dialog) loggable(line string) string {
 			name = "(unknown)"
 		}
 		return "AUTH " + name
-	case !known && d.afterAuth:
-		return "(after AUTH)"
+	case d.afterAuth:
+		if _, known := verbs[verb]; !known {
+			return "(after AUTH)"
+		}
 	}
 	return line
 }

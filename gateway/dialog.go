@@ -154,7 +154,7 @@ func (d *dialog) command(line string) (smtp.Reply, action) {
 	switch {
 	case d.rejected && name != "QUIT":
 		return d.bad(reply(503, "5.7.0", "no service for you, good bye"))
-	case httpMethods[name]:
+	case !ok && httpMethods[name]:
 		// A browser that was led here would have us take its lines for commands.
 		return reply(421, "4.7.0", d.hostname+" this is "+strings.ToUpper(d.Protocol)+", good bye"), hangUp
 	case d.outOfTurn(v):

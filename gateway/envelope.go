@@ -3,6 +3,7 @@ package gateway
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,7 +23,7 @@ func (d *dialog) mail(args string) smtp.Reply {
 		return pathReply("5.1.7", err)
 	}
 	now := time.Now()
-	tx := &transaction{id: newID(), params: params, began: now, ends: now.Add(d.Limits.MessageTimeout), rates: d.rates}
+	tx := &transaction{id: newID(now), params: params, began: now, ends: now.Add(d.Limits.MessageTimeout), rates: d.rates}
 	_, tx.utf8 = tx.params.Lookup("SMTPUTF8")
 	if r, ok := d.checkParams(tx, mailParams, params); !ok {
 		return r
@@ -45,24 +46,36 @@ func (d *dialog) mail(args string) smtp.Reply {
 	if r, ok := d.within(d.rates.check(tx, "")); !ok {
 		return r
 	}
+	asked := d.who(backends.AboutSender, d.Ask)
+	if asked == nil { // so that there is nothing to allocate
+		return d.open(tx, args, senderOK)
+	}
 	q := func() backends.Question {
 		return backends.Question{About: backends.AboutSender, Session: &tx.session, Envelope: tx.envelope()}
 	}
-	return d.question(d.who(backends.AboutSender, d.Ask), q, func(a backends.Answer, err error) smtp.Reply {
-		r, ok := opinion(a, err, reply(250, "2.1.0", "sender ok"))
-		switch {
-		case !ok:
-			return r
-		case !d.charge(tx, args):
-			return statusReply(backends.StorageFull)
-		}
-		if r, ok := d.within(d.rates.take(tx, "")); !ok {
-			d.gen.spool.refund(tx.charged)
+	return d.question(asked, q, func(a backends.Answer, err error) smtp.Reply {
+		r, ok := opinion(a, err, senderOK)
+		if !ok {
 			return r
 		}
-		d.tx = tx
-		return r
+		return d.open(tx, args, r)
 	})
+}
+
+var senderOK = reply(250, "2.1.0", "sender ok")
+
+// open begins the transaction that MAIL with those arguments is for, and returns
+// the reply that says so, unless something has no room for it.
+func (d *dialog) open(tx *transaction, args string, says smtp.Reply) smtp.Reply {
+	if !d.charge(tx, args) {
+		return statusReply(backends.StorageFull)
+	}
+	if r, ok := d.within(d.rates.take(tx, "")); !ok {
+		d.gen.spool.refund(tx.charged)
+		return r
+	}
+	d.tx = tx
+	return says
 }
 
 // distrustAuth replaces what a client says of who has submitted the message, if
@@ -129,21 +142,36 @@ func (d *dialog) rcpt(args string) smtp.Reply {
 	if r, ok := d.within(d.rates.check(d.tx, address)); !ok {
 		return r
 	}
-	to := backends.Recipient{Address: address, Params: params}
-	q := func() backends.Question {
-		return backends.Question{About: backends.AboutRecipient, Session: &d.tx.session, Envelope: d.tx.envelope(), Recipient: to}
+	to := recipient{backends.Recipient{Address: address, Params: params}, route}
+	asked := d.who(backends.AboutRecipient, d.Ask, route.backends)
+	if asked == nil { // so that there is nothing to allocate
+		return d.accept(to, recipientOK)
 	}
-	return d.question(d.who(backends.AboutRecipient, d.Ask, route.backends), q, func(a backends.Answer, err error) smtp.Reply {
-		r, ok := opinion(a, err, reply(250, "2.1.5", "recipient ok"))
+	q := func() backends.Question {
+		return backends.Question{About: backends.AboutRecipient, Session: &d.tx.session, Envelope: d.tx.envelope(), Recipient: to.Recipient}
+	}
+	return d.question(asked, q, func(a backends.Answer, err error) smtp.Reply {
+		r, ok := opinion(a, err, recipientOK)
 		if !ok {
 			return r
 		}
-		if r, ok := d.within(d.rates.take(d.tx, address)); !ok {
-			return r
-		}
-		d.tx.recipients = append(d.tx.recipients, recipient{to, route})
-		return r
+		return d.accept(to, r)
 	})
+}
+
+var recipientOK = reply(250, "2.1.5", "recipient ok")
+
+// accept takes a recipient into the transaction, and returns the reply that
+// says so, unless a rate has no more for it.
+func (d *dialog) accept(to recipient, says smtp.Reply) smtp.Reply {
+	if r, ok := d.within(d.rates.take(d.tx, to.Address)); !ok {
+		return r
+	}
+	if all := d.tx.recipients; len(all) == cap(all) {
+		d.tx.recipients = slices.Grow(all, 3*len(all)+1) // often one, or else many
+	}
+	d.tx.recipients = append(d.tx.recipients, to)
+	return says
 }
 
 // cutPath parts the arguments of MAIL or RCPT.

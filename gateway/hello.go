@@ -16,10 +16,12 @@ func (d *dialog) greeting() (smtp.Reply, action) {
 	return d.handled(d.welcome())
 }
 
+// welcomes are the protocols as a greeting names them.
+var welcomes = map[string]string{"smtp": "ESMTP", "lmtp": "LMTP"}
+
 // welcome greets the client, unless a backend refuses it.
 func (d *dialog) welcome() smtp.Reply {
-	name := map[string]string{"smtp": "ESMTP", "lmtp": "LMTP"}[d.Protocol]
-	hello := reply(220, "", d.hostname+" "+name+" mailgw")
+	hello := reply(220, "", d.hostname+" "+welcomes[d.Protocol]+" mailgw")
 	q := func() backends.Question { return d.about(backends.AboutConnection, "") }
 	return d.question(d.who(backends.AboutConnection, d.Ask), q, func(a backends.Answer, err error) smtp.Reply {
 		r, ok := opinion(a, err, hello)
@@ -153,9 +155,11 @@ func (d *dialog) forget() {
 	d.session.User, d.session.Mechanism = "", ""
 }
 
+var protocols = map[string]string{"smtp": "SMTP", "lmtp": "LMTP"}
+
 // withProtocol is the protocol in the terms of RFC 3848 and RFC 6531.
 func (d *dialog) withProtocol(utf8 bool) string {
-	name := strings.ToUpper(d.Protocol)
+	name := protocols[d.Protocol]
 	switch {
 	case utf8:
 		name = "UTF8" + name

@@ -9,11 +9,13 @@ import (
 
 var idEncoding = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
 
-// newID returns a name for a session or a transaction: 16 letters and digits
-// that sort by time and that nobody guesses or repeats.
-func newID() string {
+// newID returns a name for a session or a transaction that begins: 16 letters
+// and digits that sort by time and that nobody guesses or repeats.
+func newID(now time.Time) string {
 	var b [10]byte
-	binary.BigEndian.PutUint64(b[:8], uint64(time.Now().UnixMilli())<<16)
+	binary.BigEndian.PutUint64(b[:8], uint64(now.UnixMilli())<<16)
 	rand.Read(b[6:])
-	return idEncoding.EncodeToString(b[:])
+	var id [16]byte
+	idEncoding.Encode(id[:], b[:])
+	return string(id[:])
 }

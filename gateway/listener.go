@@ -15,6 +15,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/mailgw/mailgw/backends"
 )
@@ -306,7 +307,7 @@ func (p *port) leave(key string) {
 // dialog begins the dialog of a session between a peer and a local address.
 func (l *listener) dialog(p backends.Peer, local string) *dialog {
 	d := &dialog{listener: l}
-	d.session = backends.Session{ID: newID(), Listener: l.Name, Peer: p, Local: local, Gateway: l.gen.name}
+	d.session = backends.Session{ID: newID(time.Now()), Listener: l.Name, Peer: p, Local: local, Gateway: l.gen.name}
 	d.judge()
 	return d
 }

@@ -16,6 +16,8 @@ type entry[T any] struct {
 	place string // where it is written
 }
 
+var everything, _ = smtp.ParsePattern("*")
+
 // add adds a pattern. It is an error if another one has the same meaning;
 // place tells the reader of that error where a pattern is.
 func (p patterns[T]) add(text, place string, value T) error {
@@ -33,8 +35,13 @@ func (p patterns[T]) add(text, place string, value T) error {
 // lookup returns the value of the pattern that decides an address, or the
 // zero T if none matches. The null sender is the empty address.
 func (p patterns[T]) lookup(address string) (none T) {
-	if len(p) == 0 {
+	switch len(p) {
+	case 0:
 		return none
+	case 1: // most often that one
+		if e, ok := p[everything]; ok {
+			return e.value
+		}
 	}
 	for _, key := range smtp.PatternsOf(address) {
 		if e, ok := p[key]; ok {

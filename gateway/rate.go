@@ -139,6 +139,9 @@ func (rs *rates) settle(tx *transaction) {
 
 // leave ends the part of tx in all rates. It may be called again.
 func (rs *rates) leave(tx *transaction) {
+	if tx.shares == nil {
+		return
+	}
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	for s := range tx.shares {

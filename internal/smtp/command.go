@@ -118,6 +118,9 @@ func CutPath(args, prefix string) (path string, params []string, err error) {
 	case args != "" && !isBlank(rune(args[0])):
 		return "", nil, errors.New("text after the angle bracket")
 	}
+	if args == "" {
+		return path, nil, nil
+	}
 	params = strings.FieldsFunc(args, isBlank)
 	return path, params, CheckParams(params)
 }
@@ -125,6 +128,9 @@ func CutPath(args, prefix string) (path string, params []string, err error) {
 // pathEnd returns the index of the ">" that closes the path, or of the blank
 // or end after one without brackets; -1 if there is none.
 func pathEnd(s string, bracket bool) int {
+	if end := strings.IndexByte(s, '>'); bracket && end > 0 && strings.IndexByte(s[:end], '"') < 0 {
+		return end // as of nearly all paths
+	}
 	quoted := false
 	for i := 0; i < len(s); i++ {
 		switch c := s[i]; {
