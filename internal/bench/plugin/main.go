@@ -26,15 +26,22 @@ func open(s settings) (backends.Backend, error) {
 		return nil, err
 	}
 	go http.Serve(l, nil)
-	return backends.Func(func(_ context.Context, tx *backends.DataContext) error {
-		if _, err := io.Copy(io.Discard, tx.Body); err != nil {
-			return err
-		}
-		if !s.Pass {
-			tx.SetAll(backends.Delivered)
-		}
-		return nil
-	}), nil
+	return backend{pass: s.Pass}, nil
+}
+
+type backend struct{ pass bool }
+
+// MayEdit returns that it edits nothing, as that of discard does.
+func (backend) MayEdit() backends.EditKinds { return 0 }
+
+func (b backend) Deliver(_ context.Context, tx *backends.DataContext) error {
+	if _, err := io.Copy(io.Discard, tx.Body); err != nil {
+		return err
+	}
+	if !b.pass {
+		tx.SetAll(backends.Delivered)
+	}
+	return nil
 }
 
 func main() { plugins.Serve(settings{}, open) }
