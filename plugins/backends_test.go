@@ -57,6 +57,14 @@ var testBackends = map[string]backends.Func{
 		return ctx.Err()
 	},
 
+	// It computes, without a call of the system, until nobody waits any more.
+	"computes": func(ctx context.Context, tx *backends.DataContext) error {
+		for tx.Envelope.Recipients[0].Address == "long" && ctx.Err() == nil {
+		}
+		tx.SetAll(backends.Delivered)
+		return nil
+	},
+
 	// The status tells what has come over the border.
 	"echo": func(_ context.Context, tx *backends.DataContext) error {
 		body, err := io.ReadAll(tx.Body)

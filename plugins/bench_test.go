@@ -1,6 +1,7 @@
 package plugins
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"slices"
@@ -80,4 +81,33 @@ func cpuTimeOf(b *testing.B, pid int) time.Duration {
 		sum += time.Duration(n) * 10 * time.Millisecond
 	}
 	return sum
+}
+
+// What does a transaction of the lane cost in the plugin's own process? The gateway
+// is no more than a socket here, and allocates nothing.
+func BenchmarkLaneServe(b *testing.B) {
+	for _, recipients := range []int{1, 50} {
+		b.Run(strconv.Itoa(recipients)+"recipients", func(b *testing.B) {
+			gateway := serveLane(b, testBackends["drain"])
+			body := strings.Repeat("x", 4<<10)
+			tx := message(body, slices.Repeat([]string{"ann@example.org"}, recipients)...)
+			frame := append(appendTransaction(make([]byte, laneHeader), tx), body...)
+			length := uint32(len(frame) - laneHeader - len(body))
+			answer := make([]byte, smallBuffer)
+			b.ReportAllocs()
+			for number := uint32(1); b.Loop(); number++ {
+				laneFrame{laneTransaction, number, length, 60_000}.appendTo(frame[:0])
+				if _, err := gateway.Write(frame); err != nil {
+					b.Fatal(err)
+				}
+				for end := []byte(nil); !bytes.HasSuffix(end, nothing); {
+					n, err := gateway.Read(answer)
+					if err != nil {
+						b.Fatal(err)
+					}
+					end = answer[:n]
+				}
+			}
+		})
+	}
 }

@@ -1,6 +1,7 @@
 package plugins
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -102,33 +103,59 @@ type laneConn struct {
 	buffer *[]byte // nil if nothing that was read is left
 	in     []byte  // the part of it that was read and not taken
 
-	// Of exchange, kept so that it allocates nothing.
+	// Of exchange and write, kept so that they allocate nothing.
 	raw   syscall.RawConn
-	parts [][]byte
+	parts [2][]byte // that were not written
 	sent  func()
 	did   bool // write
 	wrote int
 	err   error
-	step  func(fd uintptr) bool
+	steps struct{ exchange, write func(fd uintptr) bool }
 }
 
 func newLaneConn(conn *net.UnixConn) (c laneConn, err error) {
-	c = laneConn{UnixConn: conn, parts: make([][]byte, 2)}
+	c = laneConn{UnixConn: conn}
 	c.raw, err = conn.SyscallConn()
 	return c, err
 }
+
+// write writes head and body. Nothing of another goroutine comes between them.
+func (c *laneConn) write(head, body []byte) error {
+	c.parts, c.err = [...][]byte{head, body}, nil
+	if c.steps.write == nil {
+		c.steps.write = c.writeParts
+	}
+	closed := c.raw.Write(c.steps.write)
+	c.parts = [2][]byte{}
+	return cmp.Or(c.err, closed)
+}
+
+// writeParts is called with the descriptor, and again, after it has returned false,
+// when there is room.
+func (c *laneConn) writeParts(fd uintptr) (done bool) {
+	for c.left() > 0 && c.err == nil {
+		if _, c.err = writeNow(fd, &c.parts); c.err == unix.EAGAIN {
+			c.err = nil
+			return false
+		}
+	}
+	return true
+}
+
+// left is how much of the parts was not written.
+func (c *laneConn) left() int { return len(c.parts[0]) + len(c.parts[1]) }
 
 // exchange writes what goes without waiting. If that was all, it calls sent,
 // waits until there is something to read, and reads it. So no attempt to read is
 // in vain. An error of reading comes again with the next read. It returns how much
 // was written.
 func (c *laneConn) exchange(head, body []byte, sent func()) (int, error) {
-	c.parts[0], c.parts[1] = head, body
+	c.parts = [...][]byte{head, body}
 	c.sent, c.did, c.wrote, c.err = sent, false, 0, nil
-	if c.step == nil {
-		c.step = c.writeThenRead
+	if c.steps.exchange == nil {
+		c.steps.exchange = c.writeThenRead
 	}
-	closed := c.raw.Read(c.step)
+	closed := c.raw.Read(c.steps.exchange)
 	if !c.did {
 		return 0, closed
 	}
@@ -141,32 +168,20 @@ func (c *laneConn) exchange(head, body []byte, sent func()) (int, error) {
 func (c *laneConn) writeThenRead(fd uintptr) (done bool) {
 	if !c.did {
 		c.did = true
-		all := len(c.parts[0]) + len(c.parts[1])
-		c.wrote, c.err = writeNow(int(fd), c.parts)
-		if c.wrote == all && c.err == nil {
+		if c.wrote, c.err = writeNow(fd, &c.parts); c.err == unix.EAGAIN {
+			c.err = nil
+		}
+		all := c.left() == 0 && c.err == nil
+		if all {
 			c.sent()
 		}
-		c.parts[0], c.parts[1] = nil, nil
-		return c.wrote < all || len(c.in) > 0
+		c.parts = [2][]byte{}
+		return !all || len(c.in) > 0
 	}
 	c.makeRoom(1)
-	n, err := unix.Read(int(fd), (*c.buffer)[:cap(*c.buffer)])
-	c.in = (*c.buffer)[:max(n, 0)]
-	return err != unix.EAGAIN && err != unix.EINTR
-}
-
-// writeNow writes as much as goes without waiting.
-func writeNow(fd int, parts [][]byte) (n int, err error) {
-	for {
-		n, err = unix.Writev(fd, parts)
-		switch err {
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
-			return 0, nil
-		}
-		return max(n, 0), err
-	}
+	n, err := readNow(fd, (*c.buffer)[:cap(*c.buffer)])
+	c.in = (*c.buffer)[:n]
+	return err != unix.EAGAIN
 }
 
 // fill reads until there are n octets to take.

@@ -53,6 +53,7 @@ func listenLane(s *server) error {
 	l := &laneServer{server: s, listener: listener, hangups: h, gateway: os.Getppid(), most: lanesOfPlugin()}
 	go h.watch()
 	go l.accept()
+	go wakeMonitor()
 	return nil
 }
 
@@ -250,12 +251,11 @@ func (o *laneOutlet) send(m *pb.ToGateway, chunk mem.BufferSlice, last bool) (<-
 		o.conn.end, o.ended = append(o.conn.end, octets...), true
 		return nil, nil
 	}
-	if chunk.Len() == 0 {
-		_, err = o.conn.Write(octets)
-	} else {
-		_, err = (&net.Buffers{octets, chunk[0].ReadOnlyData()}).WriteTo(o.conn.UnixConn)
+	var body []byte
+	if chunk.Len() > 0 {
+		body = chunk[0].ReadOnlyData()
 	}
-	if err != nil {
+	if err = o.conn.write(octets, body); err != nil {
 		o.conn.hungUp()
 	}
 	o.ended = last && err == nil

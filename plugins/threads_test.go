@@ -51,6 +51,27 @@ func endThreads() {
 	ended.Wait()
 }
 
+// A backend that computes for long on the only processor leaves other transactions
+// their turn.
+func TestTransactionsShareAProcessor(t *testing.T) {
+	c := command(t, "computes", newGatewayLog())
+	c.Env["GOMAXPROCS"] = "1"
+	h := runCommand(t, c, defaultTimes)
+	deliver(t.Context(), h, message("", "short"))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var long sync.WaitGroup
+	long.Go(func() { deliver(ctx, h, message("", "long")) })
+	eventually(t, "the long one is under way", func() bool { return h.running[0].busy.Load() == 1 })
+	within(t, "a short one", func() {
+		if o := deliver(t.Context(), h, message("", "short")); o.statuses[0] != backends.Delivered {
+			t.Errorf("got %v and the error %v", o.statuses, o.err)
+		}
+	})
+	cancel()
+	long.Wait()
+}
+
 // Where the scheduler leaves the threads alone, only the lock itself is to be
 // seen.
 func TestSupervisorIsLockedToItsThread(t *testing.T) {
