@@ -151,8 +151,8 @@ func (j *job) do() {
 	}
 }
 
-// growStack gives a new goroutine the stack that a call of a backend takes. To
-// grow it costs little here, and several microseconds when it is deep in the call.
+// growStack gives a goroutine the stack that a call of a backend takes. To grow it
+// costs little here, and several microseconds when it is deep in the call.
 //
 //go:noinline
 func growStack() byte {

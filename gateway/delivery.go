@@ -84,7 +84,9 @@ type delivery struct {
 	cancel  context.CancelFunc
 	unwatch func() bool // stops waiting for the end of ctx
 
-	content func() ([]byte, error) // the digest of the message as it came, made once
+	summed   sync.Once // of content
+	sum      []byte
+	unsummed error
 
 	shadows    map[string]*namedBackend // by whose shadow they are
 	shadowing  *shadowing
@@ -136,7 +138,6 @@ func (d *delivery) carry(ctx context.Context) {
 	d.ctx, d.cancel = context.WithTimeout(ctx, d.budget)
 	d.unwatch = context.AfterFunc(d.ctx, func() { d.answerAll(backends.StatusOf(context.Cause(d.ctx))) })
 	d.messages = []*message{d.message}
-	d.content = sync.OnceValues(d.message.sum)
 	d.busy.Store(1)
 	d.adding(1) // until all branches have begun
 	mine := d.run(d.branches()...)

@@ -22,6 +22,7 @@ var (
 func checkHeader(m backends.Message, l LimitsConfig) error {
 	fields, hops := 0, 0
 	h := newHeaderReader(m)
+	defer h.close()
 	for h.next() {
 		if h.starts {
 			fields++
@@ -51,8 +52,16 @@ type headerReader struct {
 	err    error  // of reading
 }
 
+// newHeaderReader returns a reader of the header of m, which is to be closed.
 func newHeaderReader(m backends.Message) *headerReader {
-	return &headerReader{r: bufio.NewReader(io.NewSectionReader(m, 0, m.Size()))}
+	h := &headerReader{r: readers.Get().(*bufio.Reader)}
+	h.r.Reset(io.NewSectionReader(m, 0, m.Size()))
+	return h
+}
+
+func (h *headerReader) close() {
+	h.r.Reset(nil)
+	readers.Put(h.r)
 }
 
 // next reads a line. It reports false at the end of the header, and after an

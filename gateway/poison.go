@@ -109,6 +109,12 @@ func (d *delivery) fingerprints(to []destination) ([]fingerprint, error) {
 	return all, nil
 }
 
+// content returns the digest of the message as it came.
+func (d *delivery) content() ([]byte, error) {
+	d.summed.Do(func() { d.sum, d.unsummed = d.message.sum() })
+	return d.sum, d.unsummed
+}
+
 // sum returns the digest of a message.
 func (m *message) sum() ([]byte, error) {
 	h := sha256.New()

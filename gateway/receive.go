@@ -105,22 +105,25 @@ var (
 // refusalOf returns what a client is told of a message that is not taken. It
 // reports false for an error of the connection, which leaves nobody to tell.
 func refusalOf(err error) (s backends.Status, ok bool) {
-	var trouble spoolError
-	switch {
-	case err == errTooLarge:
+	switch err {
+	case nil:
+		return s, false
+	case errTooLarge:
 		return tooLarge, true
-	case err == errBareNewline:
+	case errBareNewline:
 		return bareNewline, true
-	case err == errHeaderLimit:
+	case errHeaderLimit:
 		return headerTooLarge, true
-	case err == errHops:
+	case errHops:
 		return tooManyHops, true
-	case err == errMIME:
+	case errMIME:
 		return mimeTooComplex, true
-	case errors.As(err, &trouble):
-		return trouble.status(), true
 	}
-	return s, false
+	trouble, ok := errors.AsType[spoolError](err)
+	if ok {
+		s = trouble.status()
+	}
+	return s, ok
 }
 
 // newDelivery prepares the delivery of the transaction that d was in. log is

@@ -93,6 +93,7 @@ const heldFor = 5 * time.Millisecond
 // carry has the message delivered and tells the client what becomes of it. It
 // returns errHandedOn if another goroutine goes on with the session.
 func (c *conn) carry(ctx context.Context, d *delivery) error {
+	growStack()
 	c.flush() // the client may be waiting for what was said
 	t := &telling{conn: c, ctx: ctx, replies: replies{delivery: d, protocol: c.Protocol}, done: make(chan struct{}, 1)}
 	d.tell = t.tell
