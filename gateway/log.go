@@ -64,7 +64,10 @@ type logLines struct {
 	w       io.Writer
 	longest time.Duration // that they wait
 
-	mu    sync.Mutex
+	writing sync.Mutex // keeps the lines in order; locked before mu
+	written []byte     // an empty buffer; guarded by writing
+
+	mu    sync.Mutex // is free while lines are written, so that others can be added
 	held  []byte
 	timed bool // a timer will write them
 }
@@ -72,10 +75,11 @@ type logLines struct {
 // Write takes a line.
 func (l *logLines) Write(line []byte) (int, error) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.held = append(l.held, line...)
-	if len(l.held) >= mostHeld {
-		l.write()
+	full := len(l.held) >= mostHeld
+	l.mu.Unlock()
+	if full {
+		l.flush()
 	}
 	return len(line), nil
 }
@@ -88,26 +92,26 @@ func (l *logLines) hold() {
 		l.timed = true
 		time.AfterFunc(l.longest, func() {
 			l.mu.Lock()
-			defer l.mu.Unlock()
 			l.timed = false
-			l.write()
+			l.mu.Unlock()
+			l.flush()
 		})
 	}
 }
 
+// flush returns when all lines are written that were taken before. There is nobody
+// to tell of an error.
 func (l *logLines) flush() {
+	l.writing.Lock()
+	defer l.writing.Unlock()
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.write()
-}
-
-// write writes what there is. The caller holds l.mu, so that the lines stay in
-// order. There is nobody to tell of an error.
-func (l *logLines) write() {
-	if len(l.held) > 0 {
-		l.w.Write(l.held)
-		l.held = l.held[:0]
+	lines := l.held
+	l.held = l.written
+	l.mu.Unlock()
+	if len(lines) > 0 {
+		l.w.Write(lines)
 	}
+	l.written = lines[:0]
 }
 
 // logTogether logs a line that may wait for others of its transaction, until

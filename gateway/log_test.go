@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"path/filepath"
@@ -270,4 +271,55 @@ func TestLogLines(t *testing.T) {
 	if n := len(<-log); n < mostHeld || n > mostHeld+1000 {
 		t.Errorf("%d octets waited, want about %d", n, mostHeld)
 	}
+}
+
+// Whoever has flushed the log finds all of his lines written, in order, even if
+// somebody else writes at that moment.
+func TestLogIsFlushedByMany(t *testing.T) {
+	written := lastNumbers{last: map[int]int{}}
+	logger := NewLogger(LogConfig{Level: "info"}, &written)
+	var all sync.WaitGroup
+	for writer := range 8 {
+		all.Go(func() {
+			for n := 1; n <= 300; n += 3 {
+				for i := n; i < n+3; i++ {
+					logTogether(logger, time.Now(), "status", slog.Int("writer", writer), slog.Int("n", i))
+				}
+				if flushLog(logger); written.of(writer) != n+2 {
+					t.Errorf("writer %d has flushed line %d, written is %d", writer, n+2, written.of(writer))
+				}
+			}
+		})
+	}
+	all.Wait()
+	if len(written.disorder) > 0 {
+		t.Errorf("out of order: %q", written.disorder)
+	}
+}
+
+// lastNumbers takes lines that end in writer=N n=N, and knows the last number of each.
+type lastNumbers struct {
+	mu       sync.Mutex
+	last     map[int]int
+	disorder []string
+}
+
+func (l *lastNumbers) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for line := range strings.Lines(string(p)) {
+		var writer, n int
+		_, numbers, _ := strings.Cut(line, "writer=")
+		if _, err := fmt.Sscanf(numbers, "%d n=%d\n", &writer, &n); err != nil || n != l.last[writer]+1 {
+			l.disorder = append(l.disorder, line)
+		}
+		l.last[writer] = n
+	}
+	return len(p), nil
+}
+
+func (l *lastNumbers) of(writer int) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.last[writer]
 }
