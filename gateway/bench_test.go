@@ -280,3 +280,37 @@ func BenchmarkCommand(b *testing.B) {
 		})
 	}
 }
+
+// What do the lines cost that tell of a transaction, from its log to the write?
+func BenchmarkTransactionLines(b *testing.B) {
+	for _, format := range []string{"text", "json"} {
+		for _, recipients := range []int{1, 4, 50} {
+			b.Run(fmt.Sprintf("%s/%d-recipients", format, recipients), func(b *testing.B) {
+				s := testServer(b, testBackends, "protocol = 'lmtp'\n")
+				s.log = NewLogger(LogConfig{Level: "info", Format: format}, io.Discard)
+				d := s.listeners[0].dialog(backends.Peer{}, "test")
+				d.command("LHLO client.example")
+				log := d.sessionLog()
+				d.command("MAIL FROM:<ann@sender.example>")
+				for i := range recipients {
+					d.command(fmt.Sprintf("RCPT TO:<recipient%d@example.org>", i))
+				}
+				tx := d.tx
+				tx.message = &message{size: 4096}
+				b.ReportAllocs()
+				before := cpuTime(b)
+				for b.Loop() {
+					d.tx = tx
+					delivery := d.gen.newDelivery(d, log)
+					delivery.logReceived()
+					for i := range delivery.fates {
+						delivery.fates[i].holder, delivery.fates[i].decided = "discard", backends.Delivered
+					}
+					delivery.settle(0, recipients)
+					flushLog(delivery.log)
+				}
+				b.ReportMetric(float64((cpuTime(b)-before).Nanoseconds())/float64(b.N), "cpu-ns/op")
+			})
+		}
+	}
+}

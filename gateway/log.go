@@ -13,11 +13,11 @@ import (
 // go out together: before the client hears what they tell, or after a moment.
 func NewLogger(c LogConfig, w io.Writer) *slog.Logger {
 	var options slog.HandlerOptions
-	var level slog.Level
-	level.UnmarshalText([]byte(c.Level)) // Load has checked it
-	options.Level = level
-	lines := &logLines{w: w, longest: longestHold}
+	h := &logHandler{lines: &logLines{w: w, longest: longestHold}, plain: true}
+	h.level.UnmarshalText([]byte(c.Level)) // Load has checked it
+	options.Level = h.level
 	if c.Format == "json" {
+		h.json = true
 		// A number of nanoseconds is nothing for people.
 		options.ReplaceAttr = func(_ []string, a slog.Attr) slog.Attr {
 			if a.Value.Kind() == slog.KindDuration {
@@ -25,29 +25,11 @@ func NewLogger(c LogConfig, w io.Writer) *slog.Logger {
 			}
 			return a
 		}
-		return slog.New(&logHandler{slog.NewJSONHandler(lines, &options), lines})
+		h.slog = slog.NewJSONHandler(h.lines, &options)
+	} else {
+		h.slog = slog.NewTextHandler(h.lines, &options)
 	}
-	return slog.New(&logHandler{slog.NewTextHandler(lines, &options), lines})
-}
-
-// A logHandler writes each line at once, with those that were held before it.
-type logHandler struct {
-	slog.Handler
-	lines *logLines
-}
-
-func (h *logHandler) Handle(ctx context.Context, r slog.Record) error {
-	err := h.Handler.Handle(ctx, r)
-	h.lines.flush()
-	return err
-}
-
-func (h *logHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return &logHandler{h.Handler.WithAttrs(attrs), h.lines}
-}
-
-func (h *logHandler) WithGroup(name string) slog.Handler {
-	return &logHandler{h.Handler.WithGroup(name), h.lines}
+	return slog.New(h)
 }
 
 const (
@@ -114,21 +96,49 @@ func (l *logLines) flush() {
 	l.written = lines[:0]
 }
 
+// logWith does what log.With does, for less.
+func logWith(log *slog.Logger, attrs ...slog.Attr) *slog.Logger {
+	return slog.New(log.Handler().WithAttrs(attrs))
+}
+
 // logTogether logs a line that may wait for others of its transaction, until
 // flushLog.
 func logTogether(log *slog.Logger, now time.Time, message string, attrs ...slog.Attr) {
 	if !log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}
-	r := slog.NewRecord(now, slog.LevelInfo, message, 0) // nobody asks for the place in the source
-	r.AddAttrs(attrs...)
-	h, ok := log.Handler().(*logHandler)
-	if !ok {
+	r := recordOf(now, message, attrs...)
+	if h, ok := log.Handler().(*logHandler); ok {
+		h.add(r)
+		h.lines.hold()
+	} else {
 		log.Handler().Handle(context.Background(), r)
+	}
+}
+
+// logEach logs what logTogether would log for each value of an attribute that comes
+// before the others.
+func logEach(log *slog.Logger, now time.Time, message, key string, values []string, attrs ...slog.Attr) {
+	if !log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}
-	h.Handler.Handle(context.Background(), r)
-	h.lines.hold()
+	if h, ok := log.Handler().(*logHandler); ok {
+		h.addEach(now, message, key, values, attrs)
+		h.lines.hold()
+		return
+	}
+	for _, value := range values {
+		r := recordOf(now, message, slog.String(key, value))
+		r.AddAttrs(attrs...)
+		log.Handler().Handle(context.Background(), r)
+	}
+}
+
+// recordOf leaves out the place in the source, for which nobody asks.
+func recordOf(now time.Time, message string, attrs ...slog.Attr) slog.Record {
+	r := slog.NewRecord(now, slog.LevelInfo, message, 0)
+	r.AddAttrs(attrs...)
+	return r
 }
 
 // flushLog writes the lines that wait.

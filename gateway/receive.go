@@ -147,7 +147,7 @@ func (g *generation) newDelivery(d *dialog, log *slog.Logger) *delivery {
 		shadowing:   g.shadowing,
 		recordings:  g.recordings,
 		maxSize:     maxReplaced(int64(d.Limits.MessageSize)),
-		log:         log.With("tx", tx.id, "ident", ident, "from", tx.sender),
+		log:         logWith(log, slog.String("tx", tx.id), slog.String("ident", ident), slog.String("from", tx.sender)),
 		received:    time.Now(),
 		fates:       fates,
 		budget:      d.Limits.AnswerTimeout,
