@@ -10,7 +10,7 @@ import (
 
 // logging matches a line of the sources that logs something, but for debugging,
 // or that gathers attributes for one, or that names a state, which is an event.
-var logging = regexp.MustCompile(`(^|[^s])[lL]og\.(Info|Warn|Error|With|LogAttrs)\(|\.enter\(|logTogether\(|slog\.(String|Int|Int64|Duration|Bool)\(|append\(.*attrs|attrs := |\bstate += |(?m)^\t\t"\w+", .*,$`)
+var logging = regexp.MustCompile(`(^|[^s])[lL]og\.(Info|Warn|Error|With|LogAttrs)\(|\.enter\(|log(Together|Each)\(|slog\.(String|Int|Int64|Duration|Bool)\(|append\(.*attrs|attrs := |\bstate += |(?m)^\t\t"\w+", .*,$`)
 
 var logWord = regexp.MustCompile(`"([a-z_]+)"`)
 

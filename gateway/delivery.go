@@ -244,20 +244,19 @@ func (d *delivery) settling(change func() (first, end int)) {
 // decided, but for a success that an added recipient may still turn into a
 // failure. The caller holds d.mu, and is to call tell when it does not any more, if
 // settle returns true.
-func (d *delivery) settle(first, end int) (news bool) {
+func (d *delivery) settle(first, end int) bool {
 	final, failure := d.added()
-	now := time.Now()
+	var told []*fate
 	for i := first; i < end; i++ {
 		f := &d.fates[i]
 		if f.decided.IsZero() || !f.answer.IsZero() || !final && !f.added && f.decided.Positive() {
 			continue
 		}
-		news = true
 		f.answer = f.decided
 		if !f.added && f.answer.Positive() && !failure.IsZero() {
 			f.answer = failure
 		}
-		d.logAnswer(f, now)
+		told = append(told, f)
 		if !f.added {
 			d.answered++
 		}
@@ -266,7 +265,8 @@ func (d *delivery) settle(first, end int) (news bool) {
 		// The client goes on, and need not wait until all calls have ended.
 		d.rates.leave(d.transaction)
 	}
-	return news
+	d.logAnswers(told)
+	return len(told) > 0
 }
 
 // added tells whether all recipients that backends add are known and decided,
@@ -286,10 +286,30 @@ func (d *delivery) added() (final bool, failure backends.Status) {
 	return final, worstOf(failures)
 }
 
-// logAnswer is the line that tells the whole story of a recipient.
-func (d *delivery) logAnswer(f *fate, now time.Time) {
-	attrs := append(make([]slog.Attr, 0, 14),
-		slog.String("to", f.address),
+// logAnswers logs the lines that tell the whole story of each recipient, those
+// together that follow one another and differ in the address only.
+func (d *delivery) logAnswers(told []*fate) {
+	now := time.Now()
+	to := make([]string, 0, len(told))
+	for len(told) > 0 {
+		f := told[0]
+		for to = to[:0]; len(told) > 0 && told[0].like(f); told = told[1:] {
+			to = append(to, told[0].address)
+		}
+		d.logAnswer(f, to, now)
+	}
+}
+
+// like reports whether two fates differ in the address at most.
+func (f *fate) like(other *fate) bool {
+	same := *other
+	same.address = f.address
+	return *f == same
+}
+
+// logAnswer logs a line for each of to, whose fates are like f.
+func (d *delivery) logAnswer(f *fate, to []string, now time.Time) {
+	attrs := append(make([]slog.Attr, 0, 13),
 		slog.String("backend", f.holder),
 		slog.Int("code", f.answer.Code),
 		slog.String("enhanced", f.answer.Enhanced),
@@ -308,7 +328,7 @@ func (d *delivery) logAnswer(f *fate, now time.Time) {
 	if f.answer != f.decided {
 		attrs = append(attrs, slog.String("decided", f.decided.Error()))
 	}
-	logTogether(d.log, now, "status", attrs...)
+	logEach(d.log, now, "status", "to", to, attrs...)
 }
 
 // answerAll answers every recipient that has no answer yet, in the name of

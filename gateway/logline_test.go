@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"log/slog"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mailgw/mailgw/backends"
 )
 
 // bothLogs returns the log of a format, the same of slog alone, and what they have
@@ -129,5 +132,53 @@ func TestLogLinesAllocateNothing(t *testing.T) {
 			t.Errorf("%s: %v allocations, and slog is asked: %t", format, allocated, h.slog != nil)
 		}
 		written()
+	}
+}
+
+// Recipients who are answered together keep their order, and nobody gets the line of
+// somebody else.
+func TestLogOfManyAnswers(t *testing.T) {
+	ok, failed := backends.Delivered, backends.TryLater
+	edited := &edits{body: "unchanged", header: "+1-0"}
+	fates := []fate{
+		{address: "a", holder: "x", answer: ok, decided: ok},
+		{address: "b", holder: "x", answer: ok, decided: ok},
+		{address: "c d", holder: "x", answer: ok, decided: ok},
+		{address: "e", holder: "x", answer: ok, decided: ok},
+		{address: "f", holder: "y", answer: ok, decided: ok},
+		{address: "g", holder: "y", answer: failed, decided: failed},
+		{address: "h", holder: "y", answer: failed, decided: ok},
+		{address: "i", holder: "y", answer: ok, decided: ok, edited: edited},
+		{address: "j", holder: "y", answer: ok, decided: ok, edited: edited},
+		{address: "k", holder: "y", answer: ok, decided: ok, route: "q", divertedBy: "x"},
+		{address: "l", holder: "y", answer: ok, decided: ok, route: "q", divertedBy: "z"},
+		{address: "m", holder: "y", answer: ok, decided: ok, added: true},
+		{address: "a", holder: "x", answer: ok, decided: ok},
+	}
+	want := `to=a backend=x code=250 enhanced=2.0.0 text=delivered
+to=b backend=x code=250 enhanced=2.0.0 text=delivered
+to="c d" backend=x code=250 enhanced=2.0.0 text=delivered
+to=e backend=x code=250 enhanced=2.0.0 text=delivered
+to=f backend=y code=250 enhanced=2.0.0 text=delivered
+to=g backend=y code=451 enhanced=4.3.0 text="try again later"
+to=h backend=y code=451 enhanced=4.3.0 text="try again later" decided="250 2.0.0 delivered"
+to=i backend=y code=250 enhanced=2.0.0 text=delivered body=unchanged header=+1-0
+to=j backend=y code=250 enhanced=2.0.0 text=delivered body=unchanged header=+1-0
+to=k backend=y code=250 enhanced=2.0.0 text=delivered route=q diverted_by=x
+to=l backend=y code=250 enhanced=2.0.0 text=delivered route=q diverted_by=z
+to=m backend=y code=250 enhanced=2.0.0 text=delivered added=true
+to=a backend=x code=250 enhanced=2.0.0 text=delivered
+`
+	log, _, written := bothLogs("text")
+	d := &delivery{transaction: &transaction{}, log: log}
+	var told []*fate
+	for i := range fates {
+		told = append(told, &fates[i])
+	}
+	d.logAnswers(told)
+	got, _ := written()
+	got = regexp.MustCompile(`(?m)^time=\S+ level=INFO msg=status | (delay|wait)=\S+`).ReplaceAllString(got, "")
+	if got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
 	}
 }
