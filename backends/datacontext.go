@@ -32,8 +32,9 @@ type DataContext struct {
 	quiet      sync.Cond // calling became zero
 	calling    int       // calls of the Status hook under way
 	hooks      Hooks
-	recipients []fate // made when first needed
-	ended      bool   // Deliver returned
+	recipients []fate              // made when first needed
+	unwatch    map[int]func() bool // stop waiting for the end of the ctx of a started delivery
+	ended      bool                // Deliver returned
 	edits      Edits
 }
 
@@ -41,8 +42,7 @@ type DataContext struct {
 type fate struct {
 	status  Status
 	started bool
-	closed  bool        // undecided when Deliver returned
-	unwatch func() bool // stops waiting for the end of the delivery's ctx
+	closed  bool // undecided when Deliver returned
 }
 
 // An Envelope is what MAIL and RCPT said.
@@ -136,7 +136,7 @@ func (tx *DataContext) decide(i int, s Status) (hooks Hooks, why string) {
 	case f.closed:
 		return tx.hooks, "Deliver had returned"
 	}
-	f.decide(s)
+	tx.keep(i, s)
 	tx.calling++
 	return tx.hooks, ""
 }
@@ -196,7 +196,10 @@ func (tx *DataContext) decideAll(s Status) (recipients []int, hooks Hooks) {
 	tx.makeFates()
 	for i := range tx.recipients {
 		if f := &tx.recipients[i]; f.undecided() {
-			f.decide(s)
+			if recipients == nil {
+				recipients = make([]int, 0, len(tx.recipients)-i)
+			}
+			tx.keep(i, s)
 			recipients = append(recipients, i)
 		}
 	}
@@ -209,10 +212,11 @@ func (tx *DataContext) decideAll(s Status) (recipients []int, hooks Hooks) {
 // undecided reports whether a status would count.
 func (f *fate) undecided() bool { return f.status.IsZero() && !f.closed }
 
-func (f *fate) decide(s Status) {
-	f.status = s
-	if f.unwatch != nil {
-		f.unwatch()
+// keep keeps the status of recipient i. The caller holds tx.mu.
+func (tx *DataContext) keep(i int, s Status) {
+	tx.recipients[i].status = s
+	if unwatch := tx.unwatch[i]; unwatch != nil {
+		unwatch()
 	}
 }
 
@@ -257,9 +261,11 @@ func (tx *DataContext) StartDelivery(ctx context.Context, i int) {
 		}
 	})
 	tx.mu.Lock()
-	f := &tx.recipients[i]
-	f.unwatch = unwatch
-	decided := !f.status.IsZero()
+	if tx.unwatch == nil {
+		tx.unwatch = map[int]func() bool{}
+	}
+	tx.unwatch[i] = unwatch
+	decided := !tx.recipients[i].status.IsZero()
 	tx.mu.Unlock()
 	if decided {
 		unwatch()

@@ -168,6 +168,18 @@ func statusToWire(s backends.Status) *pb.Status {
 	return &pb.Status{Code: uint32(s.Code), Enhanced: toUTF8(s.Enhanced), Text: toUTF8(s.Text)}
 }
 
+// statusesToWire says the same of several recipients.
+func statusesToWire(recipients []int, s backends.Status) *pb.ToGateway {
+	status := statusToWire(s)
+	m := &pb.ToGateway{Statuses: make([]*pb.RecipientStatus, len(recipients))}
+	statuses := make([]pb.RecipientStatus, len(recipients)) // in one piece
+	for n, i := range recipients {
+		m.Statuses[n] = &statuses[n]
+		statuses[n].Recipient, statuses[n].Status = uint32(i), status
+	}
+	return m
+}
+
 // statusFromWire returns an error for a status that is no answer at all. What
 // else is wrong with one, is for the gateway to mend.
 func statusFromWire(wire *pb.Status) (backends.Status, error) {

@@ -74,6 +74,7 @@ type call struct {
 
 	// What the goroutine that receives knows.
 	pending  map[int]bool // recipients that are started and have no status
+	decided  int          // recipients that have one
 	returned bool
 	ignored  int
 	held     *answer // was received too early
@@ -296,7 +297,32 @@ func (c *call) decideAll(statuses []*pb.RecipientStatus) error {
 	case 1: // most have one, for which nothing is to be allocated
 		return c.decide(int(statuses[0].GetRecipient()), statuses[0].GetStatus())
 	}
+	if c.same(statuses) {
+		s, err := statusFromWire(statuses[0].GetStatus())
+		if err == nil {
+			c.decided += len(statuses)
+			c.tx.SetAll(s)
+		}
+		return err
+	}
 	return c.decideTogether(statuses)
+}
+
+// same reports whether statuses say the same of all recipients that are undecided,
+// and of nobody else, and whether there is nothing more to be done about that.
+func (c *call) same(statuses []*pb.RecipientStatus) bool {
+	if len(c.pending) > 0 || len(statuses) != len(c.tx.Envelope.Recipients)-c.decided {
+		return false
+	}
+	first, last := statuses[0].GetStatus(), -1
+	for _, r := range statuses {
+		i, s := int(r.GetRecipient()), r.GetStatus()
+		if i <= last || s.GetText() != first.GetText() || s.GetEnhanced() != first.GetEnhanced() || s.GetCode() != first.GetCode() || !c.tx.Undecided(i) {
+			return false
+		}
+		last = i
+	}
+	return true
 }
 
 func (c *call) decideTogether(statuses []*pb.RecipientStatus) (wrong error) {
@@ -349,8 +375,12 @@ func (c *call) decide(i int, wire *pb.Status) error {
 	if err != nil {
 		return err
 	}
-	if err := c.heed(c.tx.Undecided(i)); err != nil {
+	counts := c.tx.Undecided(i)
+	if err := c.heed(counts); err != nil {
 		return err
+	}
+	if counts {
+		c.decided++
 	}
 	delete(c.pending, i)
 	if c.returned && len(c.pending) == 0 {

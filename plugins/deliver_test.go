@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/plugins/internal/pb"
 	"github.com/mailgw/mailgw/xforward"
 )
 
@@ -400,5 +401,49 @@ func TestLogOfPlugin(t *testing.T) {
 		if got["msg"] != "backend" || got["backend"] != "logs" {
 			t.Errorf("got the record %v", got)
 		}
+	}
+}
+
+// What one frame says of all who are undecided is said to the gateway at once, and
+// nothing else is.
+func TestSameStatusIsToldAtOnce(t *testing.T) {
+	no := &pb.Status{Code: 550, Text: "no"}
+	refused := func(i uint32) []*pb.RecipientStatus { return []*pb.RecipientStatus{{Recipient: i, Status: no}} }
+	for name, test := range map[string]struct {
+		frames    [][]*pb.RecipientStatus
+		atOnce    [][]int
+		codes     [3]int
+		ignored   int
+		undecided int
+	}{
+		"all":           {[][]*pb.RecipientStatus{slices.Concat(status250(0), status250(1), status250(2))}, [][]int{{0, 1, 2}}, [3]int{250, 250, 250}, 0, 0},
+		"the rest":      {[][]*pb.RecipientStatus{refused(1), slices.Concat(status250(0), status250(2))}, [][]int{{0, 2}}, [3]int{250, 550, 250}, 0, 0},
+		"some":          {[][]*pb.RecipientStatus{slices.Concat(status250(0), status250(2))}, nil, [3]int{250, 0, 250}, 0, 1},
+		"not the same":  {[][]*pb.RecipientStatus{slices.Concat(status250(0), refused(1), status250(2))}, nil, [3]int{250, 550, 250}, 0, 0},
+		"one twice":     {[][]*pb.RecipientStatus{slices.Concat(status250(0), status250(1), status250(1))}, nil, [3]int{250, 250, 0}, 1, 1},
+		"nobody":        {[][]*pb.RecipientStatus{slices.Concat(status250(0), status250(1), status250(7))}, nil, [3]int{250, 250, 0}, 1, 1},
+		"decided again": {[][]*pb.RecipientStatus{refused(1), slices.Concat(status250(0), status250(1))}, nil, [3]int{250, 550, 0}, 1, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var atOnce [][]int
+			ignored := 0
+			tx := message("", "one", "two", "three")
+			undecided, err := backends.Run(t.Context(), backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+				c := &call{tx: tx}
+				for _, frame := range test.frames {
+					if err := c.decideAll(frame); err != nil {
+						return err
+					}
+				}
+				return nil
+			}), tx, backends.Hooks{
+				StatusAll: func(recipients []int, _ backends.Status) { atOnce = append(atOnce, recipients) },
+				Ignored:   func(int, backends.Status, string) { ignored++ },
+			})
+			codes := [...]int{tx.Status(0).Code, tx.Status(1).Code, tx.Status(2).Code}
+			if err != nil || !reflect.DeepEqual(atOnce, test.atOnce) || codes != test.codes || ignored != test.ignored || len(undecided) != test.undecided {
+				t.Errorf("got %v at once, %v, %d ignored, %d undecided and the error %v", atOnce, codes, ignored, len(undecided), err)
+			}
+		})
 	}
 }

@@ -200,15 +200,21 @@ func (l *laneServer) next(c *laneServed) error {
 		return err
 	}
 	c.under = &l.server.calls
-	ctx := newLaneContext(tx, f.extra)
+	t := &struct { // in one piece
+		ctx    laneContext
+		body   laneBody
+		outlet laneOutlet
+	}{}
+	ctx, body, o := &t.ctx, &t.body, &t.outlet
+	ctx.begin(tx, f.extra)
 	defer ctx.end()
 	c.ctx.Store(ctx)
 	if c.gone.Load() {
 		return errGone
 	}
-	body := &laneBody{conn: c, left: tx.Size, here: min(tx.Size, laneFirst)}
+	body.conn, body.left, body.here = c, tx.Size, min(tx.Size, laneFirst)
 	tx.Body = body
-	o := &laneOutlet{conn: c, body: body}
+	o.conn, o.body = c, body
 	handle(ctx, backend, tx, o)
 	if !o.ended {
 		c.Close() // who still reads the message is not to wait
@@ -233,33 +239,55 @@ type laneOutlet struct {
 	ended bool // the last answer was written, or will be
 }
 
-// send leaves the end to be written when the next transaction is waited for, unless it
-// has a status.
-func (o *laneOutlet) send(m *pb.ToGateway, chunk mem.BufferSlice, last bool) (<-chan struct{}, error) {
+func (o *laneOutlet) statuses(recipients []int, s backends.Status, last bool) (<-chan struct{}, error) {
+	buffer := chunks.Get(laneHeader)
+	defer chunks.Put(buffer)
+	octets := appendStatuses(*buffer, recipients, s)
+	if last {
+		o.body.close()
+	}
+	return nil, o.write(octets, nil, last)
+}
+
+// send leaves the end to be written when the next transaction is waited for.
+func (o *laneOutlet) send(m *pb.ToGateway, chunk mem.BufferSlice, last bool) error {
 	buffer := chunks.Get(laneHeader)
 	defer chunks.Put(buffer)
 	octets, err := appendAnswer(*buffer, m)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	f := laneFrame{laneAnswer, o.conn.number, uint32(len(octets) - laneHeader), uint32(chunk.Len())}
-	if last {
-		f.kind = laneEnd
-	}
-	f.appendTo(octets[:0])
-	if last && o.body.close() && m.Statuses == nil {
+	if last && o.body.close() {
+		o.head(octets, 0, last)
 		o.conn.end, o.ended = append(o.conn.end, octets...), true
-		return nil, nil
+		return nil
 	}
 	var body []byte
 	if chunk.Len() > 0 {
 		body = chunk[0].ReadOnlyData()
 	}
-	if err = o.conn.write(octets, body); err != nil {
+	return o.write(octets, body, last)
+}
+
+// write writes a message, in front of which there is room for the header, and a
+// chunk.
+func (o *laneOutlet) write(octets, chunk []byte, last bool) error {
+	o.head(octets, len(chunk), last)
+	err := o.conn.write(octets, chunk)
+	if err != nil {
 		o.conn.hungUp()
 	}
 	o.ended = last && err == nil
-	return nil, err
+	return err
+}
+
+// head fills in the header of an answer.
+func (o *laneOutlet) head(octets []byte, chunk int, last bool) {
+	f := laneFrame{laneAnswer, o.conn.number, uint32(len(octets) - laneHeader), uint32(chunk)}
+	if last {
+		f.kind = laneEnd
+	}
+	f.appendTo(octets[:0])
 }
 
 // A laneBody is the mail message. Its first part comes with the transaction, and
@@ -392,12 +420,11 @@ type laneContext struct {
 	cancel context.CancelFunc
 }
 
-func newLaneContext(tx *backends.DataContext, milliseconds uint32) *laneContext {
-	c := &laneContext{ids: idsOf(&tx.Session, tx.ID)}
+func (c *laneContext) begin(tx *backends.DataContext, milliseconds uint32) {
+	c.ids = idsOf(&tx.Session, tx.ID)
 	if milliseconds > 0 {
 		c.deadline = time.Now().Add(time.Duration(milliseconds) * time.Millisecond)
 	}
-	return c
 }
 
 // context returns a ctx of package context, which ends with c.

@@ -231,31 +231,39 @@ func (d *decoder) xforward(x *xforward.Attrs) {
 	}
 }
 
-// noEdits is what most backends return, and nothing the ToGateway with it.
+// noEdits is what most backends return, and withoutEdits the ToGateway with it.
 var (
-	noEdits = &pb.Returned{Result: &pb.Returned_Edits{Edits: &pb.Edits{}}}
-	nothing = []byte{4<<3 | 2, 2, 3<<3 | 2, 0}
+	noEdits      = &pb.Returned{Result: &pb.Returned_Edits{Edits: &pb.Edits{}}}
+	withoutEdits = &pb.ToGateway{Returned: noEdits}
+	nothing      = []byte{4<<3 | 2, 2, 3<<3 | 2, 0}
 )
 
-// appendAnswer encodes a ToGateway. If it has statuses, it has nothing else.
+// appendAnswer encodes a ToGateway.
 func appendAnswer(b []byte, m *pb.ToGateway) ([]byte, error) {
-	switch {
-	case m.Returned == noEdits:
+	if m == withoutEdits {
 		return append(b, nothing...), nil
-	case m.Statuses == nil:
-		return protobuf.MarshalOptions{}.MarshalAppend(b, m)
 	}
-	for _, s := range m.Statuses {
-		b = appendMessage(b, 2, s, appendRecipientStatus)
-	}
-	return b, nil
+	return protobuf.MarshalOptions{}.MarshalAppend(b, m)
 }
 
-func appendRecipientStatus(b []byte, s *pb.RecipientStatus) []byte {
-	return appendMessage(appendNumber(b, 1, uint64(s.Recipient)), 2, s.Status, appendStatus)
+// appendStatuses encodes what statusesToWire returns, and the status once.
+func appendStatuses(b []byte, recipients []int, s backends.Status) []byte {
+	buffer := chunks.Get(0)
+	defer chunks.Put(buffer)
+	said := appendMessage(*buffer, 2, s, appendStatus)
+	for _, i := range recipients {
+		b = protowire.AppendTag(b, 2, protowire.BytesType)
+		size := len(said)
+		if i > 0 {
+			size += 1 + protowire.SizeVarint(uint64(i))
+		}
+		b = protowire.AppendVarint(b, uint64(size))
+		b = append(appendNumber(b, 1, uint64(i)), said...)
+	}
+	return b
 }
 
-func appendStatus(b []byte, s *pb.Status) []byte {
+func appendStatus(b []byte, s backends.Status) []byte {
 	b = appendNumber(b, 1, uint64(s.Code))
 	b = appendText(b, 2, s.Enhanced)
 	return appendText(b, 3, s.Text)
@@ -286,7 +294,7 @@ func (r *answerRoom) decode(octets []byte) (*pb.ToGateway, bool) {
 		m.Statuses, m.Returned = nil, noEdits
 		return m, true
 	}
-	n := 0
+	n, said := 0, ""
 	d := decoder{rest: string(octets)}
 	for ; d.next(); n++ {
 		if d.field != 2 || 2*n == maxParts {
@@ -296,14 +304,16 @@ func (r *answerRoom) decode(octets []byte) (*pb.ToGateway, bool) {
 			r.statuses = append(r.statuses, &pb.RecipientStatus{Status: &pb.Status{}})
 		}
 		outer := d.enter()
-		d.recipientStatus(r.statuses[n])
+		said = d.recipientStatus(r.statuses[n], r.statuses[max(n-1, 0)].Status, said)
 		d.rest = outer
 	}
 	m.Statuses, m.Returned = r.statuses[:n], nil
 	return m, n > 0 && !d.failed
 }
 
-func (d *decoder) recipientStatus(s *pb.RecipientStatus) {
+// recipientStatus decodes a RecipientStatus, and returns the octets of its status.
+// If they are those of the one before, so is the status.
+func (d *decoder) recipientStatus(s *pb.RecipientStatus, before *pb.Status, said string) (says string) {
 	s.Recipient = 0
 	seen := false
 	for d.next() {
@@ -314,13 +324,18 @@ func (d *decoder) recipientStatus(s *pb.RecipientStatus) {
 			d.failed = d.failed || seen
 			seen = true
 			outer := d.enter()
-			d.status(s.Status)
+			if says = d.rest; says != "" && says == said {
+				s.Status.Code, s.Status.Enhanced, s.Status.Text = before.Code, before.Enhanced, before.Text
+			} else {
+				d.status(s.Status)
+			}
 			d.rest = outer
 		default:
 			d.failed = true
 		}
 	}
 	d.failed = d.failed || !seen
+	return says
 }
 
 func (d *decoder) status(s *pb.Status) {

@@ -73,13 +73,26 @@ func FuzzLaneReadsTransactionsLikeProtobuf(f *testing.F) {
 	})
 }
 
+// What is said of many recipients is encoded once.
+func TestLaneWritesStatusesLikeProtobuf(t *testing.T) {
+	for _, s := range []backends.Status{backends.Delivered, {}, {Code: 450, Text: strings.Repeat("x", maxText)}} {
+		recipients := []int{0, 1, 127, 128, 1 << 20}
+		want := octetsOf(t, statusesToWire(recipients, s))
+		if got := appendStatuses([]byte("before"), recipients, s); !bytes.Equal(got, append([]byte("before"), want...)) {
+			t.Errorf("%v: got %x, want %x", s, got, want)
+		}
+	}
+}
+
 // someAnswers are answers, and whether the lane decodes them by itself.
 var someAnswers = map[string]struct {
 	answer *pb.ToGateway
 	usual  bool
 }{
-	"status":     {&pb.ToGateway{Statuses: status250(3)}, true},
-	"statuses":   {&pb.ToGateway{Statuses: slices.Concat(status250(0), status250(1), status250(1<<32-1))}, true},
+	"status":   {&pb.ToGateway{Statuses: status250(3)}, true},
+	"statuses": {&pb.ToGateway{Statuses: slices.Concat(status250(0), status250(1), status250(1<<32-1))}, true},
+	"mixed": {&pb.ToGateway{Statuses: slices.Concat(status250(0), status250(1),
+		[]*pb.RecipientStatus{{Recipient: 2, Status: &pb.Status{Code: 550}}, {Recipient: 3, Status: &pb.Status{Code: 550}}}, status250(4))}, true},
 	"long text":  {&pb.ToGateway{Statuses: []*pb.RecipientStatus{{Status: &pb.Status{Code: 450, Text: strings.Repeat("x", 9000)}}}}, true},
 	"no code":    {&pb.ToGateway{Statuses: []*pb.RecipientStatus{{Status: &pb.Status{}}}}, true},
 	"no edits":   {&pb.ToGateway{Returned: noEdits}, true},

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 
+	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/plugins/internal/pb"
 )
 
@@ -189,12 +190,13 @@ func newBody(stream grpc.ServerStream, chunk mem.BufferSlice, last bool) io.Read
 
 type grpcOutlet struct{ stream grpc.ServerStream }
 
-// send has only statuses waited for. The last answer is as good as the others:
-// the gateway knows when it has all of them.
-func (o grpcOutlet) send(m *pb.ToGateway, chunk mem.BufferSlice, _ bool) (<-chan struct{}, error) {
-	f := &frame{message: m, chunk: chunk}
-	if m.Statuses != nil {
-		f.written = make(chan struct{})
-	}
+// statuses has the writer tell when they were written. The last answer is as good
+// as the others: the gateway knows when it has all of them.
+func (o grpcOutlet) statuses(recipients []int, s backends.Status, _ bool) (<-chan struct{}, error) {
+	f := &frame{message: statusesToWire(recipients, s), written: make(chan struct{})}
 	return f.written, o.stream.SendMsg(f)
+}
+
+func (o grpcOutlet) send(m *pb.ToGateway, chunk mem.BufferSlice, _ bool) error {
+	return o.stream.SendMsg(&frame{message: m, chunk: chunk})
 }

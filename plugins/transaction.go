@@ -41,13 +41,17 @@ func handle(ctx context.Context, backend backends.Backend, tx *backends.DataCont
 }
 
 // An outlet carries the answers to one transaction to the gateway. There are two
-// kinds of them, as there are of streams.
+// kinds of them, as there are of streams. Its methods are called one at a time, and
+// keep nothing of what they are given.
 type outlet interface {
-	// send sends an answer, which may be the last one. The channel is closed
-	// when it is in the socket; nil says that it is there. After an error the
-	// gateway is gone or does not want to know, and the ctx of the transaction
-	// ends.
-	send(m *pb.ToGateway, chunk mem.BufferSlice, last bool) (written <-chan struct{}, err error)
+	// statuses sends the same status for several recipients, which may be the
+	// last answer. The channel is closed when it is in the socket; nil says that it
+	// is there. After an error the gateway is gone or does not want to know, and
+	// the ctx of the transaction ends.
+	statuses(recipients []int, s backends.Status, last bool) (written <-chan struct{}, err error)
+
+	// send sends any other answer. Nobody waits until it is in the socket.
+	send(m *pb.ToGateway, chunk mem.BufferSlice, last bool) error
 }
 
 // withoutStack logs the stack of a panic, which is of no use to the gateway.
@@ -74,13 +78,25 @@ type answers struct {
 	closed      bool
 }
 
-// send sends an answer, and nothing after the last one. The caller holds a.mu.
-func (a *answers) send(m *pb.ToGateway, chunk mem.BufferSlice) (written <-chan struct{}, err error) {
+var errAnswered = errors.New("the transaction has ended")
+
+// next reports whether the next answer is the last one. There is none after that.
+// The caller holds a.mu.
+func (a *answers) next() (last bool, err error) {
 	if a.closed {
-		return nil, errors.New("the transaction has ended")
+		return false, errAnswered
 	}
 	a.closed = a.hasReturned && a.undecided == 0
-	return a.outlet.send(m, chunk, a.closed)
+	return a.closed, nil
+}
+
+// send sends an answer that is no status. The caller holds a.mu.
+func (a *answers) send(m *pb.ToGateway, chunk mem.BufferSlice) error {
+	last, err := a.next()
+	if err != nil {
+		return err
+	}
+	return a.outlet.send(m, chunk, last)
 }
 
 // status returns when the status is in the socket, so that it survives
@@ -88,19 +104,9 @@ func (a *answers) send(m *pb.ToGateway, chunk mem.BufferSlice) (written <-chan s
 func (a *answers) status(i int, s backends.Status) { a.statusAll([]int{i}, s) }
 
 func (a *answers) statusAll(recipients []int, s backends.Status) {
-	wire := statusToWire(s)
-	for part := range slices.Chunk(recipients, statusesFor(wire)) {
-		m := &pb.ToGateway{Statuses: make([]*pb.RecipientStatus, len(part))}
-		statuses := make([]pb.RecipientStatus, len(part)) // in one piece
-		for n, i := range part {
-			m.Statuses[n] = &statuses[n]
-			statuses[n].Recipient, statuses[n].Status = uint32(i), wire
-		}
-		a.mu.Lock()
-		a.undecided -= len(part)
-		written, err := a.send(m, nil)
-		a.mu.Unlock()
-		if err == nil && written != nil {
+	s.Enhanced, s.Text = toUTF8(s.Enhanced), toUTF8(s.Text)
+	for part := range slices.Chunk(recipients, statusesFor(s)) {
+		if written, err := a.statuses(part, s); err == nil && written != nil {
 			select {
 			case <-written:
 			case <-a.ctx.Done():
@@ -113,8 +119,19 @@ func (a *answers) statusAll(recipients []int, s backends.Status) {
 	}
 }
 
+func (a *answers) statuses(recipients []int, s backends.Status) (written <-chan struct{}, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.undecided -= len(recipients)
+	last, err := a.next()
+	if err != nil {
+		return nil, err
+	}
+	return a.outlet.statuses(recipients, s, last)
+}
+
 // statusesFor is how many times the same status fits into a message.
-func statusesFor(s *pb.Status) int {
+func statusesFor(s backends.Status) int {
 	const most = maxParts / 4 // each is two parts
 	return min(most, maxMessage/2/(len(s.Enhanced)+len(s.Text)+32))
 }
@@ -158,7 +175,7 @@ func (a *answers) replace(r io.Reader) (backends.Message, error) {
 		if err == nil || last {
 			size += int64(chunk.Len())
 			a.mu.Lock()
-			_, err = a.send(&pb.ToGateway{First: first, Last: last}, chunk)
+			err = a.send(&pb.ToGateway{First: first, Last: last}, chunk)
 			a.mu.Unlock()
 		}
 		chunk.Free()
@@ -186,7 +203,11 @@ func (a *answers) returned(undecided int, r *pb.Returned) {
 	a.undecided -= undecided
 	a.unsent -= undecided
 	a.hasReturned = true
-	a.send(&pb.ToGateway{Returned: r}, nil)
+	if r == noEdits {
+		a.send(withoutEdits, nil)
+	} else {
+		a.send(&pb.ToGateway{Returned: r}, nil)
+	}
 }
 
 // finish waits for the deliveries that were started, or the end of the ctx, and
