@@ -49,7 +49,8 @@ type conn struct {
 
 var errClosing = errors.New("the server shuts down")
 
-func newConn(d *dialog, socket net.Conn) *conn {
+func newConn(d *dialog, accepted net.Conn) *conn {
+	socket := newSocket(accepted)
 	c := &conn{dialog: d, socket: socket, stream: socket, ended: func() {}}
 	c.resetLog()
 	c.ends = time.Now().Add(d.Limits.SessionTimeout)

@@ -157,7 +157,7 @@ func (t *telling) sayKnown(patient bool) bool {
 			c.put(r)
 		}
 		if !known || t.replies.over || len(c.said) >= mostSaid {
-			if !patient && !c.takesMore() {
+			if !patient && !c.flushNow() && !c.takesMore() {
 				return false
 			}
 			c.flush() // goOn has its error

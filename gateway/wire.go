@@ -6,7 +6,6 @@ import (
 	"errors"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -152,18 +151,14 @@ func (c *conn) await(rests time.Time) error {
 
 // rest waits, without buffers, until there is something to read.
 func (c *conn) rest() error {
-	raw, ok := c.socket.(syscall.Conn)
+	s, ok := c.socket.(*socket)
 	if !ok {
 		return nil
-	}
-	socket, err := raw.SyscallConn()
-	if err != nil {
-		return err
 	}
 	c.giveReader()
 	c.said = nil
 	defer c.takeReader()
-	return c.patient(func() error { return socket.Read(isReadable) })
+	return c.patient(func() error { return s.raw.Read(isReadable) })
 }
 
 // isReadable reports whether a read would not block.
@@ -178,35 +173,47 @@ func isReady(fd uintptr, events int16) bool {
 // takesMore reports whether the client takes what was said without being waited
 // for: a socket that can be written has room for several times mostSaid.
 func (c *conn) takesMore() bool {
-	raw, ok := c.socket.(syscall.Conn)
+	s, ok := c.socket.(*socket)
 	if len(c.said) == 0 || !ok {
 		return len(c.said) == 0
 	}
-	socket, err := raw.SyscallConn()
-	if err != nil {
-		return true
-	}
 	takes := true
-	socket.Control(func(fd uintptr) { takes = isReady(fd, unix.POLLOUT) })
+	s.raw.Control(func(fd uintptr) { takes = isReady(fd, unix.POLLOUT) })
 	return takes
 }
 
 // flush sends what was said. After an error nothing more is sent.
 func (c *conn) flush() error {
-	if len(c.said) > 0 && c.lost == nil {
+	if !c.flushNow() {
 		_, c.lost = c.write(c.said)
+		c.said = c.said[:0]
 	}
-	c.said = c.said[:0]
 	return c.lost
 }
 
-// write gives a client that does not read CommandTimeout, or half of it more.
-// What became of a message is in the log before the client knows it.
-func (c *conn) write(p []byte) (int, error) {
-	if c.tells {
-		flushLog(c.log())
-		c.tells = false
+// flushNow sends what goes without waiting for the client, which is nothing over TLS,
+// and reports whether nothing is left. What became of a message is in the log before
+// the client knows it.
+func (c *conn) flushNow() bool {
+	if len(c.said) > 0 && c.lost == nil {
+		if c.tells {
+			flushLog(c.log())
+			c.tells = false
+		}
+		if s, ok := c.stream.(*socket); ok {
+			var n int
+			n, c.lost = s.writeNow(c.said)
+			c.said = c.said[:copy(c.said, c.said[n:])]
+		}
 	}
+	if c.lost != nil {
+		c.said = c.said[:0]
+	}
+	return len(c.said) == 0
+}
+
+// write gives a client that does not read CommandTimeout, or half of it more.
+func (c *conn) write(p []byte) (int, error) {
 	if until := time.Now().Add(c.Limits.CommandTimeout); c.writable.Before(until) {
 		c.writable = until.Add(c.Limits.CommandTimeout / 2)
 		c.socket.SetWriteDeadline(c.writable)

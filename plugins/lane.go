@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/mem"
+
+	"github.com/mailgw/mailgw/internal/nowait"
 )
 
 // The lane carries transactions beside gRPC, at a fraction of the cost: over
@@ -134,7 +136,7 @@ func (c *laneConn) write(head, body []byte) error {
 // when there is room.
 func (c *laneConn) writeParts(fd uintptr) (done bool) {
 	for c.left() > 0 && c.err == nil {
-		if _, c.err = writeNow(fd, &c.parts); c.err == unix.EAGAIN {
+		if _, c.err = nowait.Writev(fd, &c.parts); c.err == unix.EAGAIN {
 			c.err = nil
 			return false
 		}
@@ -168,7 +170,7 @@ func (c *laneConn) exchange(head, body []byte, sent func()) (int, error) {
 func (c *laneConn) writeThenRead(fd uintptr) (done bool) {
 	if !c.did {
 		c.did = true
-		if c.wrote, c.err = writeNow(fd, &c.parts); c.err == unix.EAGAIN {
+		if c.wrote, c.err = nowait.Writev(fd, &c.parts); c.err == unix.EAGAIN {
 			c.err = nil
 		}
 		all := c.left() == 0 && c.err == nil
@@ -179,7 +181,7 @@ func (c *laneConn) writeThenRead(fd uintptr) (done bool) {
 		return !all || len(c.in) > 0
 	}
 	c.makeRoom(1)
-	n, err := readNow(fd, (*c.buffer)[:cap(*c.buffer)])
+	n, err := nowait.Read(fd, (*c.buffer)[:cap(*c.buffer)])
 	c.in = (*c.buffer)[:n]
 	return err != unix.EAGAIN
 }
