@@ -54,7 +54,7 @@ func newConn(d *dialog, accepted net.Conn) *conn {
 	c := &conn{dialog: d, socket: socket, stream: socket, ended: func() {}}
 	c.resetLog()
 	c.ends = time.Now().Add(d.Limits.SessionTimeout)
-	c.takeReader()
+	c.takeBuffers()
 	return c
 }
 
@@ -105,7 +105,7 @@ func (c *conn) open(ctx context.Context) error {
 func (c *conn) finish() {
 	c.flush()
 	c.stream.Close()
-	c.giveReader()
+	c.giveBuffers()
 	c.reset() // of a transaction that the client has left
 	c.ended()
 }

@@ -108,11 +108,15 @@ var httpMethods = map[string]bool{
 // sessionLog lets the log name the session: its peer and, if that is another one,
 // the client.
 func (d *dialog) sessionLog() *slog.Logger {
-	log := d.gen.log.With("session", d.session.ID, "listener", d.Name, "peer", d.session.Peer.String())
-	if d.session.Client != nil {
-		log = log.With("client", clientName(d.session.Client))
+	attrs := []slog.Attr{
+		slog.String("session", d.session.ID),
+		slog.String("listener", d.Name),
+		slog.String("peer", d.session.Peer.String()),
 	}
-	return log
+	if d.session.Client != nil {
+		attrs = append(attrs, slog.String("client", clientName(d.session.Client)))
+	}
+	return slog.New(d.gen.log.Handler().WithAttrs(attrs))
 }
 
 // transactionLog lets the session's log name the transaction too, as far as there

@@ -48,7 +48,7 @@ func (d *dialog) ehlo(args string) smtp.Reply {
 // keywords are what EHLO and LHLO tell: the name of this host, and what is on
 // offer at this point of the session.
 func (d *dialog) keywords() []string {
-	keywords := []string{d.hostname, "PIPELINING"}
+	keywords := append(make([]string, 0, 16), d.hostname, "PIPELINING")
 	if d.offer.eightBit {
 		keywords = append(keywords, "8BITMIME")
 	}

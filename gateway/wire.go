@@ -22,15 +22,19 @@ const (
 	// mostSaid is how many octets of replies wait to be sent together.
 	mostSaid = 4 << 10
 
+	// firstSaid is room for the replies to a small message.
+	firstSaid = 512
+
 	// restAfter is for how long a session that waits has buffers.
 	restAfter = 50 * time.Millisecond
 )
 
 var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, readSize) }}
 
-// takeReader gives the session a buffer for what it reads. It is put back by
-// giveReader.
-func (c *conn) takeReader() {
+// takeBuffers gives the session buffers for what it reads and says. That of the
+// reader is put back by giveBuffers.
+func (c *conn) takeBuffers() {
+	c.said = make([]byte, 0, firstSaid)
 	if longest := int(c.Limits.CommandLine); longest > readSize {
 		c.r = bufio.NewReaderSize(c, longest)
 		return
@@ -39,12 +43,12 @@ func (c *conn) takeReader() {
 	c.r.Reset(c)
 }
 
-func (c *conn) giveReader() {
+func (c *conn) giveBuffers() {
 	if c.r.Size() == readSize {
 		c.r.Reset(nil)
 		readers.Put(c.r)
 	}
-	c.r = nil
+	c.r, c.said = nil, nil
 }
 
 // Read is what the buffered reader calls when it has nothing left. The
@@ -155,9 +159,8 @@ func (c *conn) rest() error {
 	if !ok {
 		return nil
 	}
-	c.giveReader()
-	c.said = nil
-	defer c.takeReader()
+	c.giveBuffers()
+	defer c.takeBuffers()
 	return c.patient(func() error { return s.raw.Read(isReadable) })
 }
 
