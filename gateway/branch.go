@@ -111,8 +111,8 @@ func (d *delivery) job(b *branch) (j *job, n int) {
 	most := cmp.Or(backend.RecipientsPerTransaction, len(b.to))
 	parts := (len(b.to) + most - 1) / most
 	d.hold(backend.name, b)
-	d.busy.Add(int32(parts))
 	j = &job{delivery: d, backend: backend, branch: b, adds: d.mayAdd(b)}
+	d.busy.Add(int32(parts))
 	if j.adds {
 		d.adding(parts)
 	}
@@ -356,11 +356,15 @@ var errUndecided = errors.New("the last backend of the route left recipients und
 // recovered answers the recipients of b if the gateway itself has a bug.
 func (d *delivery) recovered(backend *namedBackend, b *branch) {
 	if r := recover(); r != nil {
-		d.log.Error("backend", "backend", backend.name, "event", "panic", "error", fmt.Sprint(r), "stack", string(debug.Stack()))
+		d.logPanic(backend.name, r)
 		for _, to := range b.to {
 			to.decide(backend.name, backends.TryLater)
 		}
 	}
+}
+
+func (d *delivery) logPanic(backend string, r any) {
+	d.log.Error("backend", "backend", backend, "event", "panic", "error", fmt.Sprint(r), "stack", string(debug.Stack()))
 }
 
 func (d *delivery) dataContext(b *branch, body io.Reader) *backends.DataContext {

@@ -124,26 +124,36 @@ type edits struct{ body, header string }
 
 // carry has the message delivered, or refuses it. It closes the message in the
 // end. It does itself what one goroutine can do, and does not wait for others: tell
-// is called when answers have come.
+// is called when answers have come. A bug of the gateway itself goes no further: it
+// leaves who has no answer to finish, or to the deadline.
 func (d *delivery) carry(ctx context.Context) {
+	defer func() {
+		if r := recover(); r != nil {
+			d.logPanic("", r)
+		}
+	}()
 	if refusal, ok := refusalOf(d.fault); ok {
 		d.refuse(refusal, d.fault)
 		return
 	}
-	if d.digester != nil {
-		d.digest = d.digester.Digest()
-	}
-	d.logReceived()
+	d.begin(ctx).do()
+}
+
+// begin begins the calls of the backends, and leaves one job of them to the caller.
+func (d *delivery) begin(ctx context.Context) *job {
 	d.parent = ctx
 	d.ctx, d.cancel = context.WithTimeout(ctx, d.budget)
 	d.unwatch = context.AfterFunc(d.ctx, func() { d.answerAll(backends.StatusOf(context.Cause(d.ctx))) })
 	d.messages = []*message{d.message}
 	d.busy.Store(1)
+	defer d.finish()
 	d.adding(1) // until all branches have begun
-	mine := d.run(d.branches()...)
-	d.adding(-1)
-	d.finish()
-	mine.do()
+	defer d.adding(-1)
+	if d.digester != nil {
+		d.digest = d.digester.Digest()
+	}
+	d.logReceived()
+	return d.run(d.branches()...)
 }
 
 // finish notes that a call that may read messages has ended. After the last
@@ -180,25 +190,23 @@ func (d *delivery) decide(i int, backend string, s backends.Status) {
 	if s = s.Sanitized(); s.Code != said.Code {
 		d.ignored(backend, d.addressOf(i), said, "it is no answer to a message, so that it becomes "+s.Error())
 	}
-	d.mu.Lock()
-	f := &d.fates[i]
-	late, news := !f.decided.IsZero(), false
-	if !late {
+	late := false
+	d.settling(func() (first, end int) {
+		f := &d.fates[i]
+		if late = !f.decided.IsZero(); late {
+			return 0, 0
+		}
 		f.holder, f.decided = backend, s
-		first, end := i, i+1
+		first, end = i, i+1
 		if f.added {
 			first, end = 0, len(d.fates)
 		}
 		if d.gathering > 0 {
 			d.first, d.end = min(d.first, first), max(d.end, end)
-		} else {
-			news = d.settle(first, end)
+			return 0, 0
 		}
-	}
-	d.mu.Unlock()
-	if news {
-		d.tell()
-	}
+		return first, end
+	})
 	// That the deadline has passed is known already.
 	if late && (d.ctx == nil || s != backends.StatusOf(context.Cause(d.ctx))) {
 		d.ignored(backend, d.addressOf(i), s, "the recipient was answered already")
@@ -229,15 +237,23 @@ func (d *delivery) gather(n int) {
 	})
 }
 
-// settling settles, after a change of what is known, the recipients that it names.
+// settling settles, after a change of what is known, the recipients that it names,
+// and tells it, even if there is a bug in what logs it.
 func (d *delivery) settling(change func() (first, end int)) {
+	news := true
+	defer func() {
+		if news {
+			d.tell()
+		}
+	}()
+	news = d.settled(change)
+}
+
+func (d *delivery) settled(change func() (first, end int)) bool {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	first, end := change()
-	news := first < end && d.settle(first, end)
-	d.mu.Unlock()
-	if news {
-		d.tell()
-	}
+	return first < end && d.settle(first, end)
 }
 
 // settle answers those of the recipients from first up to end that are

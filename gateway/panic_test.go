@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -96,4 +97,81 @@ func TestPanicAtTheEndOfAMessage(t *testing.T) {
 	if now := s.spool.free.Load(); now != free || underway(s) != 0 {
 		t.Errorf("%d of %d octets are free, %d transactions under way", now, free, underway(s))
 	}
+}
+
+// A bug in what becomes of a message, in what logs it say, is told to nobody, and
+// leaves nobody without an answer: the session goes on, and is counted once.
+func TestPanicInADelivery(t *testing.T) {
+	const delivered, later = "250 2.0.0 <a@x.example> delivered (ID)", "451 4.3.0 <a@x.example> try again later (ID)"
+	for _, test := range []struct {
+		name, at string // lines of the log that panic
+		silent   bool   // the backend gives no answer
+		message  string
+		want     string
+	}{
+		{"before the calls", "received", false, "A: 1\r\n.\r\n", later},
+		{"when there is an answer", "status", false, "A: 1\r\n.\r\n", delivered},
+		{"in what answers", "status", true, "A: 1\r\n.\r\n", later},
+		{"in what recovers", "status backend", false, "A: 1\r\n.\r\n", delivered},
+		{"when a message is refused", "refused", false, "A: 1\n\r\n.\r\n", "550 5.6.0 <a@x.example> message refused: it has a bare CR or LF, see RFC 5321, section 2.3.8 (ID)"},
+	} {
+		for _, editor := range []bool{false, true} {
+			t.Run(test.name, func(t *testing.T) {
+				var b backends.Backend = backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+					if !test.silent {
+						tx.SetAll(backends.Delivered)
+					}
+					return nil
+				})
+				if !editor {
+					b = noEditor{b.(backends.Func)}
+				}
+				s := testServer(t, map[string]backends.Backend{"b": b},
+					"protocol = 'lmtp'\n[[listener.rate]]\nby = 'sender'\nat_once = 1\n[listener.routes]\n'*' = ['b']\n")
+				free := s.spool.free.Load()
+				var log lockedBuffer
+				s.log = slog.New(panicsOften{slog.NewTextHandler(&log, nil), strings.Fields(test.at)})
+				c := dialServer(t, s)
+				c.hear(t)
+				c.ask(t, "LHLO x", "MAIL FROM:<s@x.example>", "RCPT TO:<a@x.example>", "RCPT TO:<a@x.example>", "DATA")
+				io.WriteString(c, test.message)
+				for range 2 {
+					if got := c.hear(t); got != test.want {
+						t.Errorf("got %q, want %q", got, test.want)
+					}
+				}
+				c.ask(t, "QUIT")
+				c.hearEnd(t, "")
+				if err := s.Shutdown(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if n := s.listeners[0].all; n != 0 || underway(s) != 0 || s.spool.free.Load() != free {
+					t.Errorf("%d sessions, %d transactions, %d of %d octets", n, underway(s), s.spool.free.Load(), free)
+				}
+			})
+		}
+	}
+}
+
+// panicsOften is a log that cannot take lines with some messages, but for those of
+// the bug itself.
+type panicsOften struct {
+	slog.Handler
+	at []string
+}
+
+func (h panicsOften) Handle(ctx context.Context, r slog.Record) error {
+	bug := false
+	r.Attrs(func(a slog.Attr) bool {
+		bug = bug || a.Key == "stack"
+		return true
+	})
+	if !bug && slices.Contains(h.at, r.Message) {
+		panic("a bug")
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h panicsOften) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return panicsOften{h.Handler.WithAttrs(attrs), h.at}
 }

@@ -183,14 +183,14 @@ func (d *delivery) logReceived() {
 // refuse answers all recipients of a message that is not taken. Trouble of the
 // spool is the operator's.
 func (d *delivery) refuse(s backends.Status, err error) {
+	defer d.release()
+	defer d.answerAll(s)
 	d.message.Close()
 	level := slog.LevelInfo
 	if _, ok := errors.AsType[spoolError](err); ok {
 		level = slog.LevelError
 	}
 	d.log.Log(context.Background(), level, "refused", "reply", s.Error(), "reason", err.Error())
-	d.answerAll(s)
-	d.release()
 }
 
 // reply tells a status, of the recipient to if there is one to be named, with the
