@@ -297,8 +297,9 @@ func (tx *DataContext) start(i int) (why string) {
 }
 
 // SetSMTPResponse gives the text of the one reply that an SMTP client sees
-// when all its recipients are delivered. It changes no recipient's status,
-// and has no effect in LMTP.
+// when all its recipients are delivered. It is to be called before the last one has
+// its status, since the client may be told at once. It changes no recipient's
+// status, and has no effect in LMTP.
 func (tx *DataContext) SetSMTPResponse(s Status) {
 	tx.mu.Lock()
 	hooks := tx.hooks

@@ -276,9 +276,7 @@ func (c *call) recipients(m *pb.ToGateway) error {
 		}
 		c.tx.Wrote(d)
 	}
-	if err := c.decideAll(m.Statuses); err != nil {
-		return err
-	}
+	// The last status may be told at once.
 	if m.SmtpResponse != nil {
 		s, err := statusFromWire(m.SmtpResponse)
 		if err != nil {
@@ -286,7 +284,7 @@ func (c *call) recipients(m *pb.ToGateway) error {
 		}
 		c.tx.SetSMTPResponse(s)
 	}
-	return nil
+	return c.decideAll(m.Statuses)
 }
 
 // decideAll decides the recipients of one message together.

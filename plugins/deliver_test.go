@@ -447,3 +447,19 @@ func TestSameStatusIsToldAtOnce(t *testing.T) {
 		})
 	}
 }
+
+// What one frame says in the place of statuses comes before them: a client may be
+// told as soon as it has the last one.
+func TestResponseBeforeItsStatuses(t *testing.T) {
+	var order []string
+	_, err := backends.Run(t.Context(), backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+		c := &call{tx: tx}
+		return c.recipients(&pb.ToGateway{Statuses: status250(0), SmtpResponse: &pb.Status{Code: 250, Text: "queued"}})
+	}), message("", "one"), backends.Hooks{
+		Status:       func(int, backends.Status) { order = append(order, "status") },
+		SMTPResponse: func(backends.Status) { order = append(order, "response") },
+	})
+	if want := []string{"response", "status"}; err != nil || !slices.Equal(order, want) {
+		t.Errorf("got %q and the error %v, want %q", order, err, want)
+	}
+}

@@ -386,7 +386,8 @@ class DataContext:
             self._send(started=[i])
 
     def set_smtp_response(self, status: Status) -> None:
-        """Gives the text of the one reply that an SMTP client sees on success."""
+        """Gives the text of the one reply that an SMTP client sees on success. It is to be
+        called before the last recipient has its status, since the client may be told at once."""
         with self._lock:
             self._send(smtp_response=_status(status))
 
