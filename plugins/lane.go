@@ -1,7 +1,6 @@
 package plugins
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/mem"
@@ -101,12 +99,11 @@ func parseLaneFrame(b []byte, most int) (f laneFrame, err error) {
 
 // A laneConn reads and writes frames. One goroutine reads at a time.
 type laneConn struct {
-	*net.UnixConn
+	*quietSocket
 	buffer *[]byte // nil if nothing that was read is left
 	in     []byte  // the part of it that was read and not taken
 
 	// Of exchange and write, kept so that they allocate nothing.
-	raw   syscall.RawConn
 	parts [2][]byte // that were not written
 	sent  func()
 	did   bool // write
@@ -115,9 +112,9 @@ type laneConn struct {
 	steps struct{ exchange, write func(fd uintptr) bool }
 }
 
+// newLaneConn takes the socket of conn, which it closes.
 func newLaneConn(conn *net.UnixConn) (c laneConn, err error) {
-	c = laneConn{UnixConn: conn}
-	c.raw, err = conn.SyscallConn()
+	c.quietSocket, err = newQuietSocket(conn)
 	return c, err
 }
 
@@ -127,21 +124,14 @@ func (c *laneConn) write(head, body []byte) error {
 	if c.steps.write == nil {
 		c.steps.write = c.writeParts
 	}
-	closed := c.raw.Write(c.steps.write)
+	over := c.writable.Read(c.steps.write)
 	c.parts = [2][]byte{}
-	return cmp.Or(c.err, closed)
+	return c.lost(c.err, over)
 }
 
-// writeParts is called with the descriptor, and again, after it has returned false,
-// when there is room.
-func (c *laneConn) writeParts(fd uintptr) (done bool) {
-	for c.left() > 0 && c.err == nil {
-		if _, c.err = nowait.Writev(fd, &c.parts); c.err == unix.EAGAIN {
-			c.err = nil
-			return false
-		}
-	}
-	return true
+func (c *laneConn) writeParts(epoll uintptr) (done bool) {
+	done, c.err = c.writeNow(epoll, &c.parts)
+	return done
 }
 
 // left is how much of the parts was not written.
@@ -157,17 +147,18 @@ func (c *laneConn) exchange(head, body []byte, sent func()) (int, error) {
 	if c.steps.exchange == nil {
 		c.steps.exchange = c.writeThenRead
 	}
-	closed := c.raw.Read(c.steps.exchange)
+	over := c.readable.Read(c.steps.exchange)
 	if !c.did {
-		return 0, closed
+		return 0, c.lost(nil, over)
 	}
 	return c.wrote, c.err
 }
 
-// writeThenRead is called with the descriptor, and again, after it has returned
-// false, when there is something to read. What comes between its calls is not
-// missed, because the poller was made ready before the first one.
-func (c *laneConn) writeThenRead(fd uintptr) (done bool) {
+// writeThenRead is called, and again, after it has returned false, when there is
+// something to read. What comes between its calls is not missed, because the poller
+// was made ready before the first one.
+func (c *laneConn) writeThenRead(uintptr) (done bool) {
+	fd := uintptr(c.fd)
 	if !c.did {
 		c.did = true
 		if c.wrote, c.err = nowait.Writev(fd, &c.parts); c.err == unix.EAGAIN {

@@ -319,8 +319,8 @@ func TestTransactionsBeyondTheLane(t *testing.T) {
 	l := h.running[0].lane
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.open) != 16 {
-		t.Errorf("there are %d connections, want 16", len(l.open))
+	if len(l.open) != 5 {
+		t.Errorf("there are %d connections, want 5", len(l.open))
 	}
 }
 
@@ -467,7 +467,7 @@ func FuzzLaneToPlugin(f *testing.F) {
 		}
 		c.leave()
 		c.release()
-		far.Close()
+		c.Close()
 		l.server.calls.Wait()
 	})
 }

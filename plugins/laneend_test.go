@@ -118,7 +118,7 @@ func TestPluginKeepsLittleOfTheLane(t *testing.T) {
 	c.frame(0) // with which a connection begins
 	for i, size := range []int{32 << 20, 1, 1} {
 		octets := appendTransaction(nil, &backends.DataContext{Envelope: backends.Envelope{Sender: strings.Repeat("x", size)}})
-		near.Write(rawFrame(1, []byte{0, 0, 0, byte(i + 1)}, octets, nil))
+		c.Write(rawFrame(1, []byte{0, 0, 0, byte(i + 1)}, octets, nil))
 		if f, err := c.frame(maxMessage); err != nil || f.kind != laneEnd {
 			t.Fatalf("got the frame %+v and the error %v", f, err)
 		} else if _, err := c.message(f.length); err != nil {

@@ -148,16 +148,18 @@ func (k *laneLink) connect(ctx context.Context) error {
 	if err = cmp.Or(other, err); err != nil {
 		return err
 	}
+	if err := k.lane.checkPeer(conn.(*net.UnixConn)); err != nil {
+		conn.Close()
+		return err
+	}
 	if k.laneConn, err = newLaneConn(conn.(*net.UnixConn)); err != nil {
 		return err
 	}
 	k.abort, k.sent = func() { k.Close() }, k.free
 	defer context.AfterFunc(ctx, k.abort)()
-	if err = k.checkPeer(); err == nil {
-		var f laneFrame
-		if f, err = k.frame(0); err == nil && f != (laneFrame{kind: laneEnd}) {
-			err = fmt.Errorf("protocol: a connection begins with the frame %v", f)
-		}
+	f, err := k.frame(0)
+	if err == nil && f != (laneFrame{kind: laneEnd}) {
+		err = fmt.Errorf("protocol: a connection begins with the frame %v", f)
 	}
 	if err != nil {
 		k.Close()
@@ -167,13 +169,13 @@ func (k *laneLink) connect(ctx context.Context) error {
 }
 
 // checkPeer makes sure that the plugin itself is at the other end.
-func (k *laneLink) checkPeer() error {
-	peer, err := peerOf(k.UnixConn)
+func (l *lane) checkPeer(conn *net.UnixConn) error {
+	peer, err := peerOf(conn)
 	if err != nil {
 		return err
 	}
-	if int(peer.Pid) != k.lane.pid || peer.Uid != k.lane.uid {
-		return fmt.Errorf("%s is of pid %d and uid %d, want %d and %d", k.lane.path, peer.Pid, peer.Uid, k.lane.pid, k.lane.uid)
+	if int(peer.Pid) != l.pid || peer.Uid != l.uid {
+		return fmt.Errorf("%s is of pid %d and uid %d, want %d and %d", l.path, peer.Pid, peer.Uid, l.pid, l.uid)
 	}
 	return nil
 }

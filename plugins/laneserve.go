@@ -64,7 +64,7 @@ func lanesOfPlugin() int64 {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return maxLanes
 	}
-	return int64(min(limit.Cur/4, maxLanes))
+	return int64(min(limit.Cur/12, maxLanes)) // each takes three
 }
 
 func (l *laneServer) accept() {
@@ -121,7 +121,6 @@ type laneServed struct {
 // wrong with it.
 func (l *laneServer) serve(conn *net.UnixConn) {
 	defer l.open.Add(-1)
-	defer conn.Close()
 	err := l.serveAll(conn)
 	if !slices.ContainsFunc(laneEnds, func(end error) bool { return errors.Is(err, end) }) {
 		slog.Warn("lane", "error", err)
@@ -137,6 +136,7 @@ func (l *laneServer) serveAll(conn *net.UnixConn) (err error) {
 	if c.laneConn, err = newLaneConn(conn); err != nil {
 		return err
 	}
+	defer c.Close()
 	defer c.release()
 	defer l.hangups.remove(c)
 	if err := l.hangups.add(c); err != nil {
@@ -507,14 +507,11 @@ func (h *hangups) add(c *laneServed) error {
 	c.id = h.last
 	h.conns[c.id] = c
 	h.mu.Unlock()
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	e := raw.Control(func(fd uintptr) {
-		err = unix.EpollCtl(h.epoll, unix.EPOLL_CTL_ADD, int(fd), &unix.EpollEvent{Events: unix.EPOLLRDHUP | unix.EPOLLET, Fd: c.id})
+	var err error
+	closed := c.control(func(fd int) {
+		err = unix.EpollCtl(h.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLRDHUP | unix.EPOLLET, Fd: c.id})
 	})
-	return errors.Join(e, err)
+	return errors.Join(closed, err)
 }
 
 func (h *hangups) remove(c *laneServed) {

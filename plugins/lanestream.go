@@ -11,6 +11,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/mailgw/mailgw/plugins/internal/pb"
 )
 
@@ -204,7 +206,7 @@ func (s *laneStream) explain(err error) error {
 			return s.cause
 		}
 	}
-	if _, lost := errors.AsType[*net.OpError](err); lost || err == io.EOF || err == io.ErrUnexpectedEOF {
+	if _, lost := errors.AsType[unix.Errno](err); lost || errors.Is(err, net.ErrClosed) || err == io.EOF || err == io.ErrUnexpectedEOF {
 		// The plugin gives the transaction up at the same deadline, and its timer
 		// may be the first.
 		if deadline, ok := s.caller.Deadline(); ok && !time.Now().Before(deadline) {
