@@ -66,12 +66,11 @@ func (c *conn) serve(ctx context.Context) {
 // hold holds the session, which goes on with what first does, until it ends or
 // another goroutine holds it.
 func (c *conn) hold(ctx context.Context, first func() error) {
-	err := errHungUp // if it panics
+	var err error
 	defer func() {
 		if r := recover(); r != nil {
 			c.log().Error("refused", "error", fmt.Sprintf("panic: %v", r), "stack", string(debug.Stack()))
 			c.say(c.farewell("4.3.0", "internal error"))
-			err = errHungUp
 		}
 		if err != errHandedOn {
 			c.finish()
