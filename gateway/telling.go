@@ -80,7 +80,7 @@ type telling struct {
 	taken   bool // a recipient has got the message
 	told    bool // all
 
-	news  atomic.Int32  // what was told to tell since somebody has begun to
+	news  atomic.Int32  // calls of tell since somebody has begun to say what is known
 	done  chan struct{} // has an element when all is told
 	back  atomic.Bool   // somebody goes on with the session
 	timer *time.Timer   // of who would, if the call does not return
