@@ -8,6 +8,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/mem"
@@ -107,6 +108,8 @@ type laneConn struct {
 	parts [2][]byte // that were not written
 	sent  func()
 	did   bool // write
+	awake bool // it stays awake for a moment while it waits
+	slow  bool // that was in vain
 	wrote int
 	err   error
 	steps struct{ exchange, write func(fd uintptr) bool }
@@ -169,12 +172,28 @@ func (c *laneConn) writeThenRead(uintptr) (done bool) {
 			c.sent()
 		}
 		c.parts = [2][]byte{}
-		return !all || len(c.in) > 0
+		return !all || len(c.in) > 0 || c.awake && c.readSoon(fd)
 	}
+	return c.readNow(fd)
+}
+
+// readNow reports false if there is nothing to read.
+func (c *laneConn) readNow(fd uintptr) bool {
 	c.makeRoom(1)
 	n, err := nowait.Read(fd, (*c.buffer)[:cap(*c.buffer)])
 	c.in = (*c.buffer)[:n]
 	return err != unix.EAGAIN
+}
+
+// readSoon is readNow, again and again for a moment.
+func (c *laneConn) readSoon(fd uintptr) bool {
+	for end := time.Now().Add(awakeFor); !c.readNow(fd); {
+		if time.Now().After(end) {
+			c.slow = true
+			return false
+		}
+	}
+	return true
 }
 
 // fill reads until there are n octets to take.

@@ -41,7 +41,8 @@ type lane struct {
 	open   map[*laneLink]bool // whether the connection is made
 	retry  time.Time          // there is no new connection before
 	closed bool               // there is no new transaction
-	left   chan struct{}      // closed when closed is set and open is empty
+	vigil  vigil
+	left   chan struct{} // closed when closed is set and open is empty
 }
 
 // A laneLink is one of the connections.
@@ -92,6 +93,7 @@ func (l *lane) take(ctx context.Context) *laneLink {
 	if n := len(l.idle); n > 0 {
 		link := l.idle[n-1]
 		l.idle = l.idle[:n-1]
+		link.awake = l.vigil.next(len(l.open) - n)
 		l.mu.Unlock()
 		return link
 	}
@@ -197,6 +199,10 @@ func (l *lane) put(link *laneLink) {
 	link.since = time.Now()
 	l.mu.Lock()
 	closed := l.closed
+	if link.awake {
+		l.vigil.was(link.slow)
+		link.slow = false
+	}
 	if !closed {
 		l.idle = append(l.idle, link)
 	}
