@@ -127,7 +127,7 @@ func serve(config, profiles string, stdout, stderr io.Writer) error {
 // again. Without it that would be at every few MiB, which a gateway has many times
 // a second. Nobody touches it, so that it takes no memory; a heap that is large by
 // itself hardly notices.
-func ballast() []byte { return make([]byte, 16<<20) }
+func ballast() []byte { return make([]byte, 32<<20) }
 
 // untilSignal returns a context that ends with the first SIGTERM or SIGINT. A
 // second one ends the process. It is not left to what signals do by default:
