@@ -18,7 +18,7 @@ import (
 // That one asks of every socket whether it can be written, too, so that a process
 // would be woken each time that the other end has read what it sent. In its place
 // stand two epolls: one that can be read when the socket can, and one that can be
-// read when there is room to write, for who waits for that.
+// read when there is room to write, once somebody had to wait for that.
 type quietSocket struct {
 	fd                 int // used only in callbacks of the waits, for which Close waits
 	readable, writable socketWait
@@ -85,6 +85,9 @@ func newSocketWait(fd int, events uint32) (w socketWait, err error) {
 
 // Read reads what there is, for which it waits. One goroutine does so at a time.
 func (s *quietSocket) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
 	s.p = p
 	closed := s.readable.Read(s.step)
 	s.p = nil
@@ -121,7 +124,10 @@ func (s *quietSocket) writeNow(epoll uintptr, parts *[2][]byte) (done bool, err 
 	for len(parts[0])+len(parts[1]) > 0 {
 		_, err = nowait.Writev(uintptr(s.fd), parts)
 		if err == unix.EAGAIN {
-			err = unix.EpollCtl(int(epoll), unix.EPOLL_CTL_MOD, s.fd, &unix.EpollEvent{Events: unix.EPOLLOUT | unix.EPOLLONESHOT})
+			// It looks for room from now on. To stop that with another
+			// EPOLL_CTL_MOD would lose wake-ups: an event from before stays in the
+			// epoll, out of which nobody takes it, and hides the next one.
+			err = unix.EpollCtl(int(epoll), unix.EPOLL_CTL_MOD, s.fd, &unix.EpollEvent{Events: unix.EPOLLOUT})
 			return err != nil, err
 		}
 		if err != nil {

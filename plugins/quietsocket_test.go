@@ -59,6 +59,14 @@ func TestQuietSocketWaitsForRoom(t *testing.T) {
 	within(t, "both ends", all.Wait)
 }
 
+// A backend that reads into nothing gets nothing, and does not wait for it.
+func TestQuietSocketReadsNothing(t *testing.T) {
+	near, _ := quietPair(t)
+	if n, err := near.Read(nil); n != 0 || err != nil {
+		t.Errorf("read %d, %v", n, err)
+	}
+}
+
 // Whoever waits is told of the end: his own, or that of the other end.
 func TestQuietSocketEnds(t *testing.T) {
 	large := make([]byte, 4<<20)
