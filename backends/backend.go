@@ -29,6 +29,9 @@ type Backend interface {
 	// ctx ends at the deadline of the transaction. It stays alive after
 	// Deliver returned while a delivery begun with tx.StartDelivery is under
 	// way.
+	//
+	// It returns or panics: the goroutine is the session's, which runtime.Goexit
+	// would end.
 	Deliver(ctx context.Context, tx *DataContext) error
 }
 
