@@ -31,7 +31,10 @@ func TestNothingIsLostWhenPluginIsKilled(t *testing.T) {
 plugin = "maildir"
 [backend.other.settings]
 path = "mail/{user}"
-`, gatewaytest.Inbox)
+`, gatewaytest.Inbox, `
+[backend.inbox.env]
+GORACE = "atexit_sleep_ms=0" # else each instance for a suspect takes a second to end
+`)
 	// After one second only, Postfix may find that it is still at it, and then
 	// it waits for a minute.
 	p.start(deliversTo(g) + `

@@ -323,10 +323,12 @@ func (l loop) checkClientKnown(t *testing.T, id, before string) {
 	if !want.Match(text) {
 		t.Errorf("Postfix has not logged %q", want)
 	}
-	deliveries := l.received(t, "lmtp", before)
-	if len(deliveries) == 0 {
-		t.Errorf("nothing has come back with the ident %s", before)
-	}
+	var deliveries []gatewaytest.Event
+	// Mail is there before the log tells of it, and that before the client is told.
+	gatewaytest.Eventually(t, "something has come back with the ident "+before, func() bool {
+		deliveries = l.received(t, "lmtp", before)
+		return len(deliveries) > 0
+	})
 	for _, e := range deliveries {
 		if e.ClientName != "mail.elsewhere.example" || e.ClientAddr != "192.0.2.7" || e.ClientHELO != "client.peers.example" || e.ClientProto != "ESMTP" {
 			t.Errorf("the gateway has delivered mail of %+v", e)

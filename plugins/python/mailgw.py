@@ -854,7 +854,8 @@ def _serve_attached(make: Callable[[], _Plugin], path: str) -> None:
 
     accepting = threading.Thread(target=accept, daemon=True)
     accepting.start()
-    stopping.wait()
+    while not stopping.wait(0.2):
+        pass  # a signal that interrupts another thread is heeded when this one looks
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # a second one does not wait for the backend
     os.unlink(path)
