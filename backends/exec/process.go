@@ -78,6 +78,7 @@ func (p *process) wait(ctx context.Context) error {
 	var broken error
 	select {
 	case <-ended:
+		broken = ctx.Err() // nobody believes the answer any more
 	case <-ctx.Done():
 		broken = ctx.Err()
 	case broken = <-unreadable:
