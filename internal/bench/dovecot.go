@@ -52,5 +52,6 @@ func startDovecot(all programs, dir string) (*server, error) {
 		s.stop()
 		return nil, err
 	}
+	s.logs = []string{filepath.Join(dir, "dovecot.log")}
 	return s, s.launch(dir, exec.Command(program, "-F", "-c", config), lmtpAt(dir, "lmtp.sock"))
 }

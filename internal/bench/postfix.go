@@ -66,6 +66,7 @@ func startPostfix(all programs, dir string) (*server, error) {
 	// when it finds the end of its standard input.
 	cmd := all.postfix.Command(context.Background(), "/bin/sh", "-c", `trap : TERM; "$@" & read _; kill $!; wait $!`,
 		"sh", all.postfix.Daemons+"/master", "-c", dir, "-s")
+	s.logs = []string{filepath.Join(dir, "maillog")}
 	return s, s.launch(dir, cmd, smtp)
 }
 

@@ -70,6 +70,9 @@ func (c *course) round(during time.Duration, results map[string][]sample) error 
 		if s == nil {
 			continue
 		}
+		if err := s.emptyLogs(); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
 		done := func() error { return nil }
 		if results != nil && len(results[name]) == 0 {
 			done = c.profile(s, name)

@@ -3,7 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -18,6 +20,8 @@ type server struct {
 
 	// What the server has started itself is behind it, too: plugins.
 	plugins bool
+
+	logs []string // files, besides what the processes print
 
 	// Where sockets are that give profiles, if there are any: NAME.pprof.
 	profiles string
@@ -70,6 +74,21 @@ func newServer(all programs, dir string, behind ...target) (*server, error) {
 		s.behind = append(s.behind, p)
 	}
 	return s, nil
+}
+
+// emptyLogs has all logs begin anew, as those who keep logs do from time to time:
+// the memory for what a benchmark writes to them would be new to the machine, whose
+// price is no server's.
+func (s *server) emptyLogs() error {
+	var errs []error
+	for _, p := range slices.Concat(s.front, s.behind) {
+		_, err := p.log.Seek(0, io.SeekStart) // it is the position of the process, too
+		errs = append(errs, err, p.log.Truncate(0))
+	}
+	for _, path := range s.logs { // which are appended to
+		errs = append(errs, os.Truncate(path, 0))
+	}
+	return errors.Join(errs...)
 }
 
 func (s *server) stop() {
