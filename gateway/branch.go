@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 
 	"github.com/mailgw/mailgw/backends"
+	"github.com/mailgw/mailgw/internal/record"
 	"github.com/mailgw/mailgw/internal/smtp"
 )
 
@@ -134,8 +135,28 @@ func (d *delivery) call(backend *namedBackend, b *branch, adds bool) (next *job)
 		return nil
 	}
 	witness := d.witness(backend, b)
+	hooks := d.hooks(backend, b, witness, func() { holders.Add(1) }, release)
+	undecided, err := d.deliverTo(ctx, backend, b, tx, hooks)
+	if holders.Load() > 1 {
+		context.AfterFunc(d.ctx, func() { tx.SetAll(backends.StatusOf(context.Cause(d.ctx))) })
+	}
+	next = d.proceed(backend, b, tx, undecided, err)
+	added()
+	if witness != nil {
+		if next != nil { // mail does not wait for who takes notes
+			go next.begin()
+			next = nil // whatever becomes of the notes
+		}
+		witness.Returned(undecided, err, tx.Edits())
+	}
+	return next
+}
+
+// hooks tell what a backend says of b. Each delivery that it starts is held until
+// its status comes, which releases it.
+func (d *delivery) hooks(backend *namedBackend, b *branch, witness *record.Witness, hold, release func()) backends.Hooks {
 	started := make([]bool, len(b.to))
-	undecided, err := d.deliverTo(ctx, backend, b, tx, backends.Hooks{
+	return backends.Hooks{
 		Status: func(i int, s backends.Status) {
 			b.to[i].decide(backend.name, s)
 			witness.Status(i, s)
@@ -146,7 +167,7 @@ func (d *delivery) call(backend *namedBackend, b *branch, adds bool) (next *job)
 		Together: d.together,
 		Started: func(i int) {
 			started[i] = true
-			holders.Add(1)
+			hold()
 			witness.Started(i)
 		},
 		SMTPResponse: func(s backends.Status) {
@@ -162,20 +183,7 @@ func (d *delivery) call(backend *namedBackend, b *branch, adds bool) (next *job)
 			d.ignored(backend.name, to, s, why)
 		},
 		Replace: d.replace,
-	})
-	if holders.Load() > 1 {
-		context.AfterFunc(d.ctx, func() { tx.SetAll(backends.StatusOf(context.Cause(d.ctx))) })
 	}
-	next = d.proceed(backend, b, tx, undecided, err)
-	added()
-	if witness != nil {
-		if next != nil { // mail does not wait for who takes notes
-			go next.begin()
-		}
-		witness.Returned(undecided, err, tx.Edits())
-		return nil
-	}
-	return next
 }
 
 // proceed carries the recipients that backend left undecided on to the next

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/mailgw/mailgw/backends"
 	"github.com/mailgw/mailgw/internal/record"
@@ -191,5 +192,28 @@ func TestRecordingGoesOn(t *testing.T) {
 		r.Close()
 		forever.Close()
 		wantNoRecordings(t, s)
+	})
+}
+
+// A bug in who takes notes has nobody get a message twice.
+func TestPanicWhileNotesAreTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := shadowServer(t, func(ctx context.Context, tx *backends.DataContext) error {
+			time.Sleep(time.Second) // the shadow has spoken, so that the lines are the filter's
+			return nil
+		}, byName("a"))
+		s.log = slog.New(panicsAt{slog.NewTextHandler(log, nil), "same", ""})
+		deliveries := 0
+		s.backends["store"].Backend = backends.Func(func(_ context.Context, tx *backends.DataContext) error {
+			deliveries++
+			tx.SetAll(backends.Delivered)
+			return nil
+		})
+		d := begin(t, s, "to:b@x.example")
+		<-d.back
+		synctest.Wait()
+		if !strings.Contains(log.String(), "event=panic") || deliveries != 1 {
+			t.Errorf("%d deliveries, want 1, and a panic in\n%s", deliveries, log.String())
+		}
 	})
 }

@@ -133,7 +133,7 @@ func TestDeadlineIsToldBesideTheCall(t *testing.T) {
 func TestPanicWhileTelling(t *testing.T) {
 	s := testServer(t, testBackends, "protocol = 'lmtp'\n")
 	var log lockedBuffer
-	s.log = slog.New(panicsAt{slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})})
+	s.log = slog.New(panicsAt{slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}), "S", "250 2.0.0 <ok@example.org>"})
 	c := dialServer(t, s)
 	c.hear(t)
 	c.ask(t, "LHLO x", "MAIL FROM:<>", "RCPT TO:<ok@example.org>", "DATA")
@@ -147,12 +147,15 @@ func TestPanicWhileTelling(t *testing.T) {
 	}
 }
 
-// panicsAt is a log that cannot take what is said to the end of a message.
-type panicsAt struct{ slog.Handler }
+// panicsAt is a log that cannot take an attribute that begins so.
+type panicsAt struct {
+	slog.Handler
+	key, prefix string
+}
 
 func (h panicsAt) Handle(ctx context.Context, r slog.Record) error {
 	r.Attrs(func(a slog.Attr) bool {
-		if a.Key == "S" && strings.HasPrefix(a.Value.String(), "250 2.0.0 <ok@example.org>") {
+		if a.Key == h.key && strings.HasPrefix(a.Value.String(), h.prefix) {
 			panic("a bug")
 		}
 		return true
@@ -161,5 +164,5 @@ func (h panicsAt) Handle(ctx context.Context, r slog.Record) error {
 }
 
 func (h panicsAt) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return panicsAt{h.Handler.WithAttrs(attrs)}
+	return panicsAt{h.Handler.WithAttrs(attrs), h.key, h.prefix}
 }
