@@ -88,7 +88,8 @@ func cpuTimeOf(b *testing.B, pid int) time.Duration {
 func BenchmarkLaneServe(b *testing.B) {
 	for _, recipients := range []int{1, 50} {
 		b.Run(strconv.Itoa(recipients)+"recipients", func(b *testing.B) {
-			gateway := serveLane(b, testBackends["drain"])
+			gateway, plugin := socketPair(b)
+			serveLane(b, testBackends["drain"], gateway, plugin)
 			body := strings.Repeat("x", 4<<10)
 			tx := message(body, slices.Repeat([]string{"ann@example.org"}, recipients)...)
 			frame := append(appendTransaction(make([]byte, laneHeader), tx), body...)

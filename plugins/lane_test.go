@@ -472,9 +472,9 @@ func FuzzLaneToPlugin(f *testing.F) {
 	})
 }
 
-// serveLane serves one connection of the lane in the process of the test, and
-// returns the gateway's end of it after the plugin's first frame.
-func serveLane(t testing.TB, b backends.Backend) *net.UnixConn {
+// serveLane serves one connection of the lane, of which far is the plugin's end, in
+// the process of the test. It returns after the plugin's first frame.
+func serveLane(t testing.TB, b backends.Backend, near, far *net.UnixConn) {
 	t.Helper()
 	h, err := newHangups()
 	if err != nil {
@@ -485,7 +485,6 @@ func serveLane(t testing.TB, b backends.Backend) *net.UnixConn {
 		defer close(watched)
 		h.watch()
 	}()
-	near, far := socketPair(t)
 	go func() {
 		defer close(served)
 		(&laneServer{server: &server{backend: b}, hangups: h}).serve(far)
@@ -499,7 +498,6 @@ func serveLane(t testing.TB, b backends.Backend) *net.UnixConn {
 	if _, err := io.ReadFull(near, make([]byte, laneHeader)); err != nil {
 		t.Fatal(err)
 	}
-	return near
 }
 
 func socketPair(t testing.TB) (a, b *net.UnixConn) {

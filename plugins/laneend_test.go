@@ -57,22 +57,16 @@ func TestNobodyReadsAMessageThatIsGivenUp(t *testing.T) {
 
 // The end of a transaction may be more than its socket holds.
 func TestLongEnd(t *testing.T) {
-	h, err := newHangups()
-	if err != nil {
-		t.Fatal(err)
-	}
 	near, far := socketPair(t)
-	defer near.Close()
 	far.SetWriteBuffer(1)
-	l := &laneServer{server: &server{backend: testBackends["many edits"]}, hangups: h}
-	go l.serve(far)
-	octets := appendTransaction(nil, message("", "one"))
-	near.Write(rawFrame(1, []byte{0, 0, 0, 1}, octets, nil))
+	serveLane(t, testBackends["many edits"], near, far)
 	c, err := newLaneConn(near)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.frame(0) // with which a connection begins
+	defer c.Close()
+	octets := appendTransaction(nil, message("", "one"))
+	c.Write(rawFrame(1, []byte{0, 0, 0, 1}, octets, nil))
 	f, err := c.frame(maxMessage)
 	if err != nil || f.kind != laneEnd || f.length < 200_000 {
 		t.Fatalf("got the frame %+v and the error %v", f, err)
@@ -102,20 +96,14 @@ func TestLaneKeepsLittle(t *testing.T) {
 
 // Nor does it hold what a large envelope needed, in the plugin.
 func TestPluginKeepsLittleOfTheLane(t *testing.T) {
-	h, err := newHangups()
-	if err != nil {
-		t.Fatal(err)
-	}
 	near, far := socketPair(t)
-	defer near.Close()
 	before := inUse()
-	l := &laneServer{server: &server{backend: testBackends["discard"]}, hangups: h}
-	go l.serve(far)
+	serveLane(t, testBackends["discard"], near, far)
 	c, err := newLaneConn(near)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.frame(0) // with which a connection begins
+	defer c.Close()
 	for i, size := range []int{32 << 20, 1, 1} {
 		octets := appendTransaction(nil, &backends.DataContext{Envelope: backends.Envelope{Sender: strings.Repeat("x", size)}})
 		c.Write(rawFrame(1, []byte{0, 0, 0, byte(i + 1)}, octets, nil))

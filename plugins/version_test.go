@@ -235,7 +235,8 @@ func takeFromLane(t *testing.T, octets []byte, id string) {
 		}
 		return nil
 	})
-	near := serveLane(t, b)
+	near, far := socketPair(t)
+	serveLane(t, b, near, far)
 	near.Write(octets)
 	within(t, "the plugin", func() { <-taken })
 }
