@@ -22,7 +22,7 @@ run: build
 test: peers
 	@race=-race; \
 	if ! $(GO) build -race runtime/cgo 2>/dev/null; then race=; echo "no C compiler: testing without -race"; fi; \
-	set -x; $(GO) test $$race -count=1 -timeout 15m ./...
+	set -x; $(GO) test $$race -count=1 -timeout 10m ./...
 
 # Install the programs that the tests need, if apt-get and root are there.
 peers:
