@@ -136,8 +136,8 @@ func (t *tester) testOpenFiles() error {
 // back, and to take mail.
 func (t *tester) testKilled() error {
 	return t.withHost(func(h *plugins.Host, pid int) error {
-		d := t.begin(h)
-		d.write(long[:len(long)/2])
+		d, message := t.begin(h), long()
+		d.write(message[:len(message)/2])
 		syscall.Kill(pid, syscall.SIGKILL)
 		d.body.CloseWithError(io.ErrUnexpectedEOF) // the host waits for the message to end, too
 		d.end(t.Patience)
@@ -151,7 +151,7 @@ func (t *tester) testKilledAfterAnswer() error {
 	return t.withHost(func(h *plugins.Host, pid int) error {
 		d := t.begin(h)
 		d.decided = func() { syscall.Kill(pid, syscall.SIGKILL) }
-		d.write(long)
+		d.write(long())
 		d.end(t.Patience)
 		if i := slices.IndexFunc(d.statuses(), func(s backends.Status) bool { return s.Permanent() }); i >= 0 {
 			return fmt.Errorf("recipient %d: %v", i, d.statuses()[i])
@@ -170,11 +170,11 @@ func (t *tester) testDrain() error {
 	if err != nil {
 		return err
 	}
-	d := t.begin(h)
-	d.write(long[:len(long)/2])
+	d, message := t.begin(h), long()
+	d.write(message[:len(message)/2])
 	closed := make(chan error, 1)
 	go func() { closed <- t.testEnd(h) }()
-	d.write(long[len(long)/2:])
+	d.write(message[len(message)/2:])
 	return errors.Join(d.end(t.Patience), <-closed)
 }
 
@@ -195,7 +195,7 @@ func (t *tester) comesBack(h *plugins.Host) error {
 	var last error
 	if !t.until(func() bool {
 		d := t.begin(h)
-		d.write(long)
+		d.write(long())
 		last = d.end(t.Patience)
 		return last == nil
 	}) {
@@ -204,8 +204,11 @@ func (t *tester) comesBack(h *plugins.Host) error {
 	return nil
 }
 
-// long is a message of which the half is more than the host sends at once.
-var long = text + strings.Repeat(strings.Repeat("x", 76)+"\r\n", 4000)
+// long is a message of which the half is more than the host sends at once. It is
+// made when a test wants it: the gateway has this package in it for mailgw test-plugin.
+var long = sync.OnceValue(func() string {
+	return text + strings.Repeat(strings.Repeat("x", 76)+"\r\n", 4000)
+})
 
 // A delivery is a transaction by way of a plugins.Host. Its message comes as it
 // is written.
@@ -223,7 +226,7 @@ type delivery struct {
 func (t *tester) begin(h *plugins.Host) *delivery {
 	r, w := io.Pipe()
 	d := &delivery{body: w, ended: make(chan error, 1), decided: func() {}, all: make([]backends.Status, len(t.Recipients))}
-	d.tx = &backends.DataContext{ID: "test", Session: backends.Session{ID: "test", Listener: "test", Protocol: "LMTP"}, Size: int64(len(long)), Body: r}
+	d.tx = &backends.DataContext{ID: "test", Session: backends.Session{ID: "test", Listener: "test", Protocol: "LMTP"}, Size: int64(len(long())), Body: r}
 	d.tx.Envelope = backends.Envelope{Sender: "sender@example.net", Params: backends.Params{"BODY=8BITMIME", "SMTPUTF8"}}
 	for _, address := range t.Recipients {
 		d.tx.Envelope.Recipients = append(d.tx.Envelope.Recipients, backends.Recipient{Address: address})
