@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/mailgw/mailgw/backends"
@@ -146,25 +147,89 @@ func TestClosedLaneTakesNothing(t *testing.T) {
 	}
 }
 
+// acceptLane returns a lane whose plugin is the test, and its next connection.
+func acceptLane(t *testing.T) (l *lane, accept func() *net.UnixConn) {
+	t.Helper()
+	path := socketPath(t)
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	return newLane(slog.New(slog.DiscardHandler), path, uint32(os.Geteuid()), os.Getpid()), func() *net.UnixConn {
+		conn, err := listener.AcceptUnix()
+		if err != nil {
+			return nil
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+}
+
+var laneGreeting = rawFrame(4, make([]byte, 4), nil, nil)
+
 // The plugin ends while a connection is being made, which is not used then.
 func TestLaneThatEndsWhileItConnects(t *testing.T) {
-	path := socketPath(t)
-	listener, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	l := newLane(slog.New(slog.DiscardHandler), path, uint32(os.Geteuid()), os.Getpid())
+	l, accept := acceptLane(t)
 	taken := make(chan *laneLink)
 	go func() { taken <- l.take(t.Context()) }()
-	conn, err := listener.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	conn := accept()
 	l.close()
-	conn.Write(rawFrame(4, make([]byte, 4), nil, nil))
+	conn.Write(laneGreeting)
 	if link := <-taken; link != nil || len(l.open) > 0 {
 		t.Errorf("got the connection %v, and %d are left", link, len(l.open))
+	}
+}
+
+// A connection is made in time, or it is not used: the end of that time would close it
+// under its transaction.
+func TestLaneThatIsMadeAtTheLastMoment(t *testing.T) {
+	l, accept := acceptLane(t)
+	for range 1000 {
+		ctx, cancel := context.WithCancel(t.Context())
+		taken := make(chan *laneLink)
+		go func() { taken <- l.take(ctx) }()
+		conn := accept()
+		go cancel()
+		conn.Write(laneGreeting)
+		if link := <-taken; link != nil {
+			<-ctx.Done()
+			for range 10 {
+				runtime.Gosched() // to who would close it
+			}
+			conn.Write([]byte("x"))
+			if _, err := link.Read(make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+			l.drop(link)
+		}
+		conn.Close()
+	}
+}
+
+// A plugin that cannot even take a transaction from a new connection gets it over
+// gRPC, and is not connected to again and again.
+func TestLaneThatTakesNothing(t *testing.T) {
+	l, accept := acceptLane(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var accepted atomic.Int32
+	go func() {
+		for conn := accept(); conn != nil; conn = accept() {
+			if accepted.Add(1) == 100 {
+				cancel()
+			}
+			conn.CloseRead()
+			conn.Write(laneGreeting)
+		}
+	}()
+	for range 2 {
+		c := &call{tx: message("", "one"), caller: ctx}
+		if s, err := l.begin(c); s != nil || err != nil {
+			t.Errorf("got the stream %v and the error %v", s, err)
+		}
+	}
+	if n := accepted.Load(); n != 1 || len(l.open) > 0 {
+		t.Errorf("%d connections were made, and %d are left", n, len(l.open))
 	}
 }

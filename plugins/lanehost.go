@@ -49,9 +49,9 @@ type lane struct {
 type laneLink struct {
 	laneConn
 	lane   *lane
-	number uint32 // of the last transaction
-	since  time.Time
-	abort  func() // closes it
+	number uint32    // of the last transaction
+	since  time.Time // it was free; zero until it has been
+	abort  func()    // closes it
 
 	// Of the transaction at hand.
 	call   *call
@@ -158,10 +158,13 @@ func (k *laneLink) connect(ctx context.Context) error {
 		return err
 	}
 	k.abort, k.sent = func() { k.Close() }, k.free
-	defer context.AfterFunc(ctx, k.abort)()
+	stop := context.AfterFunc(ctx, k.abort)
 	f, err := k.frame(0)
 	if err == nil && f != (laneFrame{kind: laneEnd}) {
 		err = fmt.Errorf("protocol: a connection begins with the frame %v", f)
+	}
+	if !stop() && err == nil {
+		err = ctx.Err() // abort closes it, if it has not yet
 	}
 	if err != nil {
 		k.Close()

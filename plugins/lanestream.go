@@ -54,6 +54,11 @@ func (l *lane) begin(c *call) (stream, error) {
 		// The plugin has closed the connection before, or has ended.
 		c.lane.end()
 		c.lane.release()
+		if link.since.IsZero() && c.caller.Err() == nil {
+			// It was a new one, and the next one would be no better.
+			l.failed(err)
+			return nil, nil
+		}
 	}
 }
 
