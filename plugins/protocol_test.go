@@ -87,7 +87,8 @@ func TestProtocolPageHasTheLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		fmt.Sprintf("| message to the gateway | %d KiB |", maxMessage>>10),
+		fmt.Sprintf("| message to the gateway, with its chunk; on the lane both lengths of the frame together | %d KiB |", maxMessage>>10),
+		fmt.Sprintf("both together have at most %d KiB", maxMessage>>10),
 		fmt.Sprintf("counts for each of its octets | %d |", maxParts),
 		fmt.Sprintf("`max_chunk`, %d KiB; %d KiB if it announces none", maxChunk>>10, smallChunk>>10),
 		fmt.Sprintf("| %d MiB, by the limits of the listener |", maxTransaction>>20),

@@ -20,29 +20,30 @@
 //
 // It has 10 seconds for this. What else it prints on stdout and stderr, before
 // and afterwards, goes to the gateway's log, line by line, 1000 lines at once
-// and 100 a second in the long run; what is more is counted and dropped. A line that is a JSON object with
-// "level" and "msg" becomes a record of that level with all its attributes;
-// "tx" should be the ID of a transaction. It ignores SIGTERM and SIGINT: the
-// gateway decides when a plugin ends.
+// and 100 a second in the long run; what is more is counted and dropped. A line
+// that is a JSON object with "level" and "msg" becomes a record of that level
+// with all its attributes; "tx" should be the ID of a transaction. It ignores
+// SIGTERM, SIGINT and SIGHUP: the gateway decides when a plugin ends.
 //
 // Somebody may start the program by hand, under a debugger for instance, with
 // MAILGW_ATTACH=PATH and without MAILGW_PLUGIN. Then it listens at PATH, prints no
 // handshake, has no lifeline, and SIGTERM and SIGINT end it. Each connection
 // stands for a process of its own: Configure is its first call and comes once,
-// and the backend that it configures ends with it. There is no Shutdown.
+// and the backend that it configures ends with it. There is no Shutdown, and
+// no lane.
 //
 // Besides the service Plugin it serves grpc.health.v1.Health, with SERVING
 // for the service "plugin". The gateway asks every 5 seconds, and kills a
 // plugin that does not answer within 10: it must answer while all its workers
 // are busy with transactions, too.
-// It should serve the method Shutdown of plugin.GRPCController, which is the
-// wish that it exits; the gateway kills it 2 seconds later at the latest.
+// It serves the method Shutdown of plugin.GRPCController, too, and exits with
+// code 0 when that is called; the gateway kills it 2 seconds later.
 //
-// A message to the gateway has at most 256 KiB, and at most 4096 parts: the
-// messages within it and the elements of its lists, at all depths, where an
-// element of started counts for each of its octets. A larger one ends the
-// call. Texts are cut to 8 KiB. An address or a parameter in Edits has at most
-// 1 KiB, and the name of a route 63 octets; a longer one ends the call.
+// A message to the gateway has at most 256 KiB, with its chunk, and at most 4096
+// parts: the messages within it and the elements of its lists, at all depths,
+// where an element of started counts for each of its octets. A larger one ends
+// the call. Texts are cut to 8 KiB. An address or a parameter in Edits has at
+// most 1 KiB, and the name of a route 63 octets; a longer one ends the call.
 //
 // Fields of type bytes may be anything that mail may contain. Fields of type
 // string are UTF-8.
@@ -253,7 +254,7 @@ type ConfigureResponse struct {
 	Error         string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`   // why the plugin cannot work, although its settings are right
 	Capabilities  *Capabilities          `protobuf:"bytes,3,opt,name=capabilities,proto3" json:"capabilities,omitempty"`
 	Features      []string               `protobuf:"bytes,4,rep,name=features,proto3" json:"features,omitempty"`                                            // parts of the protocol beyond this file: "lane.v1=NAME", see docs/protocol.md
-	MaxChunk      uint32                 `protobuf:"varint,5,opt,name=max_chunk,json=maxChunk,proto3" json:"max_chunk,omitempty"`                           // octets of the largest chunk that it likes; 0 is somewhat below 32 KiB
+	MaxChunk      uint32                 `protobuf:"varint,5,opt,name=max_chunk,json=maxChunk,proto3" json:"max_chunk,omitempty"`                           // octets of the largest chunk that it likes, up to 64 KiB; 0 is 31 KiB
 	Answers       []Question_Topic       `protobuf:"varint,6,rep,packed,name=answers,proto3,enum=mailgw.plugin.v1.Question_Topic" json:"answers,omitempty"` // what it can be asked about; it counts at the first start
 	MayEdit       *MayEdit               `protobuf:"bytes,7,opt,name=may_edit,json=mayEdit,proto3" json:"may_edit,omitempty"`                               // absent: anything; it counts at the first start
 	Watch         bool                   `protobuf:"varint,8,opt,name=watch,proto3" json:"watch,omitempty"`                                                 // capabilities change: it has the method Watch

@@ -20,29 +20,30 @@
 //
 // It has 10 seconds for this. What else it prints on stdout and stderr, before
 // and afterwards, goes to the gateway's log, line by line, 1000 lines at once
-// and 100 a second in the long run; what is more is counted and dropped. A line that is a JSON object with
-// "level" and "msg" becomes a record of that level with all its attributes;
-// "tx" should be the ID of a transaction. It ignores SIGTERM and SIGINT: the
-// gateway decides when a plugin ends.
+// and 100 a second in the long run; what is more is counted and dropped. A line
+// that is a JSON object with "level" and "msg" becomes a record of that level
+// with all its attributes; "tx" should be the ID of a transaction. It ignores
+// SIGTERM, SIGINT and SIGHUP: the gateway decides when a plugin ends.
 //
 // Somebody may start the program by hand, under a debugger for instance, with
 // MAILGW_ATTACH=PATH and without MAILGW_PLUGIN. Then it listens at PATH, prints no
 // handshake, has no lifeline, and SIGTERM and SIGINT end it. Each connection
 // stands for a process of its own: Configure is its first call and comes once,
-// and the backend that it configures ends with it. There is no Shutdown.
+// and the backend that it configures ends with it. There is no Shutdown, and
+// no lane.
 //
 // Besides the service Plugin it serves grpc.health.v1.Health, with SERVING
 // for the service "plugin". The gateway asks every 5 seconds, and kills a
 // plugin that does not answer within 10: it must answer while all its workers
 // are busy with transactions, too.
-// It should serve the method Shutdown of plugin.GRPCController, which is the
-// wish that it exits; the gateway kills it 2 seconds later at the latest.
+// It serves the method Shutdown of plugin.GRPCController, too, and exits with
+// code 0 when that is called; the gateway kills it 2 seconds later.
 //
-// A message to the gateway has at most 256 KiB, and at most 4096 parts: the
-// messages within it and the elements of its lists, at all depths, where an
-// element of started counts for each of its octets. A larger one ends the
-// call. Texts are cut to 8 KiB. An address or a parameter in Edits has at most
-// 1 KiB, and the name of a route 63 octets; a longer one ends the call.
+// A message to the gateway has at most 256 KiB, with its chunk, and at most 4096
+// parts: the messages within it and the elements of its lists, at all depths,
+// where an element of started counts for each of its octets. A larger one ends
+// the call. Texts are cut to 8 KiB. An address or a parameter in Edits has at
+// most 1 KiB, and the name of a route 63 octets; a longer one ends the call.
 //
 // Fields of type bytes may be anything that mail may contain. Fields of type
 // string are UTF-8.
