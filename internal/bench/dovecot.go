@@ -28,14 +28,14 @@ service lmtp {
 
 func startDovecot(all programs, dir string) (*server, error) {
 	program, err := exec.LookPath("/usr/sbin/dovecot")
+	if err == nil {
+		_, err = os.Stat("/usr/lib/dovecot/lmtp")
+	}
 	switch {
 	case err != nil:
-		return nil, missing(err)
+		return nil, missing(fmt.Errorf("%w: internal/peers/install installs Dovecot", err))
 	case os.Geteuid() != 0:
 		return nil, errNotRoot
-	}
-	if _, err := os.Stat("/usr/lib/dovecot/lmtp"); err != nil {
-		return nil, missing(err)
 	}
 	// Its proxy knows no backends on unix sockets.
 	sink, err := freePort("lmtp")

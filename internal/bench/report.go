@@ -45,19 +45,22 @@ var (
 	}
 )
 
-// print prints a row for each server. A column "x" is what mailgw's figure is
-// to the one of that server.
+// print prints a row for each server that was measured, and names those that are
+// missing below, where what is said of them widens no column. A column "x" is what
+// mailgw's figure is to the one of that server.
 func (s *scenario) print(w io.Writer, samples map[string][]sample, absent map[string]error) {
 	fmt.Fprintf(w, "\n%s\n\n", s.title)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	defer t.Flush()
 	fmt.Fprintf(t, "  \t%s\n", strings.Join(s.table.titles(), "\t"))
 	for _, server := range s.servers {
-		switch {
-		case absent[server] != nil:
-			fmt.Fprintf(t, "  %s\t%v\n", server, absent[server])
-		case samples[server] != nil:
+		if samples[server] != nil {
 			fmt.Fprintf(t, "  %s\t%s\n", server, strings.Join(s.row(samples[server], samples[mailgw]), "\t"))
+		}
+	}
+	t.Flush()
+	for _, server := range s.servers {
+		if absent[server] != nil {
+			fmt.Fprintf(w, "  %s: %v\n", server, absent[server])
 		}
 	}
 }

@@ -7,14 +7,14 @@ import (
 )
 
 // Each server has a row, mailgw's figures are compared with those of each, and
-// who is missing is named.
+// who is missing is named without a row.
 func TestTable(t *testing.T) {
-	s := &scenario{title: "4 KiB", load: load{size: 4 << 10}, servers: []string{mailgw, sink, goSMTP, postfix}, table: byMessages}
+	s := &scenario{title: "4 KiB", load: load{size: 4 << 10}, servers: []string{mailgw, postfix, sink, dovecot, goSMTP}, table: byMessages}
 	samples := map[string][]sample{
 		mailgw: {{100, 40, 20, 200, 900, 0}, {300, 50, 30, 300, 800, 0}, {200, 45, 25, 400, 700, 0}},
 		sink:   {{200, 30, 0, 100, 100, 0}, {200, 40, 0, 100, 100, 0}, {200, 35, 0, 100, 100, 0}},
 	}
-	absent := map[string]error{postfix: missing(errors.New("no postconf"))}
+	absent := map[string]error{postfix: missing(errors.New("no postconf, wherever it was looked for")), dovecot: errNotRoot}
 	var got strings.Builder
 	s.print(&got, samples, absent)
 	want := `
@@ -23,7 +23,8 @@ func TestTable(t *testing.T) {
              messages/s     CPU us            server  +behind  p50 us  p99 us  rate x  CPU x  p50 x  p99 x
   mailgw     200 (100-300)  70.0 (60.0-80.0)  45.0    25.0     300     800     1.00    1.00   1.00   1.00
   smtp-sink  200 (200-200)  35.0 (30.0-40.0)  35.0    0.0      100     100     1.00    2.00   3.00   8.00
-  Postfix    missing: no postconf
+  Postfix: missing: no postconf, wherever it was looked for
+  Dovecot: missing: it runs as root only
 `
 	if got.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", got.String(), want)
