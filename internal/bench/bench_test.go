@@ -1,9 +1,12 @@
 package main
 
 import (
+	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/mailgw/mailgw/internal/gatewaytest"
@@ -42,16 +45,29 @@ func TestScenarios(t *testing.T) {
 	}
 }
 
+// The directory for profiles need not be there.
 func TestProfiles(t *testing.T) {
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "profiles", "today")
 	b := &bench{root: "../..", only: []string{mailgw}, rounds: 1, profiles: dir, out: t.Output(), results: results{}, absent: map[string]error{}}
 	if err := b.run([]int{3}); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"gateway", "discard"} {
+	for _, name := range []string{"gateway", "reader"} {
 		found, err := filepath.Glob(filepath.Join(dir, "*_mailgw_"+name+".pprof"))
 		if err != nil || len(found) != 1 {
 			t.Errorf("profiles of %s: %q, %v, want one", name, found, err)
 		}
+	}
+}
+
+// A directory that cannot be made is told before anything is built.
+func TestNoDirectoryForProfiles(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{root: "../..", profiles: filepath.Join(file, "profiles"), out: t.Output()}
+	if err := b.run(nil); !errors.Is(err, syscall.ENOTDIR) || b.dir != "" {
+		t.Errorf("got %v, working in %q, want it not begun: %v", err, b.dir, syscall.ENOTDIR)
 	}
 }

@@ -21,9 +21,9 @@ address = "tcp:%[2]s"
 protocol = "smtp"
 limits.connections = 0
 routes = { "*" = [%[1]s] }
-[backend.discard]
+[backend.reader]
 plugin = %[3]q
-settings.pprof = "discard.pprof"
+settings.pprof = "reader.pprof"
 [backend.filter]
 plugin = %[3]q
 settings.pass = true
@@ -31,11 +31,11 @@ settings.pprof = "filter.pprof"
 `
 
 func startMailgw(all programs, dir string) (*server, error) {
-	return startMailgwBy(all, dir, `"discard"`)
+	return startMailgwBy(all, dir, `"reader"`)
 }
 
 func startMailgwWithTwo(all programs, dir string) (*server, error) {
-	return startMailgwBy(all, dir, `"filter", "discard"`)
+	return startMailgwBy(all, dir, `"filter", "reader"`)
 }
 
 func startMailgwBy(all programs, dir, route string) (*server, error) {

@@ -39,7 +39,7 @@ func main() {
 	})
 	flag.IntVar(&b.rounds, "rounds", 5, "how `often` each server is measured in each scenario")
 	flag.DurationVar(&b.duration, "duration", time.Second, "how `long` that takes")
-	flag.StringVar(&b.profiles, "profiles", "", "the `directory` to write CPU profiles of mailgw and its plugins to; taking them costs time, too")
+	flag.StringVar(&b.profiles, "profiles", "", "the `directory` to write CPU profiles of mailgw and its plugins to, which is made if it is missing; taking them costs time, too")
 	flag.Parse()
 	numbers, err := parseGoals(only)
 	if err == nil {
@@ -79,6 +79,11 @@ type bench struct {
 
 // run measures for the goals with these numbers, or all.
 func (b *bench) run(numbers []int) (err error) {
+	if b.profiles != "" {
+		if err := os.MkdirAll(b.profiles, 0o777); err != nil {
+			return err
+		}
+	}
 	// On a disk, where /tmp may be in memory.
 	if b.dir, err = newDirectory("/var/tmp", "mailgw-bench-"); err != nil {
 		return err
