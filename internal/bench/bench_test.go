@@ -71,3 +71,21 @@ func TestNoDirectoryForProfiles(t *testing.T) {
 		t.Errorf("got %v, working in %q, want it not begun: %v", err, b.dir, syscall.ENOTDIR)
 	}
 }
+
+func TestServersByName(t *testing.T) {
+	for _, test := range []struct {
+		list string
+		want []string // none if it is refused
+	}{
+		{"Postfix", []string{postfix}},
+		{"postfix,DOVECOT", []string{postfix, dovecot}},
+		{"mailgw 2 Plugins, go-smtp", []string{mailgwWithTwo, goSMTP}},
+		{"postfi", nil},
+		{"mailgw,", nil},
+	} {
+		got, err := parseServers(test.list)
+		if !slices.Equal(got, test.want) || (err == nil) != (test.want != nil) {
+			t.Errorf("%q: got %q, %v, want %q", test.list, got, err, test.want)
+		}
+	}
+}

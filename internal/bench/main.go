@@ -28,17 +28,12 @@ func main() {
 	flag.StringVar(&b.root, "root", ".", "the `directory` of mailgw's sources")
 	flag.StringVar(&b.mailgw, "mailgw", "", "the mailgw to measure, a `path`; by default it is built from the sources")
 	flag.StringVar(&only, "goals", "", "the `numbers` of the goals to measure, 1,2 say; by default all")
-	flag.Func("servers", "the `names` of the servers to measure, with commas between them; by default all", func(list string) error {
-		b.only = strings.Split(list, ",")
-		for _, name := range b.only {
-			if kinds[name] == nil {
-				return fmt.Errorf("no server %q: want %q", name, slices.Sorted(maps.Keys(kinds)))
-			}
-		}
-		return nil
+	flag.Func("servers", "the `names` of the servers to measure, with commas between them; by default all", func(list string) (err error) {
+		b.only, err = parseServers(list)
+		return err
 	})
-	flag.IntVar(&b.rounds, "rounds", 5, "how `often` each server is measured in each scenario")
-	flag.DurationVar(&b.duration, "duration", time.Second, "how `long` that takes")
+	flag.IntVar(&b.rounds, "rounds", 5, "the `number` of rounds of a scenario; each server is measured once in each")
+	flag.DurationVar(&b.duration, "duration", time.Second, "the `time` for which a server is measured in a round")
 	flag.StringVar(&b.profiles, "profiles", "", "the `directory` to write CPU profiles of mailgw and its plugins to, which is made if it is missing; taking them costs time, too")
 	flag.Parse()
 	numbers, err := parseGoals(only)
@@ -49,6 +44,20 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+// parseServers returns the servers of a list as kinds has them. Upper and lower
+// case are the same.
+func parseServers(list string) (servers []string, err error) {
+	known := slices.Sorted(maps.Keys(kinds))
+	for name := range strings.SplitSeq(list, ",") {
+		i := slices.IndexFunc(known, func(k string) bool { return strings.EqualFold(k, strings.TrimSpace(name)) })
+		if i < 0 {
+			return nil, fmt.Errorf("no server %q: want %q", name, known)
+		}
+		servers = append(servers, known[i])
+	}
+	return servers, nil
 }
 
 func parseGoals(list string) (numbers []int, err error) {
@@ -145,8 +154,12 @@ func (b *bench) introduce() {
 	processor, _ := os.ReadFile("/proc/cpuinfo")
 	_, model, _ := strings.Cut(string(processor), "model name\t: ")
 	model, _, _ = strings.Cut(model, "\n")
-	fmt.Fprintf(b.out, "%d cores of %s, Linux %s, %s; %d rounds of %v.\n%s",
-		runtime.NumCPU(), cmp.Or(model, runtime.GOARCH), strings.TrimSpace(string(kernel)), runtime.Version(), b.rounds, b.duration, legend)
+	rounds := "1 round"
+	if b.rounds != 1 {
+		rounds = fmt.Sprintf("%d rounds", b.rounds)
+	}
+	fmt.Fprintf(b.out, "%d cores of %s, Linux %s, %s; %s of %v.\n%s",
+		runtime.NumCPU(), cmp.Or(model, runtime.GOARCH), strings.TrimSpace(string(kernel)), runtime.Version(), rounds, b.duration, legend)
 }
 
 const legend = `Where nothing else is said: LMTP on a unix socket (Postfix: SMTP over TCP), 20 sessions on
