@@ -52,7 +52,8 @@ fuzz:
 	done
 
 # What mailgw costs beside its peers, and whether the goals are met: all of them,
-# or as GOALS=1,4 says. It takes a machine that has nothing else to do.
+# or as GOALS=1,4 says. It takes a machine that has nothing else to do. What the
+# tests need is installed as for them: all of it, whatever GOALS says.
 bench: peers
 	$(GO) run ./internal/bench $(if $(GOALS),-goals $(GOALS))
 
