@@ -347,6 +347,14 @@ func (d *delivery) logAnswer(f *fate, to []string, now time.Time) {
 	logEach(d.log, now, "status", "to", to, attrs...)
 }
 
+// logReply logs the one reply to a message, unless it is what all recipients have.
+func (d *delivery) logReply(s backends.Status) {
+	if slices.ContainsFunc(d.answers(), func(answer backends.Status) bool { return answer != s }) {
+		logTogether(d.log, time.Now(), "reply",
+			slog.Int("code", s.Code), slog.String("enhanced", s.Enhanced), slog.String("text", s.Text))
+	}
+}
+
 // answerAll answers every recipient that has no answer yet, in the name of
 // the backend that has it. Nobody is added from then on.
 func (d *delivery) answerAll(s backends.Status) {

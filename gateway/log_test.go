@@ -77,6 +77,41 @@ func TestLogTellsEachRecipient(t *testing.T) {
 	}
 }
 
+// The one reply of SMTP is in the log before the client has it, where it is not what
+// the recipients have.
+func TestLogTellsTheReply(t *testing.T) {
+	for _, test := range []struct{ protocol, to, reply, want string }{
+		{"smtp", "ok temp perm", "450 4.2.1 mailbox busy", `code=450 enhanced=4.2.1 text="mailbox busy"`},
+		{"smtp", "ok perm", "550 5.1.1 no such user", `code=550 enhanced=5.1.1 text="no such user"`},
+		{"smtp", "custom", "250 2.6.0 queued as 12345", `code=250 enhanced=2.6.0 text="queued as 12345"`},
+		{"smtp", "ok ok2", "250 2.0.0 delivered", ""},
+		{"smtp", "perm", "550 5.1.1 no such user", ""},
+		{"lmtp", "perm ok", "550 5.1.1 <perm@example.org> no such user", ""},
+	} {
+		t.Run(test.protocol+" "+test.to, func(t *testing.T) {
+			var log lockedBuffer
+			s := testServer(t, testBackends, "protocol = '"+test.protocol+"'\n")
+			s.log = slog.New(slog.NewTextHandler(&log, nil))
+			c := dialServer(t, s)
+			c.hear(t)
+			c.ask(t, map[string]string{"smtp": "EHLO x", "lmtp": "LHLO x"}[test.protocol], "MAIL FROM:<sender@example.net>")
+			for to := range strings.FieldsSeq(test.to) {
+				c.ask(t, "RCPT TO:<"+to+"@example.org>")
+			}
+			c.ask(t, "DATA")
+			io.WriteString(c, "A: 1\r\n.\r\n")
+			if got := c.hear(t); !strings.HasPrefix(got, test.reply+" (") {
+				t.Errorf("got the reply %q", got)
+			}
+			_, line, there := strings.Cut(log.String(), "msg=reply ")
+			line, _, _ = strings.Cut(line, "\n")
+			if there != (test.want != "") || there && !matches(line, "tx=*from=sender@example.net "+test.want) {
+				t.Errorf("want the line %q, got\n%s", test.want, log.String())
+			}
+		})
+	}
+}
+
 // A message that the client breaks off is found by the client's name for it, and one
 // that the spool cannot take is an error, since it is trouble of our own.
 func TestLogOfRefusedMessages(t *testing.T) {

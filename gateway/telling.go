@@ -40,7 +40,9 @@ func (r *replies) next() (reply smtp.Reply, known bool) {
 		return r.nextOfPRDR()
 	case d.isAnswered():
 		r.over = true
-		return d.reply("", d.fold()), true
+		s := d.fold()
+		d.logReply(s)
+		return d.reply("", s), true
 	}
 	return reply, known
 }
