@@ -33,7 +33,8 @@ func parseConfig(file, text string, shipped []string) (*Config, error) {
 	if _, err := toml.Decode(text, &values); err != nil {
 		var syntax toml.ParseError
 		if errors.As(err, &syntax) {
-			return nil, fmt.Errorf("%s:%d:%d: %s%s", file, syntax.Position.Line, syntax.Position.Col, syntax.Message, syntaxHint(syntax.Message))
+			line, column := place(text, syntax.Position.Start)
+			return nil, fmt.Errorf("%s:%d:%d: %s%s", file, line, column, strings.TrimSuffix(syntax.Message, "."), syntaxHint(syntax.Message))
 		}
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
@@ -55,12 +56,20 @@ func parseConfig(file, text string, shipped []string) (*Config, error) {
 	return c, nil
 }
 
+// place returns where an octet of text stands, from 1. The line that the parser tells
+// is the next one if it is the end of a line that is wrong.
+func place(text string, at int) (line, column int) {
+	before := text[:min(max(at, 0), len(text))]
+	return 1 + strings.Count(before, "\n"), len(before) - strings.LastIndexByte(before, '\n')
+}
+
 // syntaxHint tells what is often meant by what TOML does not take.
 func syntaxHint(message string) string {
 	for part, hint := range map[string]string{
-		"Key 'listener":      "; each listener begins with a line [[listener]], with two brackets on each side",
+		"Key 'listener' ":    "; each listener begins with a line [[listener]], with two brackets on each side",
 		"leading zeroes":     `; a mode is written in quotes: "0600"`,
 		"expected value but": "; want a number, true, false, or a text in quotes",
+		"item to end with":   "; a text stands in quotes",
 	} {
 		if strings.Contains(message, part) {
 			return hint

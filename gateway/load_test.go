@@ -69,14 +69,21 @@ func TestAllProblemsAtOnceWithFileLineAndKey(t *testing.T) {
 }
 
 func TestSyntaxErrorHasLineAndColumn(t *testing.T) {
-	for text, want := range map[string]string{
-		"hostname = 'a'\nlog = = 1\n":  "test.toml:2:7: ",
-		"[log]\n[spool]\n[log]\n":      "test.toml:3:2: ",
-		"hostname = 'a'\nhostname = 1": "test.toml:2:",
+	for _, test := range []struct{ text, want, hint string }{
+		{"hostname = 'a'\nlog = = 1\n", "2:7", ""},
+		{"[log]\n[spool]\n[log]\n", "3:2", "defined"},
+		{"hostname = 'a'\nhostname = 1", "2:1", "defined"},
+		{"hostname = 'a'\n[[listener]\nname = 'b'\n", "2:11", ""},
+		{"# ü\n[spool\nthreshold = '1'\n", "2:7", ""},
+		{"[log]\nlevel = info\n", "2:12", "; a text stands in quotes"},
+		{"[log]\nlevel = debug", "2:9", "or a text in quotes"},
+		{"[listener]\n[listener.limits]\n[listener]\n", "3:2", "; each listener begins with a line [[listener]], with two brackets on each side"},
+		{"[[listener]]\nlimits.recipients = 1\nlimits.recipients = 2\n", "3:1", "defined"},
+		{"log = 'a", "1:", ""},
 	} {
-		_, err := parseConfig("test.toml", text, testPlugins)
-		if err == nil || !strings.HasPrefix(err.Error(), want) {
-			t.Errorf("%q: got %v, want %s", text, err, want)
+		_, err := parseConfig("test.toml", test.text, testPlugins)
+		if err == nil || !strings.HasPrefix(err.Error(), "test.toml:"+test.want) || !strings.HasSuffix(err.Error(), test.hint) {
+			t.Errorf("%q: got %v, want %s and %s", test.text, err, test.want, test.hint)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -34,6 +35,16 @@ func profiling(path string) (end func(), err error) {
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: controlTimeout, IdleTimeout: time.Minute}
 	go server.Serve(socket)
 	return func() { server.Close() }, nil
+}
+
+// checkProfiles checks the address of --pprof. An abstract socket has no mode, so that
+// everybody could connect to it.
+func checkProfiles(address string) error {
+	path, ok := strings.CutPrefix(address, "unix:")
+	if address != "" && (!ok || path == "" || path[0] == '@') {
+		return fmt.Errorf("--pprof: want unix:PATH, found %q", address)
+	}
+	return nil
 }
 
 // listenPrivately opens a unix socket that nobody but its maker, and root, can

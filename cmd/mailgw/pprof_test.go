@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -23,7 +24,7 @@ func TestProfilesOverPrivateSocket(t *testing.T) {
 		}
 		left.SetUnlinkOnClose(false)
 		left.Close()
-	}, "--pprof", "pprof.sock")
+	}, "--pprof", "unix:pprof.sock")
 	path := filepath.Join(g.dir, "pprof.sock")
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("%v, %v, want mode 0600", info, err)
@@ -62,12 +63,22 @@ func TestProfilesTakeNobodysPlace(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "file"), []byte("mine"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, stderr, code := runToEnd(t, "serve", "--config", file, "--pprof", filepath.Join(dir, name))
+		_, stderr, code := runToEnd(t, "serve", "--config", file, "--pprof", "unix:"+filepath.Join(dir, name))
 		if code != exitSystem || !strings.Contains(stderr, name) {
 			t.Errorf("%s: exit code %d\n%s", name, code, stderr)
 		}
 		if _, err := os.Lstat(filepath.Join(dir, name)); err != nil {
 			t.Errorf("%s is gone: %v", name, err)
+		}
+	}
+}
+
+func TestProfilesOverUnixSocketsOnly(t *testing.T) {
+	_, file := configure(t, mainTOML)
+	for _, address := range []string{"tcp:127.0.0.1:0", "pprof.sock", "unix:", "unix:@pprof"} {
+		_, stderr, code := runToEnd(t, "serve", "--config", file, "--pprof", address)
+		if want := fmt.Sprintf("--pprof: want unix:PATH, found %q", address); code != exitUsage || !strings.Contains(stderr, want) {
+			t.Errorf("%s: exit code %d\n%s", address, code, stderr)
 		}
 	}
 }

@@ -52,18 +52,21 @@ Exit codes:
   78  the configuration has a problem, or a backend does not start`,
 		Example: `  mailgw serve
   mailgw serve --config /etc/mailgw/gateway.toml
-  mailgw serve --pprof /run/mailgw/pprof.sock`,
+  mailgw serve --pprof unix:/run/mailgw/pprof.sock`,
 		Args: configByFlag,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			stdout := cmd.OutOrStdout()
 			if !hints && !isTerminal(stdout) {
 				stdout = io.Discard
 			}
-			return serve(config, profiles, stdout, cmd.ErrOrStderr())
+			if err := checkProfiles(profiles); err != nil {
+				return err
+			}
+			return serve(config, strings.TrimPrefix(profiles, "unix:"), stdout, cmd.ErrOrStderr())
 		},
 	}
 	configFlag(cmd, &config)
-	cmd.Flags().StringVar(&profiles, "pprof", "", "give profiles, as Go's net/http/pprof does, on this unix `socket`")
+	cmd.Flags().StringVar(&profiles, "pprof", "", "give profiles, as Go's net/http/pprof does, at this `address`, unix:PATH")
 	cmd.Flags().BoolVar(&hints, "hints", false, "tell what to type next even if standard output is no terminal")
 	return cmd
 }

@@ -53,5 +53,5 @@ func startMailgwBy(all programs, dir, route string) (*server, error) {
 	}
 	s.plugins = true
 	s.profiles = dir
-	return s, s.launch(dir, exec.Command(all.mailgw, "serve", "--config", config, "--pprof", "gateway.pprof"), lmtpAt(dir, "lmtp.sock"), smtp)
+	return s, s.launch(dir, exec.Command(all.mailgw, "serve", "--config", config, "--pprof", "unix:gateway.pprof"), lmtpAt(dir, "lmtp.sock"), smtp)
 }
