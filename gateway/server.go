@@ -175,6 +175,13 @@ func (s *Server) Addrs() map[string]net.Addr {
 	return addrs
 }
 
+// Log returns the log of the configuration that is in force.
+func (s *Server) Log() *slog.Logger {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.log
+}
+
 // Serve accepts sessions on all listeners until Shutdown.
 func (s *Server) Serve() {
 	s.mu.Lock()

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -100,7 +99,6 @@ func readRequest(c *net.UnixConn) (request, error) {
 // A control answers requests.
 type control struct {
 	server  *gateway.Server
-	log     *slog.Logger
 	reloads chan<- chan<- error // each gets what came of it
 }
 

@@ -187,7 +187,7 @@ func (c control) record(ctx context.Context, r request) {
 		return
 	}
 	r.SetWriteDeadline(time.Time{})
-	c.log.Info("recording", "backend", r.words[1], "count", count)
+	c.server.Log().Info("recording", "backend", r.words[1], "count", count)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
@@ -207,7 +207,7 @@ func (c control) record(ctx context.Context, r request) {
 	}
 	left := recording.Close()
 	fmt.Fprintf(r, leftOutLine, left.TooLarge, left.Dropped)
-	c.log.Info("recorded", "backend", r.words[1], "count", done, "too_large", left.TooLarge, "dropped", left.Dropped)
+	c.server.Log().Info("recorded", "backend", r.words[1], "count", done, "too_large", left.TooLarge, "dropped", left.Dropped)
 }
 
 func (c control) startRecording(words []string) (*gateway.Recording, int, error) {

@@ -35,7 +35,7 @@ func (g *gatewayProcess) startRecording(t *testing.T, args ...string) *recording
 		cmd.Wait()
 		r.ended <- cmd.ProcessState.ExitCode()
 	}()
-	g.waitForLog(t, "msg=recording", "backend=")
+	g.waitForLog(t, "recording", "backend") // in either format
 	return r
 }
 
@@ -160,6 +160,20 @@ func TestRecordingEnds(t *testing.T) {
 	if state := g.wait(t); state.ExitCode() != 0 {
 		t.Errorf("after SIGTERM: %v", state)
 	}
+}
+
+// It logs as the configuration in force says.
+func TestRecordingAfterReload(t *testing.T) {
+	t.Parallel() // it waits for processes
+	g := startGateway(t, mainTOML)
+	g.rewrite(t, "[spool]", "[log]\nformat = \"json\"\n[spool]")
+	if _, stderr, code := command(t, "", "reload", "--config", filepath.Join(g.dir, "gateway.toml")); code != 0 {
+		t.Fatal(stderr)
+	}
+	killed := g.startRecording(t, "--backend", "demo", "--to", g.dir)
+	killed.kill()
+	killed.wait(-1)
+	g.waitForLog(t, `"msg":"recorded"`, `"count":0`)
 }
 
 func TestRecordRefused(t *testing.T) {

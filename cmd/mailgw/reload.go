@@ -29,11 +29,13 @@ in the log.
 
 Plugins that are new or were changed, in the file or by another program at their
 path, start and take their settings before the old ones go. The others go on as
-they are. Transactions under way end where they have begun; sessions go on, with
-the new configuration from their next transaction on. Listeners are added, changed
-and removed; a session of one that is gone, or would not let it in now (another
-protocol, no TLS or certificate, a proxy that is not trusted any more), ends as it was
-when its client leaves. A configuration with a problem changes nothing.
+they are. All are changed by another hostname or [log], since they are told of these
+when they start; the old ones log as before until they have ended. Transactions
+under way end where they have begun; sessions go on, with the new configuration from
+their next transaction on. Listeners are added, changed and removed; a session of
+one that is gone, or would not let it in now (another protocol, no TLS or
+certificate, a proxy that is not trusted any more), ends as it was when its client
+leaves. A configuration with a problem changes nothing.
 
 It has to run as the user of the gateway or as root, and, like serve, find the
 file under the same path.
@@ -82,7 +84,7 @@ func (s *service) reloadUntil(ctx context.Context) {
 		var answering sync.WaitGroup
 		defer answering.Wait()
 		defer socket.Close()
-		answering.Go(func() { acceptControl(ctx, socket, control{s.server, s.log, reloads}.answer) })
+		answering.Go(func() { acceptControl(ctx, socket, control{s.server, reloads}.answer) })
 	}
 	for {
 		select {
