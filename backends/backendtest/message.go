@@ -23,7 +23,7 @@ var (
 	empty      = message{"", 1, 0}
 	unfinished = message{header + "no line end", 1, 3}
 	binary     = message{header + allOctets() + "\r\n", 1, 3}
-	large      = message{header + strings.Repeat(strings.Repeat("x", 76)+"\r\n", 1000), 48, 3} // 3.6 MiB
+	large      = message{header + strings.Repeat(strings.Repeat("x", 76)+"\r\n", 20), 2300, 3} // 3.6 MiB
 )
 
 // allOctets has each octet but CR and LF, which messages have as a pair only.
