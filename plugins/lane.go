@@ -143,8 +143,8 @@ func (c *laneConn) left() int { return len(c.parts[0]) + len(c.parts[1]) }
 // exchange writes what goes without waiting. If that was all, it calls sent,
 // waits until there is something to read, and reads it. So no attempt to read is
 // in vain, and so the other end must have nothing to say before it has read what is
-// written: that could have come unseen. An error of reading comes again with the next
-// read. It returns how much was written.
+// written: that could have come unseen, until look. An error of reading comes again
+// with the next read. It returns how much was written.
 func (c *laneConn) exchange(head, body []byte, sent func()) (int, error) {
 	c.parts = [...][]byte{head, body}
 	c.sent, c.did, c.wrote, c.err = sent, false, 0, nil

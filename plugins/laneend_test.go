@@ -3,6 +3,7 @@ package plugins
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -232,4 +233,35 @@ func TestLaneThatTakesNothing(t *testing.T) {
 	if n := accepted.Load(); n != 1 || len(l.open) > 0 {
 		t.Errorf("%d connections were made, and %d are left", n, len(l.open))
 	}
+}
+
+// A plugin that sends nothing more on a connection that is free may still take the next
+// transaction. That does not wait for its deadline.
+func TestLaneThatIsHalfClosed(t *testing.T) {
+	f := newFakeLane(t)
+	l := f.host.running[0].lane
+	waits, told := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(told)
+		n := 0
+		l.idle[0].readable.Read(func(uintptr) bool {
+			if n++; n == 1 {
+				close(waits)
+			}
+			return n == 2
+		})
+	}()
+	<-waits
+	f.Conn.(*net.UnixConn).CloseWrite()
+	within(t, "Go's poller", func() { <-told }) // so that the end is nothing new
+	go io.Copy(io.Discard, f)
+	done := make(chan *outcome, 1)
+	go func() { done <- deliver(t.Context(), f.host, message("hello", "one")) }()
+	eventually(t, "Deliver returns", func() bool {
+		l.look()
+		return len(done) > 0
+	})
+	o := <-done
+	o.wantError(t, "has closed its socket")
+	o.wantUndecided(t, 0)
 }

@@ -252,6 +252,18 @@ func (l *lane) closeIdle(since time.Time) {
 	}
 }
 
+// look has those who wait for an answer look once more. A plugin may have shut down its
+// direction of a connection while that was free, which exchange overlooks.
+func (l *lane) look() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for link, made := range l.open {
+		if made {
+			link.look()
+		}
+	}
+}
+
 // drain waits until what a plugin that has ended wrote to its connections is
 // read, or until ctx ends. There are no new transactions.
 func (l *lane) drain(ctx context.Context) {

@@ -52,7 +52,7 @@ func newQuietSocket(conn *net.UnixConn) (_ *quietSocket, err error) {
 	if err = errors.Join(closed, err); err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	if s.readable, err = newSocketWait(s.fd, unix.EPOLLIN|unix.EPOLLRDHUP); err == nil {
+	if s.readable, err = newSocketWait(s.fd, readEvents); err == nil {
 		if s.writable, err = newSocketWait(s.fd, 0); err != nil {
 			s.readable.file.Close()
 		}
@@ -64,6 +64,8 @@ func newQuietSocket(conn *net.UnixConn) (_ *quietSocket, err error) {
 	s.step = s.readNow
 	return s, nil
 }
+
+const readEvents = unix.EPOLLIN | unix.EPOLLRDHUP
 
 func newSocketWait(fd int, events uint32) (w socketWait, err error) {
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
@@ -105,6 +107,19 @@ func (s *quietSocket) Read(p []byte) (int, error) {
 func (s *quietSocket) readNow(uintptr) bool {
 	s.n, s.err = nowait.Read(uintptr(s.fd), s.p)
 	return s.err != unix.EAGAIN
+}
+
+// look has whoever waits to read look once more, if there is something. He is woken
+// by events that are new, as all are of a socket that is new in its epoll.
+func (s *quietSocket) look() {
+	var err error
+	s.readable.Control(func(epoll uintptr) {
+		unix.EpollCtl(int(epoll), unix.EPOLL_CTL_DEL, s.fd, nil)
+		err = unix.EpollCtl(int(epoll), unix.EPOLL_CTL_ADD, s.fd, &unix.EpollEvent{Events: readEvents})
+	})
+	if err != nil {
+		s.Close() // nobody would be woken any more
+	}
 }
 
 // Write writes p, and nothing of another goroutine comes between.

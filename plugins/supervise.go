@@ -180,6 +180,7 @@ func (s *supervisor) watch(r *running) (wanted bool) {
 		case <-ticker.C:
 			if r.lane != nil {
 				r.lane.closeIdle(time.Now().Add(-laneIdle))
+				r.lane.look()
 			}
 		case <-r.suspect:
 		}
