@@ -60,6 +60,17 @@ type Options struct {
 // times.
 var ErrGaveUp = errors.New("the other checks were not made")
 
+// A RefusedError is wrapped in what Test returns if the backend refuses an address
+// of Options.Recipients in a plain transaction. Most other faults come of that.
+type RefusedError struct {
+	Address string
+	Status  backends.Status
+}
+
+func (e *RefusedError) Error() string {
+	return fmt.Sprintf("the backend refuses %s with %q, but is to take it: see Options.Recipients", e.Address, e.Status.Error())
+}
+
 // maxCrashes is how many times the process of a backend may end.
 const maxCrashes = 3
 
@@ -87,10 +98,14 @@ func Test(b backends.Backend, o Options) error {
 	if !t.Remote {
 		t.check("goroutines", t.testGoroutines)
 	}
-	if t.gaveUp() {
-		return errors.Join(t.since(0), ErrGaveUp)
+	all := []error{t.since(0)}
+	if t.refused != nil {
+		all = append(all, t.refused)
 	}
-	return t.since(0)
+	if t.gaveUp() {
+		all = append(all, ErrGaveUp)
+	}
+	return errors.Join(all...)
 }
 
 // A tester gathers the faults of one backend.
@@ -102,6 +117,7 @@ type tester struct {
 	faults  []error
 	over    bool // it would be so again and again
 	crashes int
+	refused *RefusedError // the first one
 }
 
 // check makes one check and reports what it has found.

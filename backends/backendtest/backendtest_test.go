@@ -316,6 +316,45 @@ func TestBrokenPromisesAreFound(t *testing.T) {
 	}
 }
 
+// A backend that has users of its own is told apart from a broken one.
+func TestRefusalOfRecipients(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		backend backends.Func
+		want    RefusedError
+	}{
+		{"takes all", take, RefusedError{}},
+		{"knows nobody", func(context.Context, *backends.DataContext) error { return backends.NoSuchUser },
+			RefusedError{"one@example.org", backends.NoSuchUser}},
+		{"knows the first one", func(ctx context.Context, tx *backends.DataContext) error {
+			for i, r := range tx.Envelope.Recipients {
+				if r.Address != "one@example.org" {
+					tx.SetStatus(i, backends.NewStatus(550, "", "who?"))
+				}
+			}
+			return take(ctx, tx)
+		}, RefusedError{"two@example.org", backends.NewStatus(550, "", "who?")}},
+		{"does not like the message", func(context.Context, *backends.DataContext) error {
+			return backends.NewStatus(554, "5.6.0", "bad content")
+		}, RefusedError{}},
+		{"does not like the null sender", func(ctx context.Context, tx *backends.DataContext) error {
+			if tx.Envelope.Sender == "" {
+				return backends.NewStatus(550, "5.7.1", "no")
+			}
+			return take(ctx, tx)
+		}, RefusedError{}},
+		{"is out of order", func(context.Context, *backends.DataContext) error { return backends.TryLater }, RefusedError{}},
+	} {
+		var got RefusedError
+		if e, ok := errors.AsType[*RefusedError](Test(tt.backend, Options{})); ok {
+			got = *e
+		}
+		if got != tt.want {
+			t.Errorf("%s: got %+v, want %+v", tt.name, got, tt.want)
+		}
+	}
+}
+
 // adds returns a backend that takes every message and adds a recipient.
 func adds(address string, params ...string) backends.Func {
 	return func(ctx context.Context, tx *backends.DataContext) error {

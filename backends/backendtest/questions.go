@@ -120,6 +120,7 @@ func (t *tester) judgeAnswer(name string, about backends.Topic, a answer) {
 	case !s.IsZero() && !isSanitized(s):
 		t.faultf("%s: status %q would be sent as %q", name, s.Error(), s.Sanitized().Error())
 	case about == backends.AboutRecipient && !s.IsZero() && !s.Positive():
+		t.noteRefusal(t.Recipients[0], s)
 		t.faultf("%s: %q for %s, want 2yz or no opinion", name, s.Error(), t.Recipients[0])
 	case s.Positive() && (about == backends.AboutAUTH || about == backends.AboutSCRAM || about == backends.AboutEXPN):
 		t.faultf("%s: %q without an answer", name, s.Error())

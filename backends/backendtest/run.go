@@ -201,6 +201,9 @@ func (c *call) fault(i int, s backends.Status, end ending) string {
 	}
 	switch {
 	case c.trouble == noTrouble && !s.Positive():
+		if c.message == plain && c.sender != "" {
+			c.noteRefusal(c.envelope().Recipients[i].Address, s)
+		}
 		return fmt.Sprintf(": %q, want 2yz%s", s.Error(), why)
 	case c.trouble != noTrouble && s.Permanent():
 		return fmt.Sprintf(": %q for a trouble that is not the message's", s.Error())
@@ -208,6 +211,17 @@ func (c *call) fault(i int, s backends.Status, end ending) string {
 		return fmt.Sprintf(": %q, want no 2yz", s.Error())
 	}
 	return ""
+}
+
+// noteRefusal notes a status that may mean that the backend does not know the
+// address: RFC 5321, section 4.2.3, and RFC 3463, section 3.2.
+func (t *tester) noteRefusal(address string, s backends.Status) {
+	ofAddress := s.Code == 550 || s.Code == 551 || s.Code == 553 || strings.HasPrefix(s.Enhanced, "5.1.")
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if ofAddress && t.refused == nil {
+		t.refused = &RefusedError{address, s}
+	}
 }
 
 func (c *call) checkStatus(i int, s backends.Status) {

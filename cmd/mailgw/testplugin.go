@@ -89,6 +89,15 @@ Exit codes:
 	return cmd
 }
 
+// takes says what to do about a recipient that the plugin refuses.
+func (f testPluginFlags) takes(e *backendtest.RefusedError) string {
+	cure := "name addresses that it takes with --recipient"
+	if f.backend == "" {
+		cure += ", or give it settings with --settings"
+	}
+	return fmt.Sprintf("the plugin refuses %s with %q, and most of this may come of that: %s", e.Address, e.Status.Error(), cure)
+}
+
 func testPlugin(ctx context.Context, f testPluginFlags, args []string, stdout, stderr io.Writer) error {
 	log := slog.New(slog.DiscardHandler)
 	if f.verbose {
@@ -97,9 +106,6 @@ func testPlugin(ctx context.Context, f testPluginFlags, args []string, stdout, s
 	command, err := f.command(args, log, stderr)
 	if err != nil {
 		return exitError{exitConfig, err}
-	}
-	if command.Attach != "" {
-		return exitError{exitConfig, fmt.Errorf("[backend.%s] is started by hand, and cannot be started again and again; name its program", f.backend)}
 	}
 	if command.Attach != "" {
 		return exitError{exitConfig, fmt.Errorf("[backend.%s] is started by hand, and cannot be started again and again; name its program", f.backend)}
@@ -124,6 +130,9 @@ func testPlugin(ctx context.Context, f testPluginFlags, args []string, stdout, s
 			others = ", the others were not made"
 		}
 		fmt.Fprintf(stdout, "%d of %d checks have failed%s; --verbose tells what the plugin has logged\n", failed, checks, others)
+		if refused, ok := errors.AsType[*backendtest.RefusedError](err); ok {
+			fmt.Fprintln(stdout, f.takes(refused))
+		}
 		return exitError{exitSoftware, nil}
 	}
 	fmt.Fprintf(stdout, "all %d checks are ok\n", checks)

@@ -30,6 +30,7 @@ func script(t *testing.T, text string) string {
 func TestTestPlugin(t *testing.T) {
 	bad := write(t, "settings.toml", `paht = "x"`)
 	reads := script(t, "#!/bin/sh\ncat "+bad+" >&2\n")
+	knowsNobody := write(t, "nobody.toml", "[[rule]]\nto = '*'\nstatus = '550 5.1.1 no such user'\n")
 	nothing := script(t, "#!/nonexistent/python3\n")
 	config := write(t, "gateway.toml", `
 [[listener]]
@@ -61,6 +62,7 @@ plugin = "unix:/tmp/socket"
 	}{
 		{"--final --config " + config + " --backend storage", 0, " checks are ok\n", ""},
 		{"--final --config " + config + " --backend early", exitSoftware, " checks have failed; --verbose tells what the plugin has logged\n", ""},
+		{"--settings " + knowsNobody + " static", exitSoftware, "\nthe plugin refuses one@example.org with \"550 5.1.1 no such user\", and most of this may come of that: name addresses that it takes with --recipient, or give it settings with --settings\n", ""},
 		{"maildir --settings " + bad, exitSoftware, "FAILED  start: ", ""}, // flags behind the program are its own
 		{"--settings " + bad + " maildir", exitConfig, "ok      nothing is left of it\n", ""},
 		{"--recipient one --final discard", exitUsage, "", "--recipient one: "},
