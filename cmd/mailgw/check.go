@@ -34,9 +34,9 @@ as serve does.
 
 All problems are printed at once on standard error, each with its file, line and
 key, those too that plugins find in their settings. What depends on others comes
-after them: a plugin is only started if its own table has no problem, and
-whether it can do what a listener promises (dsn, offer_requiretls) is asked when
-all have started.
+after them: a plugin is only started if its own table has no problem, it judges its
+settings only if it knows them all and each has the right type, and whether it can
+do what a listener promises (dsn, offer_requiretls) is asked when all have started.
 Warnings change nothing in the exit code.
 
 With --smuggling it then tests whether the targets of all backends whose plugin is

@@ -81,6 +81,28 @@ func TestProblemsAreToldTogether(t *testing.T) {
 	}
 }
 
+// A plugin that does not know all its settings, or cannot read them, does not act on
+// the others: one that was misspelt may be what keeps it from doing harm.
+func TestSettingsAreJudgedWhenAllAreKnown(t *testing.T) {
+	t.Parallel() // it waits for processes
+	const bad = "path = 'm/{usr}'\nowner = 'nobody-here:x'\n"
+	for unread, want := range map[string][]string{
+		"":                         {"path", "owner"},
+		"bogus = 1\ncreate = 'no'": {"create", "bogus"},
+	} {
+		_, file := configure(t, mainTOML+"\n[backend.more]\nplugin = \"maildir\"\n[backend.more.settings]\n"+bad+unread+"\n")
+		_, stderr, code := runToEnd(t, "check", "--config", file)
+		if code != exitConfig || strings.Count(stderr, ": backend.more.settings.") != len(want) {
+			t.Errorf("%q: exit code %d, printed\n%s, want faults of %q", unread, code, stderr, want)
+		}
+		for _, key := range want {
+			if !strings.Contains(stderr, ": backend.more.settings."+key+": ") {
+				t.Errorf("%q: no fault of %s in\n%s", unread, key, stderr)
+			}
+		}
+	}
+}
+
 func TestPromiseThatNoBackendKeeps(t *testing.T) {
 	t.Parallel() // it waits for processes
 	_, file := configure(t, strings.Replace(mainTOML, `protocol = "lmtp"`, "protocol = \"lmtp\"\ndsn = true", 1))
