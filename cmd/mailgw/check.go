@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"reflect"
 	"slices"
@@ -76,33 +77,44 @@ func check(ctx context.Context, config, smuggling string, stdout, stderr io.Writ
 	if err != nil {
 		return err
 	}
-	log := gateway.NewLogger(gateway.LogConfig{Level: "warn"}, stderr)
-	hosts, err := startBackends(ctx, c, slices.Collect(maps.Keys(c.Backends)), problems, log)
+	summary, err := summarize(ctx, c, problems, gateway.NewLogger(gateway.LogConfig{Level: "warn"}, stderr))
 	if err != nil {
 		return exitError{exitConfig, err}
 	}
-	defer hosts.close(log)
-	if _, err := gateway.New(c, hosts.backends(), log); err != nil {
-		return exitError{exitConfig, err}
-	}
-	fmt.Fprintf(stdout, "hostname %s, shutdown_timeout %v\n", c.Hostname, c.ShutdownTimeout)
-	if user := c.Credential; user != nil {
-		fmt.Fprintf(stdout, "runs as %s\n", userText(c.User, user))
-	}
-	fmt.Fprintf(stdout, "spool: memory %v, threshold %v, directory %s\n", c.Spool.Memory, c.Spool.Threshold, c.Spool.Directory)
-	for i := range c.Listeners {
-		printListener(stdout, &c.Listeners[i], c.AuthOffered(&c.Listeners[i], hosts.backends()))
-	}
-	for _, name := range slices.Sorted(maps.Keys(c.NamedRoutes)) {
-		fmt.Fprintf(stdout, "named route %s -> %s\n", name, strings.Join(c.NamedRoutes[name], ", "))
-	}
-	for _, name := range slices.Sorted(maps.Keys(c.Backends)) {
-		printBackend(stdout, name, c.Backends[name], hosts[name].Host)
-	}
+	io.WriteString(stdout, summary)
 	if smuggling != "" {
 		return checkSmuggling(ctx, c, smuggling, stdout)
 	}
 	return nil
+}
+
+// summarize starts all backends and tells what holds. They have ended when it
+// returns: who reads the summary may leave before its end, and this process with him.
+func summarize(ctx context.Context, c *gateway.Config, problems gateway.Problems, log *slog.Logger) (string, error) {
+	hosts, err := startBackends(ctx, c, slices.Collect(maps.Keys(c.Backends)), problems, log)
+	if err != nil {
+		return "", err
+	}
+	defer hosts.close(log)
+	if _, err := gateway.New(c, hosts.backends(), log); err != nil {
+		return "", err
+	}
+	w := &strings.Builder{}
+	fmt.Fprintf(w, "hostname %s, shutdown_timeout %v\n", c.Hostname, c.ShutdownTimeout)
+	if user := c.Credential; user != nil {
+		fmt.Fprintf(w, "runs as %s\n", userText(c.User, user))
+	}
+	fmt.Fprintf(w, "spool: memory %v, threshold %v, directory %s\n", c.Spool.Memory, c.Spool.Threshold, c.Spool.Directory)
+	for i := range c.Listeners {
+		printListener(w, &c.Listeners[i], c.AuthOffered(&c.Listeners[i], hosts.backends()))
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.NamedRoutes)) {
+		fmt.Fprintf(w, "named route %s -> %s\n", name, strings.Join(c.NamedRoutes[name], ", "))
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Backends)) {
+		printBackend(w, name, c.Backends[name], hosts[name].Host)
+	}
+	return w.String(), nil
 }
 
 // printListener prints what holds for a listener, which offers auth at best: who

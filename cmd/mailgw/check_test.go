@@ -2,9 +2,11 @@ package main
 
 import (
 	"bytes"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -167,5 +169,23 @@ func TestWarningOfRouteThatEndsInFilter(t *testing.T) {
 		if got := strings.Contains(stderr, `backend.scan: a filter, but the last one in the route of "*"`); got != want || code != 0 {
 			t.Errorf("%s: exit code %d\n%s", settings, code, stderr)
 		}
+	}
+}
+
+// Nothing is left of the plugins when the reader of the summary leaves.
+func TestCheckForAReaderThatLeaves(t *testing.T) {
+	dir, file := configure(t, mainTOML)
+	cmd := program(t, "check", "--config", file)
+	left, stdout, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	left.Close()
+	defer stdout.Close()
+	cmd.Stdout = stdout
+	cmd.Run()
+	status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if found, err := os.ReadDir(filepath.Join(dir, "plugins")); len(found) > 0 || err != nil || !ok || status.Signal() != syscall.SIGPIPE {
+		t.Errorf("check ended with %v, and has left %v, %v", cmd.ProcessState, found, err)
 	}
 }

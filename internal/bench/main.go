@@ -8,6 +8,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -37,6 +38,9 @@ func main() {
 	flag.StringVar(&b.profiles, "profiles", "", "the `directory` to write CPU profiles of mailgw and its plugins to, which is made if it is missing; taking them costs time, too")
 	flag.Parse()
 	numbers, err := parseGoals(only)
+	if b.rounds < 1 {
+		err = errors.New("-rounds: want 1 or more")
+	}
 	if err == nil {
 		err = b.run(numbers)
 	}
