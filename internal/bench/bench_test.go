@@ -89,3 +89,17 @@ func TestServersByName(t *testing.T) {
 		}
 	}
 }
+
+// A log begins anew, and it does not matter if it has not begun at all.
+func TestEmptyLogs(t *testing.T) {
+	begun := filepath.Join(t.TempDir(), "log")
+	if err := os.WriteFile(begun, []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := (&server{logs: []string{begun + "-to-come", begun}}).emptyLogs(); err != nil {
+		t.Error(err)
+	}
+	if text, err := os.ReadFile(begun); err != nil || len(text) > 0 {
+		t.Errorf("got %q, %v", text, err)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -86,7 +87,9 @@ func (s *server) emptyLogs() error {
 		errs = append(errs, err, p.log.Truncate(0))
 	}
 	for _, path := range s.logs { // which are appended to
-		errs = append(errs, os.Truncate(path, 0))
+		if err := os.Truncate(path, 0); !errors.Is(err, fs.ErrNotExist) { // it may not have begun
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }
